@@ -1,0 +1,189 @@
+"""What is watched: prompts, each with many kinds of response (the probing dataset).
+
+A `ProbeSet` is frozen text. It knows no tokenizer; `learndyn.probes.tokenize` turns it
+into token ids once, before the first observation, and those ids never change.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from learndyn.errors import BadInput, listed
+from learndyn.probes.kinds import in_paper_order
+
+
+SCHEMA_VERSION = 1
+"""Version of the columns that `ProbeSet.save` writes."""
+
+COLUMNS = ("prompt_id", "kind", "prompt", "response", "split", "rendered")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One prompt with one response; what is scored."""
+
+    prompt_id: str
+    """Which prompt: shared by all kinds of response to it."""
+    kind: str
+    """Which kind of response (the paper's response type), see `PAPER_KINDS`."""
+    prompt: str
+    response: str
+    """May be empty: then the end-of-text token alone is scored."""
+    split: str = "train"
+    """Where the prompt is from: "train" if the run trains on it, else "test"."""
+    rendered: bool = False
+    """True where a chat template has been applied already: its special tokens are in
+    the text, and tokenisation adds neither BOS nor EOS."""
+
+
+@dataclass(frozen=True)
+class ProbeSet(Sequence[Probe]):
+    """An immutable list of probes; a probe's id is its position.
+
+    Raises:
+        BadInput: if it is empty, if a prompt is empty, if a (prompt_id, kind) occurs
+            twice, or if one prompt_id stands for different prompts.
+    """
+
+    probes: tuple[Probe, ...]
+    manifest: dict[str, Any] = field(default_factory=dict, compare=False)
+    """How the set was made: sources, row ids, hashes, seed. Not in the fingerprint."""
+
+    def __post_init__(self) -> None:
+        problems = _problems(self.probes)
+        if problems:
+            raise BadInput(
+                f"the probe set has {len(problems)} unusable entries:\n"
+                f"{listed(problems)}\nCorrect the source and build the set again."
+            )
+
+    def __len__(self) -> int:
+        return len(self.probes)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.probes[index]
+
+    def __iter__(self) -> Iterator[Probe]:
+        return iter(self.probes)
+
+    @property
+    def kinds(self) -> list[str]:
+        """All kinds, in the paper's order."""
+        return in_paper_order({probe.kind for probe in self.probes})
+
+    @property
+    def prompt_ids(self) -> list[str]:
+        """All prompt ids, in order of first appearance."""
+        return list(dict.fromkeys(probe.prompt_id for probe in self.probes))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all texts, keys and splits, whatever the order of the probes.
+
+        Two runs whose fingerprints agree watched the same answers.
+        """
+        digest = hashlib.sha256()
+        for probe in sorted(self.probes, key=lambda p: (p.prompt_id, p.kind)):
+            row = [getattr(probe, column) for column in COLUMNS]
+            digest.update(json.dumps(row, ensure_ascii=True).encode() + b"\n")
+        return digest.hexdigest()
+
+    def select(
+        self, *, kinds: Sequence[str] | None = None, prompts: int | None = None
+    ) -> "ProbeSet":
+        """Keep only `kinds`, and only the first `prompts` prompts.
+
+        Raises:
+            BadInput: if a kind does not occur in the set.
+        """
+        wanted = self.kinds if kinds is None else list(kinds)
+        unknown = sorted(set(wanted) - set(self.kinds))
+        if unknown:
+            raise BadInput(
+                f"no probe is of kind {', '.join(unknown)}. "
+                f"This set has: {', '.join(self.kinds)}."
+            )
+        kept = set(self.prompt_ids[:prompts])
+        return ProbeSet(
+            tuple(p for p in self.probes if p.kind in wanted and p.prompt_id in kept),
+            self.manifest,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the set to one Parquet file, one row per probe."""
+        rows = {name: [getattr(p, name) for p in self.probes] for name in COLUMNS}
+        about = {
+            "schema_version": SCHEMA_VERSION,
+            "fingerprint": self.fingerprint,
+            "manifest": self.manifest,
+        }
+        table = pa.table(rows).replace_schema_metadata({"learndyn": json.dumps(about)})
+        pq.write_table(table, path, compression="zstd")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ProbeSet":
+        """Read what `save` wrote.
+
+        Raises:
+            BadInput: if the file is no such table, is of another version, or its
+                texts do not match the fingerprint it was saved with.
+        """
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise BadInput(f"cannot read probes from {path}: {error}") from error
+        about = json.loads((table.schema.metadata or {}).get(b"learndyn", b"{}"))
+        if about.get("schema_version") != SCHEMA_VERSION:
+            raise BadInput(
+                f"{path} is not a probe file of version {SCHEMA_VERSION} (found "
+                f"{about.get('schema_version', 'no version')}). Make one with "
+                "`learndyn probes build`."
+            )
+        probes = cls.from_rows(table.to_pylist(), about.get("manifest", {}))
+        if probes.fingerprint != about["fingerprint"]:
+            raise BadInput(
+                f"{path} was changed after it was saved: its texts hash to "
+                f"{probes.fingerprint[:12]}, its header says "
+                f"{about['fingerprint'][:12]}. Build it again from the source."
+            )
+        return probes
+
+    @classmethod
+    def from_rows(
+        cls, rows: Sequence[dict[str, Any]], manifest: dict[str, Any] | None = None
+    ) -> "ProbeSet":
+        """Build a set from long rows: one mapping per probe, `Probe`'s fields as keys."""
+        kept = ({key: row[key] for key in COLUMNS if key in row} for row in rows)
+        return cls(tuple(Probe(**row) for row in kept), manifest or {})
+
+
+def _problems(probes: tuple[Probe, ...]) -> list[str]:
+    if not probes:
+        return ["there is no probe"]
+    problems: list[str] = []
+    seen: set[tuple[str, str]] = set()
+    prompts: dict[str, str] = {}
+    for index, probe in enumerate(probes):
+        where = f"probe {index} (prompt {probe.prompt_id}, {probe.kind})"
+        wrong = [
+            name
+            for name in ("prompt_id", "kind", "prompt", "response", "split")
+            if not isinstance(getattr(probe, name), str)
+        ]
+        if wrong:
+            problems.append(f"{where}: {', '.join(wrong)} must be text")
+            continue
+        if not probe.prompt.strip():
+            problems.append(f"{where}: the prompt is empty")
+        if (probe.prompt_id, probe.kind) in seen:
+            problems.append(f"{where}: this prompt already has a response of this kind")
+        if prompts.setdefault(probe.prompt_id, probe.prompt) != probe.prompt:
+            problems.append(f"{where}: this prompt_id stands for two different prompts")
+        seen.add((probe.prompt_id, probe.kind))
+    return problems

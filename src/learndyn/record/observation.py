@@ -1,0 +1,104 @@
+"""What one look at a model keeps: every probe's log-probabilities at one step."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+
+
+PROBE_COLUMNS: dict[str, str] = {
+    "logp": "log pi(response | prompt): sum over its tokens, EOS included, in nats",
+    "argmax_logp": "sum over the same positions of max_v log pi(v), in nats",
+    "rest_logp": "sum over the same positions of log(1 - max_v pi(v)), in nats",
+    "entropy": "mean over tokens of the entropy of pi, in nats",
+    "p_norm2": "mean over tokens of ||pi||^2",
+    "p_gap": "mean over tokens of ||pi - e_y||, y the response's token",
+    "energy": "mean over tokens of 1 - pi(y)",
+    "top1": "share of tokens that are the argmax",
+}
+"""Columns with one float64 per probe, and what each holds."""
+
+TOKEN_COLUMNS: dict[str, str] = {
+    "token_logp": "log pi of the response's token, in nats",
+    "token_argmax_logp": "max_v log pi(v), in nats",
+    "token_start_logp": "log pi now of the token that was the argmax at the first "
+    "observation of the run, in nats",
+    "token_argmax_id": "id of the argmax",
+}
+"""Columns with one value per response token (float32; ids int32)."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """All probes at one step. Per-token arrays are flat: probe after probe."""
+
+    step: int
+    """Optimizer updates taken so far; 0 is the model before training."""
+    n_tokens: Int[np.ndarray, " probe"]
+    """Scored tokens of each response, its EOS included."""
+    logp: Float[np.ndarray, " probe"]
+    argmax_logp: Float[np.ndarray, " probe"]
+    rest_logp: Float[np.ndarray, " probe"]
+    entropy: Float[np.ndarray, " probe"]
+    p_norm2: Float[np.ndarray, " probe"]
+    p_gap: Float[np.ndarray, " probe"]
+    energy: Float[np.ndarray, " probe"]
+    top1: Float[np.ndarray, " probe"]
+    token_logp: Float[np.ndarray, " token"]
+    token_argmax_logp: Float[np.ndarray, " token"]
+    token_start_logp: Float[np.ndarray, " token"]
+    token_argmax_id: Int[np.ndarray, " token"]
+
+    @property
+    def offsets(self) -> Int[np.ndarray, " bound"]:
+        """Probe i owns the tokens `offsets[i]:offsets[i + 1]`."""
+        return np.concatenate([[0], np.cumsum(self.n_tokens)]).astype(np.int32)
+
+    def to_table(self) -> pa.Table:
+        """One row per probe; per-token columns become lists."""
+        offsets = pa.array(self.offsets)
+        lists = {
+            name: pa.ListArray.from_arrays(offsets, pa.array(getattr(self, name)))
+            for name in TOKEN_COLUMNS
+        }
+        columns = {
+            "probe_id": pa.array(np.arange(len(self.n_tokens), dtype=np.int32)),
+            "n_tokens": pa.array(self.n_tokens),
+        }
+        values = {name: pa.array(getattr(self, name)) for name in PROBE_COLUMNS}
+        return pa.table(columns | values | lists)
+
+    @classmethod
+    def from_table(cls, step: int, table: pa.Table) -> "Observation":
+        """Inverse of `to_table`."""
+        flat = {
+            name: table[name].combine_chunks().flatten().to_numpy()
+            for name in TOKEN_COLUMNS
+        }
+        values = {name: table[name].to_numpy() for name in PROBE_COLUMNS}
+        return cls(step, table["n_tokens"].to_numpy(), **values, **flat)
+
+    def violations(self) -> list[str]:
+        """What cannot be true of any model's log-probabilities, in words.
+
+        Empty for a right observation. NaNs (a diverged model) are reported here too.
+        """
+        problems = [
+            f"{name}: {np.sum(~np.isfinite(getattr(self, name)))} values are not finite"
+            for name in (*PROBE_COLUMNS, *TOKEN_COLUMNS)
+            if not np.all(np.isfinite(getattr(self, name)))
+        ]
+        below = np.sum(self.token_argmax_logp < self.token_logp)
+        if below:
+            problems.append(f"argmax_logp < logp at {below} tokens")
+        for name in ("logp", "argmax_logp"):
+            sums = np.add.reduceat(
+                getattr(self, f"token_{name}").astype(np.float64), self.offsets[:-1]
+            )
+            # float32 tokens hold 6e-8 of themselves; a sum of n may be off n times that
+            slack = 1e-6 * (1 + np.abs(getattr(self, name)))
+            wrong = np.sum(np.abs(sums - getattr(self, name)) > slack)
+            if wrong:
+                problems.append(f"{name}: {wrong} sums differ from their tokens")
+        return problems

@@ -1,0 +1,248 @@
+"""The run directory: the interface between the code that measures and all that reads.
+
+    runs/NAME/
+      run.json        schema version, settings, versions, hashes, probe fingerprint
+      config.yaml     `learndyn run --config runs/NAME/config.yaml` replays the run
+      probes.parquet  one row per probe: texts, token ids, flags
+      observations/step-00000025.parquet    one row per probe
+      train.jsonl     one line per logged update
+
+Every file is written whole and then renamed, and `run.json` comes first into a folder
+that is itself renamed into place. So a folder with a `run.json` can always be read,
+and a crash loses at most the observation that was being written.
+"""
+
+import errno
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from learndyn.errors import BadInput
+from learndyn.record.atomic import full, write_whole
+from learndyn.record.observation import Observation
+
+
+SCHEMA_VERSION = 1
+"""Version of the layout above. A reader refuses any other."""
+
+
+class RunDirectory:
+    """One run on disk, open for writing or reading. Make it by `create` or `open`."""
+
+    def __init__(self, path: Path, info: dict[str, Any]) -> None:
+        self.path = path
+        self.info = info
+        """What `run.json` holds."""
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        probes: pa.Table,
+        info: dict[str, Any],
+        *,
+        config: dict[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> "RunDirectory":
+        """Make a new run directory, whole or not at all.
+
+        Raises:
+            BadInput: if something is at `path` already and `overwrite` is false, or if
+                what is there is no run directory (then it is never removed).
+        """
+        path = Path(path)
+        _clear(path, overwrite)
+        info = {"schema_version": SCHEMA_VERSION, **info}
+        building = path.with_name(f".{path.name}.new-{os.getpid()}")
+        try:
+            (building / "observations").mkdir(parents=True)
+            pq.write_table(probes, building / "probes.parquet", compression="zstd")
+            (building / "config.yaml").write_text(
+                yaml.safe_dump(config or {}, sort_keys=False, allow_unicode=True)
+            )
+            (building / "run.json").write_text(_dumps(info, indent=2))
+            building.rename(path)
+        except OSError as error:
+            shutil.rmtree(building, ignore_errors=True)
+            if error.errno == errno.ENOSPC:
+                raise full(path / "run.json", error) from error
+            raise
+        return cls(path, info)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunDirectory":
+        """Open an existing run directory.
+
+        Raises:
+            BadInput: if there is none at `path`, or if it is of another schema version.
+        """
+        path = Path(path)
+        try:
+            info = json.loads((path / "run.json").read_text())
+        except FileNotFoundError as error:
+            raise BadInput(
+                f"{path} is no run directory: it has no run.json. A run directory is "
+                "what `learndyn run --out` or LearningDynamicsCallback(out=) made."
+            ) from error
+        except (OSError, ValueError) as error:
+            raise BadInput(f"cannot read {path / 'run.json'}: {error}") from error
+        version = info.get("schema_version") if isinstance(info, dict) else None
+        if version != SCHEMA_VERSION:
+            raise BadInput(
+                f"{path} has schema version {version}; this learndyn reads version "
+                f"{SCHEMA_VERSION}. Use the learndyn that wrote it "
+                f"({_version_of(info)})."
+            )
+        return cls(path, info)
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all complete observations, ascending."""
+        files = (self.path / "observations").glob("step-*.parquet")
+        return sorted(int(file.stem.removeprefix("step-")) for file in files)
+
+    def observation_path(self, step: int) -> Path:
+        """Where the observation of `step` is or will be."""
+        return self.path / "observations" / f"step-{step:08d}.parquet"
+
+    def write_observation(self, observation: Observation) -> None:
+        """Add one observation, whole, replacing one of the same step.
+
+        Raises:
+            StorageFull: if the disk is full; all earlier observations are intact.
+        """
+        table = observation.to_table()
+        write_whole(
+            self.observation_path(observation.step),
+            lambda path: pq.write_table(table, path, compression="zstd"),
+        )
+
+    def read_observation(self, step: int) -> Observation:
+        """Read the observation of `step`.
+
+        Raises:
+            BadInput: if it is absent or corrupt.
+        """
+        path = self.observation_path(step)
+        try:
+            # `partitioning` off: a folder called a=b above must not become a column
+            table = pq.read_table(path, partitioning=None)
+            return Observation.from_table(step, table)
+        except (OSError, pa.ArrowInvalid, KeyError) as error:
+            raise BadInput(
+                f"cannot read observation {step} of {self.path}: {error}. "
+                f"Complete observations: {self.steps}."
+            ) from error
+
+    def read_probes(self) -> pa.Table:
+        """The probe table: texts, token ids and flags, one row per probe."""
+        try:
+            return pq.read_table(self.path / "probes.parquet", partitioning=None)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise BadInput(f"cannot read {self.path / 'probes.parquet'}: {error}") from (
+                error
+            )
+
+    def append_log(self, row: dict[str, Any]) -> None:
+        """Add one line to `train.jsonl`.
+
+        Raises:
+            StorageFull: if the disk is full; all earlier lines are intact.
+        """
+        path = self.path / "train.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as handle:
+                handle.write(_dumps(row) + "\n")
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise full(path, error) from error
+            raise
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """All complete lines of `train.jsonl`; a last line cut by a crash is left out."""
+        path = self.path / "train.jsonl"
+        if not path.exists():
+            return []
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue  # the crash came in the middle of this line
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Forget all that came after `step`, so that a resumed run writes it anew.
+
+        Observations go from the last backwards: what is left is a run at any moment.
+        """
+        for later in reversed([s for s in self.steps if s > step]):
+            self.observation_path(later).unlink()
+        kept = [row for row in self.read_log() if row.get("step", 0) <= step]
+        text = "".join(_dumps(row) + "\n" for row in kept)
+        write_whole(
+            self.path / "train.jsonl",
+            lambda path: path.write_text(text, encoding="utf-8"),
+        )
+
+    def update_info(self, **changes: Any) -> None:
+        """Change entries of `run.json`, whole."""
+        self.info = {**self.info, **changes}
+        text = _dumps(self.info, indent=2)
+        write_whole(self.path / "run.json", lambda path: path.write_text(text))
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a run directory stands at `path`."""
+    return (Path(path) / "run.json").is_file()
+
+
+def _clear(path: Path, overwrite: bool) -> None:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            path.rmdir()
+        return
+    if not is_run(path):
+        raise BadInput(
+            f"{path} exists and is no run directory, so it is left alone. "
+            "Choose another --out."
+        )
+    if not overwrite:
+        raise BadInput(
+            f"{path} holds a run already ({len(RunDirectory.open(path).steps)} "
+            "observations). Choose another --out, continue it with --resume, or "
+            "replace it with --overwrite."
+        )
+    shutil.rmtree(path)
+
+
+def _version_of(info: Any) -> str:
+    versions = info.get("versions", {}) if isinstance(info, dict) else {}
+    return f"learndyn {versions.get('learndyn', 'of unknown version')}"
+
+
+def _dumps(value: Any, indent: int | None = None) -> str:
+    return json.dumps(_plain(value), indent=indent, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: a diverged run's numbers become null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)
