@@ -1,0 +1,124 @@
+"""The vocabulary projection, apart from the rest of the model.
+
+A model's own forward is run with its output embedding made to hand back what it was
+given. The projection then runs over response positions alone, a few rows at a time: no
+tensor of (batch, time, vocab) ever exists.
+
+What a model does to logits after the projection (Cohere and Granite scale them, Gemma
+caps them) is learnt from one short forward and checked on it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from learndyn.errors import BadInput
+
+
+TOLERANCE = 1e-5
+"""Largest error of a learnt head, as a share of the largest logit. Two float32 routes
+through the same projection differ by about 1e-6; a missed scale or cap by 1e-2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Maps rows of last hidden states to rows of final logits, in float32 or wider."""
+
+    module: nn.Module
+    after: Callable[[Tensor], Tensor]
+    name: str
+    """What follows the projection: "identity", "scale 0.0625", "softcap 30"."""
+    error: float
+    """Largest error seen when it was checked, as a share of the largest logit."""
+
+    def __call__(self, hidden: Float[Tensor, "row d"]) -> Float[Tensor, "row vocab"]:
+        logits = self.module(hidden)
+        wide = logits.double() if logits.dtype == torch.float64 else logits.float()
+        # `clone` when nothing was copied: the caller overwrites what it gets
+        return self.after(wide.clone() if wide is logits else wide)
+
+
+def output_embedding(model: nn.Module) -> nn.Module:
+    """The module that maps hidden states to logits.
+
+    Raises:
+        BadInput: if the model has none, so is no causal language model.
+    """
+    getter = getattr(model, "get_output_embeddings", None)
+    module = getter() if getter is not None else None
+    config = getattr(model, "config", None)
+    if module is None or getattr(config, "is_encoder_decoder", False):
+        raise BadInput(
+            f"{type(model).__name__} is not a causal language model: it has no output "
+            "embedding over a vocabulary. Load it with AutoModelForCausalLM."
+        )
+    return module
+
+
+@contextmanager
+def tapped(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Within the block, `module` records its input and returns one column of it."""
+    seen: list[Tensor] = []
+
+    def record(hidden: Tensor) -> Tensor:
+        seen.append(hidden)
+        return hidden[..., :1]
+
+    own = module.__dict__.get("forward")
+    module.forward = record
+    try:
+        yield seen
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+def learn_head(
+    model: nn.Module, forward: Callable[[Tensor], Tensor], ids: Int[Tensor, "1 time"]
+) -> Head | None:
+    """Find what the model does to logits after its output embedding.
+
+    `forward` runs the model on ids and returns its logits. Returns None if neither
+    identity, nor a scale, nor a soft cap explains them to `TOLERANCE`.
+    """
+    module = output_embedding(model)
+    true = forward(ids)[0].double()
+    with tapped(module) as seen:
+        forward(ids)
+    if len(seen) != 1:  # the forward does not go through its output embedding once
+        return None
+    raw = module(seen[0][0, -len(true) :]).double()
+    if raw.shape != true.shape:
+        return None
+    scale = float((true * raw).sum() / (raw * raw).sum())
+    candidates: list[tuple[str, Callable[[Tensor], Tensor]]] = [
+        ("identity", lambda z: z),
+        (f"scale {scale:.6g}", lambda z: z * scale),
+    ]
+    cap = _cap(float(raw.abs().max()), float(true.abs().max()))
+    if cap is not None:
+        candidates.append((f"softcap {cap:.6g}", lambda z: torch.tanh(z / cap) * cap))
+    size = float(true.abs().max()) or 1.0
+    errors = [float((after(raw) - true).abs().max()) / size for _, after in candidates]
+    # The simplest that is right: with rounding alone, scale 1.0000001 would win too
+    best = min(range(len(errors)), key=lambda i: (max(errors[i], 1e-6), i))
+    name, after = candidates[best]
+    return Head(module, after, name, errors[best]) if errors[best] < TOLERANCE else None
+
+
+def _cap(raw: float, capped: float) -> float | None:
+    """c with c tanh(raw / c) = capped, by bisection; None if nothing was capped."""
+    if not 0 < capped < raw * (1 - 1e-6):
+        return None
+    low, high = capped, 1e6 * raw
+    for _ in range(200):
+        middle = (low + high) / 2
+        value = middle * torch.tanh(torch.tensor(raw / middle, dtype=torch.float64))
+        low, high = (middle, high) if value < capped else (low, middle)
+    return round(high, 4)

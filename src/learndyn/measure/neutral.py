@@ -1,0 +1,68 @@
+"""Looking at a model without leaving a trace: rule 1 of the house.
+
+Probing must not change training. Within `undisturbed` a model is in eval mode, outside
+any autocast, without the trainer's wrapping of its forward; afterwards training flags,
+forward and all random states are what they were, also after an error.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, no autocast; all restored on the way out."""
+    flags = {module: module.training for module in model.modules()}
+    device = next(model.parameters()).device.type
+    model.eval()
+    try:
+        with (
+            _random_state(),
+            _own_forward(model),
+            torch.no_grad(),
+            torch.autocast(device, enabled=False),
+        ):
+            yield
+    finally:
+        for module, training in flags.items():
+            module.training = training
+
+
+@contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
+    """Undo accelerate's mixed-precision wrapper, which autocasts inside `forward`.
+
+    An outer `autocast(enabled=False)` does not reach it: log-probabilities would carry
+    bf16 noise of about 4e-3 nats (measured on 16 sequences) although the weights are
+    float32.
+    """
+    wrapped = model.__dict__.get("forward")
+    original = getattr(model, "_original_forward", None)
+    if wrapped is None or original is None:
+        yield
+        return
+    model.forward = original
+    try:
+        yield
+    finally:
+        model.forward = wrapped
+
+
+@contextmanager
+def _random_state() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)

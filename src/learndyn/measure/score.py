@@ -1,0 +1,292 @@
+"""Log-probabilities of every probe: the one scoring function of the house.
+
+The callback, `learndyn score`, reference checks and judges all call `score`, so that
+what is seen online equals what is seen offline.
+
+This is the plain route: sequences of similar length are padded into batches, the model's
+own forward runs once over each, and the vocabulary projection runs over response
+positions a few rows at a time.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from learndyn.errors import BadInput
+from learndyn.measure.head import Head, learn_head, output_embedding, tapped
+from learndyn.measure.neutral import undisturbed
+from learndyn.measure.statistics import RowStatistics, row_statistics
+from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes
+from learndyn.record.observation import Observation
+
+
+ROW_CHUNK_BYTES = 2**26
+"""Most bytes of logits that exist at once; about three times that is touched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How the last score was made, for `run.json`."""
+
+    name: str
+    head: str
+    head_error: float
+
+
+def score(
+    model: nn.Module,
+    probes: TokenizedProbes,
+    *,
+    step: int = 0,
+    start_ids: Int[np.ndarray, " token"] | None = None,
+    batch_size: int = 8,
+    padding_side: Literal["right", "left"] = "right",
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> Observation:
+    """Observe all probes with a causal language model as it stands.
+
+    Scores response tokens only (EOS included), in float32, or float64 if the model is.
+    `start_ids` names the token that `token_start_logp` follows at each position, in the
+    flat order of an observation; None follows this model's own argmax. The model, its
+    training flags and all random states are left as they were. `progress` wraps the
+    iterable of batches, as tqdm does.
+
+    Raises:
+        BadInput: if the model is no causal LM, or if a probe is longer than its context
+            or holds a token id that it does not know.
+    """
+    rows = score_pairs(
+        model,
+        probes.pairs,
+        start_ids=start_ids,
+        batch_size=batch_size,
+        padding_side=padding_side,
+        progress=progress,
+    )
+    return _observation(step, np.array(probes.n_tokens, dtype=np.int32), rows)
+
+
+def score_pairs(
+    model: nn.Module,
+    pairs: Sequence[TokenizedPair],
+    *,
+    start_ids: Int[np.ndarray, " token"] | None = None,
+    batch_size: int = 8,
+    padding_side: Literal["right", "left"] = "right",
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> RowStatistics:
+    """Statistics of every response token of every pair, flat, in the pairs' order."""
+    check_fits(model, pairs)
+    device = next(model.parameters()).device
+    lengths = np.array([len(p.prompt_ids) + len(p.response_ids) for p in pairs])
+    order = np.argsort(-lengths, kind="stable")  # longest first: memory peaks at once
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    ends = np.cumsum([len(p.response_ids) for p in pairs])
+    done: dict[int, RowStatistics] = {}
+    with undisturbed(model):
+        reader = _Reader.of(model, pairs[int(order[-1])], device)
+        for batch in progress(batches):
+            chosen = [pairs[int(i)] for i in batch]
+            starts = None
+            if start_ids is not None:
+                spans = [
+                    start_ids[ends[i] - len(pairs[i].response_ids) : ends[i]]
+                    for i in map(int, batch)
+                ]
+                starts = torch.from_numpy(np.concatenate(spans)).long().to(device)
+            padded = _pad(chosen, device, padding_side)
+            for i, rows in zip(batch, reader.read(chosen, padded, starts), strict=True):
+                done[int(i)] = rows
+    return RowStatistics.concatenate([done[i] for i in range(len(pairs))])
+
+
+def check_fits(model: nn.Module, pairs: Sequence[TokenizedPair]) -> None:
+    """Refuse token sequences that the model cannot read.
+
+    Raises:
+        BadInput: as `score`.
+    """
+    output_embedding(model)
+    if not pairs:
+        raise BadInput("there is nothing to score: the list of pairs is empty.")
+    config: Any = model.config
+    context = getattr(config, "max_position_embeddings", None)
+    longest = max(len(p.prompt_ids) + len(p.response_ids) for p in pairs)
+    if context is not None and longest > context:
+        raise BadInput(
+            f"the longest probe has {longest} tokens, the model's context is {context} "
+            f"({type(model).__name__}.config.max_position_embeddings). Tokenize with "
+            f"max_length={context} or less."
+        )
+    largest = max(max((*p.prompt_ids, *p.response_ids)) for p in pairs)
+    embedding: Any = getattr(model, "get_input_embeddings")()  # noqa: B009
+    known = embedding.weight.shape[0]
+    if largest >= known:
+        raise BadInput(
+            f"a probe holds token id {largest}, the model knows {known} tokens. The "
+            "probes were tokenized for another model: use the tokenizer of this one."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Padded:
+    ids: Int[Tensor, "batch time"]
+    attention: Int[Tensor, "batch time"]
+    predicts: Bool[Tensor, "batch time"]
+    """True where the next token is a response token."""
+    labels: Int[Tensor, " row"]
+    """The response tokens, batch row after batch row."""
+
+
+def _pad(
+    pairs: Sequence[TokenizedPair], device: torch.device, side: str
+) -> _Padded:
+    """Pad a batch. The padding id is 0: it is masked, so any known id does."""
+    time = max(len(p.prompt_ids) + len(p.response_ids) for p in pairs)
+    ids = torch.zeros(len(pairs), time, dtype=torch.long)
+    attention = torch.zeros(len(pairs), time, dtype=torch.long)
+    predicts = torch.zeros(len(pairs), time, dtype=torch.bool)
+    for row, pair in enumerate(pairs):
+        sequence = (*pair.prompt_ids, *pair.response_ids)
+        start = 0 if side == "right" else time - len(sequence)
+        end = start + len(sequence)
+        ids[row, start:end] = torch.tensor(sequence)
+        attention[row, start:end] = 1
+        predicts[row, end - 1 - len(pair.response_ids) : end - 1] = True
+    labels = torch.tensor([i for pair in pairs for i in pair.response_ids])
+    return _Padded(
+        ids.to(device), attention.to(device), predicts.to(device), labels.to(device)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Runs one model over padded batches."""
+
+    model: nn.Module
+    head: Head | None
+    """None if the head cannot be taken apart: then real logits are used, one sequence
+    at a time."""
+    accepts: frozenset[str]
+
+    @classmethod
+    def of(cls, model: nn.Module, pair: TokenizedPair, device: torch.device) -> "_Reader":
+        accepts = frozenset(inspect.signature(model.forward).parameters)
+        base = getattr(model, "get_base_model", lambda: model)()
+        accepts |= frozenset(inspect.signature(type(base).forward).parameters)
+        ids = torch.tensor([(*pair.prompt_ids, *pair.response_ids)], device=device)
+        plain = cls(model, None, accepts)
+        head = learn_head(
+            model,
+            lambda x: plain.forward(x, torch.ones_like(x), "right"),
+            ids[:, : 64],
+        )
+        return cls(model, head, accepts)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch time"],
+        attention: Int[Tensor, "batch time"],
+        side: str,
+    ) -> Float[Tensor, "batch time vocab"]:
+        extra: dict[str, Any] = {}
+        if "use_cache" in self.accepts:
+            extra["use_cache"] = False
+        if side == "left" and "position_ids" in self.accepts:
+            extra["position_ids"] = (attention.cumsum(-1) - 1).clamp(min=0)
+        return self.model(input_ids=ids, attention_mask=attention, **extra).logits
+
+    def read(
+        self,
+        pairs: Sequence[TokenizedPair],
+        batch: _Padded,
+        starts: Int[Tensor, " row"] | None,
+    ) -> Iterator[RowStatistics]:
+        """Statistics of each pair of one batch."""
+        side = "right" if bool(batch.attention[:, 0].all()) else "left"
+        if self.head is None:
+            rows = self._from_logits(batch, side, starts)
+        else:
+            with tapped(self.head.module) as seen:
+                self.forward(batch.ids, batch.attention, side)
+            # virtual tokens of prompt tuning come first: the last `time` are ours
+            hidden = seen[0][:, -batch.ids.shape[1] :][batch.predicts]
+            rows = _in_chunks(self.head, hidden, batch.labels, starts)
+        sizes = [len(pair.response_ids) for pair in pairs]
+        return _split(rows, sizes)
+
+    def _from_logits(
+        self, batch: _Padded, side: str, starts: Int[Tensor, " row"] | None
+    ) -> RowStatistics:
+        parts, done = [], 0
+        for row in range(len(batch.ids)):
+            logits = self.forward(batch.ids[[row]], batch.attention[[row]], side)
+            logits = logits[0, -batch.ids.shape[1] :][batch.predicts[row]]
+            if logits.dtype != torch.float64:
+                logits = logits.float()
+            span = slice(done, done + len(logits))
+            start = None if starts is None else starts[span]
+            parts.append(row_statistics(logits.clone(), batch.labels[span], start))
+            done += len(logits)
+        return RowStatistics.concatenate(parts)
+
+
+def _in_chunks(
+    head: Head,
+    hidden: Float[Tensor, "row d"],
+    labels: Int[Tensor, " row"],
+    starts: Int[Tensor, " row"] | None,
+) -> RowStatistics:
+    vocabulary = head(hidden[:1]).shape[-1]
+    size = max(1, ROW_CHUNK_BYTES // (4 * vocabulary))
+    parts = []
+    for i in range(0, len(hidden), size):
+        chunk = slice(i, i + size)
+        start = None if starts is None else starts[chunk]
+        parts.append(row_statistics(head(hidden[chunk]), labels[chunk], start))
+    return RowStatistics.concatenate(parts)
+
+
+def _split(rows: RowStatistics, sizes: list[int]) -> Iterator[RowStatistics]:
+    columns = {
+        name: getattr(rows, name).cpu().split(sizes)
+        for name in RowStatistics.__dataclass_fields__
+    }
+    for i in range(len(sizes)):
+        yield RowStatistics(**{name: column[i] for name, column in columns.items()})
+
+
+def _observation(
+    step: int, n_tokens: Int[np.ndarray, " probe"], rows: RowStatistics
+) -> Observation:
+    begins = np.concatenate([[0], np.cumsum(n_tokens)[:-1]])
+
+    def total(name: str) -> Float[np.ndarray, " probe"]:
+        return np.add.reduceat(getattr(rows, name).numpy(), begins)
+
+    def single(name: str) -> Float[np.ndarray, " token"]:
+        return getattr(rows, name).numpy().astype(np.float32)
+
+    at_top = (rows.logp == rows.argmax_logp).double().numpy()
+    return Observation(
+        step=step,
+        n_tokens=n_tokens,
+        logp=total("logp"),
+        argmax_logp=total("argmax_logp"),
+        rest_logp=total("rest_logp"),
+        entropy=total("entropy") / n_tokens,
+        p_norm2=total("p_norm2") / n_tokens,
+        p_gap=total("p_gap") / n_tokens,
+        energy=total("energy") / n_tokens,
+        top1=np.add.reduceat(at_top, begins) / n_tokens,
+        token_logp=single("logp"),
+        token_argmax_logp=single("argmax_logp"),
+        token_start_logp=single("start_logp"),
+        token_argmax_id=rows.argmax_id.numpy().astype(np.int32),
+    )

@@ -1,0 +1,217 @@
+"""score(): relations that any right scoring of any causal LM must keep."""
+
+import numpy as np
+import pytest
+import torch
+from models import FAMILIES, byte_tokenizer, tiny_model
+
+from learndyn.errors import BadInput
+from learndyn.measure import score as score_module
+from learndyn.measure.head import learn_head
+from learndyn.measure.neutral import undisturbed
+from learndyn.measure.score import score
+from learndyn.measure.statistics import row_statistics
+from learndyn.probes.probe import Probe, ProbeSet
+from learndyn.probes.tokenize import TokenizedProbes, tokenize
+from learndyn.record.observation import PROBE_COLUMNS
+
+
+def probes(reverse: bool = False) -> TokenizedProbes:
+    responses = {
+        "chosen": " Rub it with vinegar and a cloth until it shines.",
+        "rejected": " Whatever.",
+        "irrelevant_train": " Some hay, twice a day, and fresh water for the rabbit.",
+        "random_words": "",
+    }
+    items = [
+        Probe(f"p{i}", kind, f"\n\nHuman: {question}\n\nAssistant:", text)
+        for i, question in enumerate(["How do I clean a copper kettle?", "Why?"])
+        for kind, text in responses.items()
+    ]
+    return tokenize(ProbeSet(tuple(items[::-1] if reverse else items)), byte_tokenizer())
+
+
+def loop(model, tokenized: TokenizedProbes) -> np.ndarray:
+    """log pi(response | prompt), one forward per token: slow and obviously right."""
+    totals = []
+    for pair in tokenized.pairs:
+        context, total = list(pair.prompt_ids), 0.0
+        for token in pair.response_ids:
+            with torch.no_grad():
+                logits = model(torch.tensor([context])).logits[0, -1].double()
+            total += float(logits[token] - logits.logsumexp(0))
+            context.append(token)
+        totals.append(total)
+    return np.array(totals)
+
+
+def test_float64_gpt2_equals_a_per_token_loop_to_1e9():
+    model = tiny_model("gpt2", torch.float64)
+    tokenized = probes()
+    seen = score(model, tokenized)
+    np.testing.assert_allclose(seen.logp, loop(model, tokenized), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_equals_its_plain_forward(family):
+    model, tokenized = tiny_model(family), probes()
+    seen = score(model, tokenized)
+    per_token = np.abs(seen.logp - loop(model, tokenized)) / seen.n_tokens
+    assert per_token.max() < 2e-5
+    assert seen.violations() == []
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "qwen2"])
+@pytest.mark.parametrize("change", ["batch_size", "padding_side", "order"])
+def test_batch_padding_and_order_change_nothing(family, change):
+    model = tiny_model(family)
+    base = score(model, probes(), batch_size=1)
+    if change == "batch_size":
+        other = score(model, probes(), batch_size=5)
+    elif change == "padding_side":
+        other = score(model, probes(), padding_side="left")
+    else:
+        other = score(model, probes(reverse=True))
+    for name in PROBE_COLUMNS:
+        expected, got = getattr(base, name), getattr(other, name)
+        got = got[::-1] if change == "order" else got
+        assert np.max(np.abs(expected - got) / base.n_tokens) < 2e-5, name
+
+
+def test_row_chunks_change_nothing(monkeypatch):
+    model = tiny_model("gpt2", torch.float64)
+    whole = score(model, probes())
+    monkeypatch.setattr(score_module, "ROW_CHUNK_BYTES", 1)
+    np.testing.assert_allclose(score(model, probes()).logp, whole.logp, rtol=1e-12)
+
+
+def test_real_logits_are_used_when_the_head_cannot_be_taken_apart(monkeypatch):
+    model = tiny_model("gpt2", torch.float64)
+    expected = score(model, probes())
+    monkeypatch.setattr(score_module, "learn_head", lambda *_: None)
+    got = score(model, probes(), padding_side="left")
+    for name in PROBE_COLUMNS:
+        np.testing.assert_allclose(getattr(got, name), getattr(expected, name), 1e-9)
+
+
+def learnt(model):
+    with undisturbed(model):
+        return learn_head(model, lambda ids: model(ids).logits, torch.arange(20)[None])
+
+
+def test_what_follows_the_projection_is_learnt():
+    assert learnt(tiny_model("llama")).name == "identity"
+    assert learnt(tiny_model("gemma2")).name == "softcap 5"
+    assert learnt(tiny_model("cohere")).name == "scale 0.0625"
+
+
+def test_a_head_that_nothing_explains_is_not_learnt():
+    model = tiny_model("llama")
+    forward = type(model).forward
+
+    def warped(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output.logits = output.logits.sign() * output.logits.abs() ** 1.01
+        return output
+
+    model.forward = warped.__get__(model)
+    assert learnt(model) is None
+
+
+def test_statistics_equal_their_definitions_on_full_logits():
+    torch.manual_seed(0)
+    logits, labels = 4 * torch.randn(64, 500), torch.randint(0, 500, (64,))
+    labels[:20] = logits[:20].argmax(-1)
+    log_pi = logits.double().log_softmax(-1)
+    pi, onehot = log_pi.exp(), torch.nn.functional.one_hot(labels, 500)
+    rows = row_statistics(logits.clone(), labels, labels.flip(0))
+
+    def picked(ids):
+        return log_pi.gather(1, ids[:, None])[:, 0]
+
+    for name, expected in {
+        "logp": picked(labels),
+        "start_logp": picked(labels.flip(0)),
+        "argmax_logp": log_pi.amax(1),
+        "rest_logp": torch.log1p(-pi.amax(1)),
+        "entropy": -(pi * log_pi).sum(1),
+        "p_norm2": (pi**2).sum(1),
+        "p_gap": (pi - onehot).norm(dim=1),
+        "energy": 1 - picked(labels).exp(),
+    }.items():
+        torch.testing.assert_close(getattr(rows, name), expected, rtol=0, atol=1e-7)
+    assert torch.equal(rows.argmax_id, logits.argmax(-1))
+
+
+@pytest.mark.parametrize("gap", [20.0, 40.0, 90.0, 300.0])
+def test_rest_keeps_its_digits_when_the_model_is_sure(gap):
+    # 1 - pi_max = 999 e^-gap: 2e-6 ... 1e-127. log(1 - pi_max) in floating point is
+    # -inf from gap 45 on.
+    logits = torch.zeros(1, 1000)
+    logits[0, 7] = gap
+    rows = row_statistics(logits, torch.tensor([7]))
+    expected = np.log(999) - gap - np.log1p(999 * np.exp(-gap))
+    assert float(rows.rest_logp) == pytest.approx(expected, rel=1e-9)
+    assert float(rows.logp) == pytest.approx(-999 * np.exp(-gap), rel=1e-5)
+
+
+def test_start_ids_follow_the_first_argmax_not_the_present_one():
+    model, tokenized = tiny_model("llama"), probes()
+    first = score(model, tokenized)
+    np.testing.assert_array_equal(first.token_start_logp, first.token_argmax_logp)
+    with torch.no_grad():
+        model.lm_head.weight.add_(torch.randn_like(model.lm_head.weight))
+    later = score(model, tokenized, start_ids=first.token_argmax_id)
+    assert (later.token_argmax_id != first.token_argmax_id).any()
+    assert (later.token_start_logp <= later.token_argmax_logp).all()
+    same = later.token_argmax_id == first.token_argmax_id
+    np.testing.assert_array_equal(
+        later.token_start_logp[same], later.token_argmax_logp[same]
+    )
+    assert (later.token_start_logp[~same] < later.token_argmax_logp[~same]).all()
+
+
+def test_scoring_leaves_model_and_random_state_as_they_were():
+    model = tiny_model("gpt2").train()
+    model.transformer.h[0].eval()  # a module the user froze must stay in eval
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = torch.get_rng_state()
+    score(model, probes())
+    assert model.training
+    assert not model.transformer.h[0].training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert "forward" not in model.lm_head.__dict__
+
+
+def test_the_head_is_restored_after_an_error(monkeypatch):
+    model = tiny_model("gpt2").train()
+
+    def fail(*_):
+        raise RuntimeError("stop")
+
+    monkeypatch.setattr(score_module, "_in_chunks", fail)
+    with pytest.raises(RuntimeError, match="stop"):
+        score(model, probes())
+    assert model.training
+    assert "forward" not in model.lm_head.__dict__
+
+
+def test_a_model_that_is_no_causal_lm_is_refused():
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.for_model("gpt2", n_embd=32, n_layer=1, n_head=2)
+    with pytest.raises(BadInput, match="not a causal language model"):
+        score(AutoModel.from_config(config), probes())
+
+
+def test_probes_longer_than_the_context_are_refused_with_the_numbers():
+    model = tiny_model("gpt2", n_positions=16)
+    with pytest.raises(BadInput, match=r"has \d+ tokens, the model's context is 16"):
+        score(model, probes())
+
+
+def test_probes_of_a_larger_vocabulary_are_refused():
+    model = tiny_model("gpt2", vocab_size=260)
+    with pytest.raises(BadInput, match=r"token id \d+, the model knows 260"):
+        score(model, probes())
