@@ -135,7 +135,8 @@ class ProbeSet(Sequence[Probe]):
                 texts do not match the fingerprint it was saved with.
         """
         try:
-            table = pq.read_table(path)
+            with pq.ParquetFile(path) as file:
+                table = file.read()
         except (OSError, pa.ArrowInvalid) as error:
             raise BadInput(f"cannot read probes from {path}: {error}") from error
         about = json.loads((table.schema.metadata or {}).get(b"learndyn", b"{}"))

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_BEFORE = ("\n", ".", "a")
+
+
 @dataclass(frozen=True, slots=True)
 class TokenizedPair:
     """Token ids of one prompt and one response to it."""
@@ -32,7 +35,8 @@ class TokenizedPair:
     truncated: bool
     """Whether the front of the prompt or the end of the response was cut."""
     has_eos: bool
-    """Whether the response's last token is an end-of-text token."""
+    """Whether an end-of-text token is scored. It is the last token, save where a chat
+    template writes something after it."""
 
 
 @dataclass(frozen=True)
@@ -145,35 +149,38 @@ class PairTokenizer:
         """BOS if this tokenizer puts it before a text, as Llama's does."""
         ids = self.tokenizer("a")["input_ids"]
         bos = self.tokenizer.bos_token_id
-        return bos if bos is not None and ids[:1] == [bos] else None
+        return bos if isinstance(bos, int) and ids[:1] == [bos] else None
 
     def _response(self, text: str, rendered: bool) -> list[int]:
         if rendered:
             return self._continue(text, special=True)
-        eos = self.tokenizer.eos_token
+        eos, eos_id = self.tokenizer.eos_token, self.tokenizer.eos_token_id
         assert isinstance(eos, str)
+        assert isinstance(eos_id, int)
         text = text.removesuffix(eos)  # data that ends in EOS must not end in two
-        return [*self._continue(text, special=False), self.tokenizer.eos_token_id]
+        return [*self._continue(text, special=False), eos_id]
 
     def _continue(self, text: str, special: bool) -> list[int]:
         """Encode a text that stands after another one.
 
         Sentencepiece-style tokenizers put a space before any text. After a newline
-        they do not, so a newline is encoded in front and its ids are taken off.
+        they do not, so a newline is encoded in front and its ids are taken off. Where
+        the newline merges with the text, another character is encoded in front.
         """
         if not text:
             return []
         if not self._adds_space():
             return self._encode(text, special)
-        lead = self._encode("\n", special)
-        ids = self._encode("\n" + text, special)
-        if ids[: len(lead)] != lead:
-            raise BadInput(
-                f"the tokenizer {self.tokenizer.name_or_path!r} adds a space before a "
-                f"text and merges a newline with what follows, so {text[:40]!r} cannot "
-                "be encoded as the continuation of a prompt."
-            )
-        return ids[len(lead) :]
+        for before in _BEFORE:
+            lead = self._encode(before, special)
+            ids = self._encode(before + text, special)
+            if ids[: len(lead)] == lead:
+                return ids[len(lead) :]
+        raise BadInput(
+            f"the tokenizer {self.tokenizer.name_or_path!r} adds a space before a text "
+            f"and merges each of {_BEFORE} with {text[:40]!r}, so that this cannot be "
+            "encoded as the continuation of a prompt."
+        )
 
     def _adds_space(self) -> bool:
         joined = self._encode("a", False) + self._encode("b", False)

@@ -6,6 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+"""A full disk, and a used-up quota."""
+
+
 class StorageFull(OSError):
     """The disk has no room for a file. What was written before is intact."""
 
@@ -28,7 +32,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_SPACE:
             raise full(path, error) from error
         raise
 

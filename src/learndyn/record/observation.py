@@ -93,8 +93,11 @@ class Observation:
         if below:
             problems.append(f"argmax_logp < logp at {below} tokens")
         for name in ("logp", "argmax_logp"):
-            sums = np.add.reduceat(
-                getattr(self, f"token_{name}").astype(np.float64), self.offsets[:-1]
+            # not reduceat, which is wrong for a probe without tokens
+            sums = np.bincount(
+                np.repeat(np.arange(len(self.n_tokens)), self.n_tokens),
+                getattr(self, f"token_{name}").astype(np.float64),
+                minlength=len(self.n_tokens),
             )
             # float32 tokens hold 6e-8 of themselves; a sum of n may be off n times that
             slack = 1e-6 * (1 + np.abs(getattr(self, name)))

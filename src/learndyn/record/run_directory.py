@@ -12,7 +12,6 @@ that is itself renamed into place. So a folder with a `run.json` can always be r
 and a crash loses at most the observation that was being written.
 """
 
-import errno
 import json
 import math
 import os
@@ -25,7 +24,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from learndyn.errors import BadInput
-from learndyn.record.atomic import full, write_whole
+from learndyn.record.atomic import NO_SPACE, full, write_whole
 from learndyn.record.observation import Observation
 
 
@@ -65,13 +64,14 @@ class RunDirectory:
             (building / "observations").mkdir(parents=True)
             pq.write_table(probes, building / "probes.parquet", compression="zstd")
             (building / "config.yaml").write_text(
-                yaml.safe_dump(config or {}, sort_keys=False, allow_unicode=True)
+                yaml.safe_dump(config or {}, sort_keys=False, allow_unicode=True),
+                encoding="utf-8",
             )
-            (building / "run.json").write_text(_dumps(info, indent=2))
+            (building / "run.json").write_text(_dumps(info, indent=2), encoding="utf-8")
             building.rename(path)
-        except OSError as error:
+        except BaseException as error:
             shutil.rmtree(building, ignore_errors=True)
-            if error.errno == errno.ENOSPC:
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
                 raise full(path / "run.json", error) from error
             raise
         return cls(path, info)
@@ -85,7 +85,7 @@ class RunDirectory:
         """
         path = Path(path)
         try:
-            info = json.loads((path / "run.json").read_text())
+            info = json.loads((path / "run.json").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise BadInput(
                 f"{path} is no run directory: it has no run.json. A run directory is "
@@ -132,9 +132,7 @@ class RunDirectory:
         """
         path = self.observation_path(step)
         try:
-            # `partitioning` off: a folder called a=b above must not become a column
-            table = pq.read_table(path, partitioning=None)
-            return Observation.from_table(step, table)
+            return Observation.from_table(step, _read_table(path))
         except (OSError, pa.ArrowInvalid, KeyError) as error:
             raise BadInput(
                 f"cannot read observation {step} of {self.path}: {error}. "
@@ -144,11 +142,11 @@ class RunDirectory:
     def read_probes(self) -> pa.Table:
         """The probe table: texts, token ids and flags, one row per probe."""
         try:
-            return pq.read_table(self.path / "probes.parquet", partitioning=None)
+            return _read_table(self.path / "probes.parquet")
         except (OSError, pa.ArrowInvalid) as error:
-            raise BadInput(f"cannot read {self.path / 'probes.parquet'}: {error}") from (
-                error
-            )
+            raise BadInput(
+                f"cannot read {self.path / 'probes.parquet'}: {error}"
+            ) from (error)
 
     def append_log(self, row: dict[str, Any]) -> None:
         """Add one line to `train.jsonl`.
@@ -161,17 +159,19 @@ class RunDirectory:
             with path.open("a", encoding="utf-8") as handle:
                 handle.write(_dumps(row) + "\n")
         except OSError as error:
-            if error.errno == errno.ENOSPC:
+            if error.errno in NO_SPACE:
                 raise full(path, error) from error
             raise
 
     def read_log(self) -> list[dict[str, Any]]:
-        """All complete lines of `train.jsonl`; a last line cut by a crash is left out."""
+        """All complete lines of `train.jsonl`; a line cut by a crash is left out."""
         path = self.path / "train.jsonl"
         if not path.exists():
             return []
         rows = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        # Bytes: the cut may fall inside a letter. "\n" alone: splitlines() would also
+        # split at U+2028, which JSON leaves as it is.
+        for line in path.read_bytes().split(b"\n"):
             try:
                 rows.append(json.loads(line))
             except ValueError:
@@ -196,12 +196,22 @@ class RunDirectory:
         """Change entries of `run.json`, whole."""
         self.info = {**self.info, **changes}
         text = _dumps(self.info, indent=2)
-        write_whole(self.path / "run.json", lambda path: path.write_text(text))
+        write_whole(
+            self.path / "run.json",
+            lambda path: path.write_text(text, encoding="utf-8"),
+        )
 
 
 def is_run(path: str | Path) -> bool:
     """Whether a run directory stands at `path`."""
     return (Path(path) / "run.json").is_file()
+
+
+def _read_table(path: Path) -> pa.Table:
+    """Read one file, and nothing from its path: `read_table` makes a folder called a=b
+    a column."""
+    with pq.ParquetFile(path) as file:
+        return file.read()
 
 
 def _clear(path: Path, overwrite: bool) -> None:
@@ -230,7 +240,9 @@ def _version_of(info: Any) -> str:
 
 
 def _dumps(value: Any, indent: int | None = None) -> str:
-    return json.dumps(_plain(value), indent=indent, ensure_ascii=False)
+    text = json.dumps(_plain(value), indent=indent, ensure_ascii=False)
+    # A lone surrogate, from a file name that is no UTF-8, becomes JSON's own \udc80.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _plain(value: Any) -> Any:

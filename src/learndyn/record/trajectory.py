@@ -45,10 +45,11 @@ class Trajectory:
                 no observation yet, or an observation has other probes.
         """
         run = RunDirectory.open(path)
-        if not run.steps:
+        steps = run.steps  # once: a run that is still going adds to them
+        if not steps:
             raise BadInput(f"{path} has no observation yet: nothing to read.")
         probes = run.read_probes()
-        observations = [run.read_observation(step) for step in run.steps]
+        observations = [run.read_observation(step) for step in steps]
         for observation in observations:
             if len(observation.logp) != len(probes):
                 raise BadInput(
@@ -59,9 +60,7 @@ class Trajectory:
             name: np.stack([getattr(o, name) for o in observations])
             for name in PROBE_COLUMNS
         }
-        return cls(
-            run, probes, np.array(run.steps), observations[0].n_tokens, columns
-        )
+        return cls(run, probes, np.array(steps), observations[0].n_tokens, columns)
 
     @cached_property
     def kind_of(self) -> np.ndarray:
