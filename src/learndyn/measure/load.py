@@ -35,10 +35,9 @@ def load_model(
     try:
         if adapter.is_file():
             return _load_adapter(source, dtype, trust_remote_code)
-        config = AutoConfig.from_pretrained(
-            source, trust_remote_code=trust_remote_code
-        )
-        if config.is_encoder_decoder or type(config) not in _causal_configs():
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        known = type(config) in _causal_configs() or trust_remote_code
+        if config.is_encoder_decoder or not known:
             raise BadInput(
                 f"{source} holds a {type(config).__name__}, which is not a causal "
                 "language model. learndyn scores models that "

@@ -3,9 +3,9 @@
 The callback, `learndyn score`, reference checks and judges all call `score`, so that
 what is seen online equals what is seen offline.
 
-This is the plain route: sequences of similar length are padded into batches, the model's
-own forward runs once over each, and the vocabulary projection runs over response
-positions a few rows at a time.
+This is the plain route: sequences of similar length are padded into batches, the
+model's own forward runs once over each, and the vocabulary projection runs over
+response positions a few rows at a time.
 """
 
 import inspect
@@ -32,11 +32,31 @@ ROW_CHUNK_BYTES = 2**26
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How the last score was made, for `run.json`."""
+    """How a model is scored, for `run.json`."""
 
     name: str
+    """"plain": padded batches through the model's own forward."""
     head: str
-    head_error: float
+    """What follows the vocabulary projection, or "logits" if that is unknown and the
+    model's own logits are used."""
+    error: float
+    """Largest difference of the head to the model's own logits on one sequence, as a
+    share of the largest logit."""
+
+
+def find_route(model: nn.Module, probes: TokenizedProbes) -> Route:
+    """How `score` scores `probes` with this model.
+
+    Raises:
+        BadInput: as `score`.
+    """
+    check_fits(model, probes.pairs)
+    shortest = min(probes.pairs, key=lambda p: len(p.prompt_ids) + len(p.response_ids))
+    with undisturbed(model):
+        head = _Reader.of(model, shortest, next(model.parameters()).device).head
+    if head is None:
+        return Route("plain", "logits", 0.0)
+    return Route("plain", head.name, head.error)
 
 
 def score(
@@ -144,9 +164,7 @@ class _Padded:
     """The response tokens, batch row after batch row."""
 
 
-def _pad(
-    pairs: Sequence[TokenizedPair], device: torch.device, side: str
-) -> _Padded:
+def _pad(pairs: Sequence[TokenizedPair], device: torch.device, side: str) -> _Padded:
     """Pad a batch. The padding id is 0: it is masked, so any known id does."""
     time = max(len(p.prompt_ids) + len(p.response_ids) for p in pairs)
     ids = torch.zeros(len(pairs), time, dtype=torch.long)
@@ -176,7 +194,9 @@ class _Reader:
     accepts: frozenset[str]
 
     @classmethod
-    def of(cls, model: nn.Module, pair: TokenizedPair, device: torch.device) -> "_Reader":
+    def of(
+        cls, model: nn.Module, pair: TokenizedPair, device: torch.device
+    ) -> "_Reader":
         accepts = frozenset(inspect.signature(model.forward).parameters)
         base = getattr(model, "get_base_model", lambda: model)()
         accepts |= frozenset(inspect.signature(type(base).forward).parameters)
@@ -185,7 +205,7 @@ class _Reader:
         head = learn_head(
             model,
             lambda x: plain.forward(x, torch.ones_like(x), "right"),
-            ids[:, : 64],
+            ids[:, :64],
         )
         return cls(model, head, accepts)
 

@@ -7,7 +7,8 @@ z_2 the second-largest logit,
     log(1 - pi_i)  = z_2 + log S - z_i + log pi_i
 
 so both ends of the scale keep all their digits: log(1 - pi_i) is finite and right to
-rounding at pi_i = 1 - 1e-12 and far beyond, where 1 - pi_i itself is 0 in floating point.
+rounding at pi_i = 1 - 1e-12 and far beyond, where 1 - pi_i itself is 0 in floating
+point.
 """
 
 from dataclasses import dataclass, fields
@@ -54,8 +55,8 @@ def row_statistics(
     """Statistics of each row; `logits` is overwritten.
 
     The vocabulary is swept in float32 (float64 if the logits are), its sums are
-    accumulated in float64. A label equal to the argmax gets exactly its log-probability,
-    and no label ever gets more.
+    accumulated in float64. A label equal to the argmax gets exactly its
+    log-probability, and no label ever gets more.
     """
     argmax = logits.argmax(-1, keepdim=True)
     top = logits.gather(-1, argmax).double().squeeze(-1)

@@ -1,0 +1,8 @@
+"""`python -m learndyn` is the command line."""
+
+import sys
+
+from learndyn.cli import main
+
+
+sys.exit(main())

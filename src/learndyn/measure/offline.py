@@ -1,0 +1,129 @@
+"""`learndyn score`: a saved model's view of a probe set, equal to the online one."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+from learndyn.errors import BadInput
+from learndyn.measure.load import load_model, load_tokenizer
+from learndyn.measure.score import score
+from learndyn.probes.build import load_probes
+from learndyn.probes.tokenize import TokenizedProbes, tokenize
+from learndyn.record.atomic import write_whole
+from learndyn.record.authors import AUTHORS_KINDS
+from learndyn.record.observation import Observation
+from learndyn.record.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One model, all probes."""
+
+    model: str
+    tokenized: TokenizedProbes
+    observation: Observation
+    seconds: float
+    out: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Means per kind, in nats per response and per token."""
+        return {
+            "model": self.model,
+            "probes": len(self.tokenized),
+            "fingerprint": self.tokenized.probes.fingerprint,
+            "seconds": round(self.seconds, 2),
+            "out": None if self.out is None else str(self.out),
+            "kinds": {kind: self._means(kind) for kind in self.tokenized.probes.kinds},
+        }
+
+    def to_text(self) -> str:
+        """The same as a table for people."""
+        lines = [
+            f"{self.model}: {len(self.tokenized)} probes in {self.seconds:.1f} s",
+            "",
+            f"{'kind':20} {'prompts':>7} {'logp':>10} {'per token':>10} "
+            f"{'argmax':>10} {'top-1':>7}",
+        ]
+        for kind in self.tokenized.probes.kinds:
+            row = self._means(kind)
+            lines.append(
+                f"{kind:20} {row['prompts']:7d} {row['logp_mean']:10.2f} "
+                f"{row['logp_per_token']:10.4f} {row['argmax_logp_mean']:10.2f} "
+                f"{row['top1_mean']:7.1%}"
+            )
+        lines += ["", "logp, argmax: mean nats per response, end of text included."]
+        if self.out is not None:
+            lines.append(f"every probe and token: {self.out}")
+        return "\n".join(lines)
+
+    def _means(self, kind: str) -> dict[str, Any]:
+        mask = np.array([probe.kind == kind for probe in self.tokenized.probes])
+        seen = self.observation
+        return {
+            "prompts": int(mask.sum()),
+            "logp_mean": float(seen.logp[mask].mean()),
+            "logp_per_token": float(seen.logp[mask].sum() / seen.n_tokens[mask].sum()),
+            "argmax_logp_mean": float(seen.argmax_logp[mask].mean()),
+            "top1_mean": float(seen.top1[mask].mean()),
+        }
+
+
+def score_checkpoint(
+    model: str,
+    *,
+    probes: str | None = None,
+    run: Path | None = None,
+    out: Path | None = None,
+    batch_size: int = 8,
+    max_length: int = 1024,
+    overwrite: bool = False,
+) -> Scored:
+    """Score a model on disk with a probe file, or with the frozen probes of a run.
+
+    With `run`, the token ids are the run's own, and `token_start_logp` follows the
+    argmax of its first observation: the result equals what the callback would have
+    seen.
+
+    Raises:
+        BadInput: if neither or both of `probes` and `run` are given, if `out` exists,
+            if the run was tokenized for another tokenizer, and as `score`.
+    """
+    if (probes is None) == (run is None):
+        raise BadInput("give either --probes FILE or --run RUN: which probes to score.")
+    if out is not None and out.exists() and not overwrite:
+        raise BadInput(f"{out} exists. Choose another --out, or --overwrite it.")
+    loaded = load_model(model)
+    start_ids = None
+    if run is not None:
+        directory = RunDirectory.open(run)
+        expected = directory.info["tokenizer_sha256"]
+        tokenized = TokenizedProbes.from_table(directory.read_probes(), expected)
+        if directory.steps:
+            first = directory.read_observation(directory.steps[0])
+            start_ids = first.token_argmax_id
+    else:
+        assert probes is not None
+        found = load_probes(probes, rename=AUTHORS_KINDS, empty="keep")
+        tokenized = tokenize(found, load_tokenizer(model), max_length=max_length)
+    began = time.perf_counter()
+    observation = score(
+        loaded,
+        tokenized,
+        start_ids=start_ids,
+        batch_size=batch_size,
+        progress=lambda work: tqdm(work, desc="scoring", delay=2, leave=False),
+    )
+    seconds = time.perf_counter() - began
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        table = observation.to_table()
+        for name in ("kind", "prompt_id"):
+            values = [getattr(probe, name) for probe in tokenized.probes]
+            table = table.append_column(name, [values])
+        write_whole(out, lambda path: pq.write_table(table, path, compression="zstd"))
+    return Scored(model, tokenized, observation, seconds, out)

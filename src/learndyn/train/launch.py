@@ -1,0 +1,205 @@
+"""`learndyn run`: settings from a file and the command line, resolved into one run."""
+
+import difflib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from learndyn.errors import BadInput
+from learndyn.measure.load import load_tokenizer
+from learndyn.probes.build import build_probes, load_probes
+from learndyn.probes.data import Data, read_data
+from learndyn.probes.probe import ProbeSet
+from learndyn.record.authors import AUTHORS_KINDS
+from learndyn.record.run_directory import RunDirectory
+from learndyn.train.callback import Every
+from learndyn.train.recipes import dpo, extend, sft
+from learndyn.train.session import Recipe
+
+
+METHODS = ("sft", "dpo", "extend")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """All of one run: what `config.yaml` holds, key by key."""
+
+    method: str = ""
+    """ "sft", "dpo" or "extend"."""
+    model: str = ""
+    """Folder or hub id to start from."""
+    data: str = ""
+    """File, folder or hub id to train on."""
+    out: str = ""
+    """Run directory to write."""
+    split: str = "train"
+    test_data: str | None = None
+    """Held-out data, for probes alone."""
+    test_split: str | None = None
+    limit: int | None = None
+    """Train on the first rows only."""
+    empty: str = "error"
+    """What to do with empty responses: "error", "keep" or "drop"."""
+    mismatched: str = "error"
+    """What to do with rows whose two prompts differ: "error" or "drop"."""
+    probes: str | None = None
+    """File of probes; built from the data if none is given."""
+    prompts: int = 100
+    """Prompts to watch, if probes are built; of the test data as many."""
+    kinds: list[str] | None = None
+    """SFT: the kinds of response to train on."""
+    every: Every = 25
+    preset: str = "paper"
+    seed: int = 0
+    dtype: str = "float32"
+    lora: bool = False
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    max_length: int | None = None
+    max_prompt_length: int | None = None
+    batch_size: int = 8
+    """Sequences scored at once."""
+    trust_remote_code: bool = False
+    trainer: dict[str, Any] | None = None
+    """Fields of TRL's config."""
+    sft_trainer: dict[str, Any] | None = None
+    """Those of the SFT stage of `extend`."""
+
+    @classmethod
+    def resolve(
+        cls, config: str | Path | None, overrides: Mapping[str, Any]
+    ) -> "RunSettings":
+        """Defaults, then the file, then what the command line gives.
+
+        Raises:
+            BadInput: if the file cannot be read, a key is unknown, or method, model,
+                data or out is missing.
+        """
+        given = _read_config(config) if config is not None else {}
+        merged = {**given, **overrides}
+        for name in ("trainer", "sft_trainer"):
+            merged[name] = {**(given.get(name) or {}), **(overrides.get(name) or {})}
+        known = {field.name for field in fields(cls)}
+        for name in sorted(set(merged) - known):
+            close = difflib.get_close_matches(name, known, n=3)
+            hint = f" Did you mean {', '.join(close)}?" if close else ""
+            raise BadInput(
+                f"{config} has an unknown key {name!r}.{hint} TRL's own fields stand "
+                "below `trainer:`."
+            )
+        settings = cls(**merged)
+        missing = [
+            name
+            for name in ("method", "model", "data", "out")
+            if not getattr(settings, name)
+        ]
+        if missing:
+            raise BadInput(
+                f"a run needs {', '.join(missing)}. Give "
+                f"{', '.join('--' + name for name in missing)}, or a --config with "
+                "these keys."
+            )
+        if settings.method not in METHODS:
+            raise BadInput(
+                f"no method {settings.method!r}. There are: {', '.join(METHODS)}."
+            )
+        return settings
+
+    def recipe(self, *, resume: bool, overwrite: bool) -> Recipe:
+        """The settings that training itself needs."""
+        names = {field.name for field in fields(Recipe)} & {
+            f.name for f in fields(self)
+        }
+        own = {name: getattr(self, name) for name in names}
+        own |= {"out": Path(self.out), "trainer": self.trainer or {}}
+        return Recipe(**own, resume=resume, overwrite=overwrite)
+
+    def as_config(self) -> dict[str, Any]:
+        """What differs from the defaults, for `config.yaml`."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if getattr(self, field.name) not in (field.default, {}, None)
+        }
+
+
+def launch(
+    settings: RunSettings, *, resume: bool = False, overwrite: bool = False
+) -> list[RunDirectory]:
+    """Read the data, build or read the probes, train and watch.
+
+    Returns the run directories written, in order: one, or two for `extend`.
+    """
+    data, test = read_inputs(settings)
+    probes = probes_for(settings, data, test)
+    kinds = tuple(settings.kinds or ("chosen",))
+    needed = kinds if settings.method == "sft" else ("chosen", "rejected")
+    data = _usable(data, needed, settings.empty)
+    recipe = settings.recipe(resume=resume, overwrite=overwrite)
+    more: dict[str, Any] = {
+        "config": settings.as_config(),
+        "info": {"command": ["learndyn", *sys.argv[1:]]},
+    }
+    if settings.method == "sft":
+        return [sft(recipe, data, probes, kinds=kinds, **more)]
+    if settings.method == "dpo":
+        return [dpo(recipe, data, probes, **more)]
+    return extend(recipe, data, probes, sft_trainer=settings.sft_trainer, **more)
+
+
+def read_inputs(settings: RunSettings) -> tuple[Data, Data | None]:
+    """Training data, and held-out data if there are any."""
+    tokenizer = load_tokenizer(
+        settings.model, trust_remote_code=settings.trust_remote_code
+    )
+    options: dict[str, Any] = {
+        "rename": AUTHORS_KINDS,
+        "tokenizer": tokenizer if tokenizer.chat_template else None,
+        "empty": settings.empty,
+        "mismatched": settings.mismatched,
+    }
+    data = read_data(
+        settings.data, split=settings.split, limit=settings.limit, **options
+    )
+    if settings.test_data is None and settings.test_split is None:
+        return data, None
+    source = settings.test_data or settings.data
+    return data, read_data(source, split=settings.test_split or "test", **options)
+
+
+def probes_for(settings: RunSettings, data: Data, test: Data | None) -> ProbeSet:
+    """The probes of a file, or those that the data themselves give."""
+    if settings.probes is not None:
+        empty: Any = settings.empty
+        return load_probes(settings.probes, rename=AUTHORS_KINDS, empty=empty)
+    prompts = min(settings.prompts, len(data.rows))
+    return build_probes(data, test, prompts=prompts, seed=settings.seed)
+
+
+def _usable(data: Data, kinds: tuple[str, ...], empty: str) -> Data:
+    """With `empty="drop"`, train on the rows that have all of `kinds`."""
+    if empty != "drop":
+        return data
+    kept = tuple(r for r in data.rows if all(kind in r.responses for kind in kinds))
+    if not kept:
+        raise BadInput(
+            f"no row of {data.source} has all of {', '.join(kinds)} to train on."
+        )
+    return replace(data, rows=kept)
+
+
+def _read_config(path: str | Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"cannot read the config {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise BadInput(
+            f"the config {path} must hold keys and values, such as `model: gpt2`; it "
+            f"holds {type(values).__name__}."
+        )
+    return values

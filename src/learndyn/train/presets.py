@@ -1,0 +1,106 @@
+"""Two presets of trainer settings, and how a field is overridden.
+
+`paper` is the setting of Ren & Sutherland's experiments, which is that of the original
+DPO code. `trl` is what TRL 1.16 does if it is told nothing.
+"""
+
+import dataclasses
+import difflib
+from typing import Any, get_args, get_type_hints
+
+import torch
+import yaml
+from torch.optim.lr_scheduler import LambdaLR
+
+from learndyn.errors import BadInput
+
+
+PAPER: dict[str, Any] = {
+    "learning_rate": 5e-7,
+    "optim": "rmsprop",
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 150,
+    "per_device_train_batch_size": 4,
+    "max_grad_norm": 10.0,
+    "bf16": False,  # fp32 policy and fp32 reference
+    "gradient_checkpointing": False,
+    "average_tokens_across_devices": False,  # the SFT loss is summed, see recipes
+}
+"""Section 4.1 and the released configuration; `beta` 0.1 is TRL's default too."""
+
+TRL: dict[str, Any] = {}
+
+PRESETS: dict[str, dict[str, Any]] = {"paper": PAPER, "trl": TRL}
+
+MAX_LENGTH: dict[str, tuple[int, int]] = {"paper": (512, 256), "trl": (1024, 512)}
+"""Most tokens of prompt and response together, and of the prompt, per preset."""
+
+
+def paper_warmup(optimizer: torch.optim.Optimizer, warmup_steps: int) -> LambdaLR:
+    """Linear warm-up, then constant: update s (from 0) uses lr min((s + 1)/(w + 1), 1).
+
+    transformers' `constant_with_warmup` starts at 0, so its first update does nothing.
+    """
+    return LambdaLR(optimizer, lambda s: min((s + 1) / (warmup_steps + 1), 1.0))
+
+
+def coerce_fields(config_class: type, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Check names against the fields of a TRL config and read text as their types.
+
+    Raises:
+        BadInput: if a name is no field (close ones are named), or a value is no such
+            type.
+    """
+    known = {field.name for field in dataclasses.fields(config_class) if field.init}
+    hints = get_type_hints(config_class)
+    resolved = {}
+    for name, value in overrides.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3)
+            hint = f" Did you mean {', '.join(close)}?" if close else ""
+            raise BadInput(f"{config_class.__name__} has no field {name!r}.{hint}")
+        resolved[name] = _coerce(config_class.__name__, name, value, hints[name])
+    return resolved
+
+
+def renamed_checkpointing(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Use `activation_checkpointing` where transformers has it (5.20 and later).
+
+    There `gradient_checkpointing` is a deprecated alias, which TRL's own default sets,
+    so that even an untouched config warns.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    new, old = "activation_checkpointing", "gradient_checkpointing"
+    if new not in fields or new in values:
+        return values
+    kept = {name: value for name, value in values.items() if name != old}
+    return {**kept, new: values.get(old, fields[old].default)}
+
+
+def _coerce(owner: str, name: str, value: Any, hint: Any) -> Any:
+    """YAML reads 5e-7 as text, the shell gives only text: go by the field's type."""
+    if value is False and _wants(hint, str) and not _wants(hint, bool):
+        return "no"  # YAML reads the word no as false: save_strategy: no
+    if not isinstance(value, str):
+        return float(value) if _wants(hint, float) and type(value) is int else value
+    if value.lower() in ("none", "null") and type(None) in (get_args(hint) or ()):
+        return None
+    try:
+        parsed = yaml.safe_load(value)
+        if _wants(hint, float) and isinstance(parsed, int | str):
+            if isinstance(parsed, str) and _wants(hint, str):
+                return parsed
+            return float(parsed)
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise BadInput(f"{owner}.{name} wants a number, not {value!r}.") from error
+    if isinstance(parsed, bool) and _wants(hint, str) and not _wants(hint, bool):
+        return value
+    if _wants(hint, bool) and not _wants(hint, str) and not isinstance(parsed, bool):
+        raise BadInput(f"{owner}.{name} wants true or false, not {value!r}.")
+    if _wants(hint, int) and not _wants(hint, str) and not isinstance(parsed, int):
+        raise BadInput(f"{owner}.{name} wants a whole number, not {value!r}.")
+    return parsed
+
+
+def _wants(hint: Any, kind: type) -> bool:
+    return hint is kind or kind in get_args(hint)

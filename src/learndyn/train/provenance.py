@@ -1,0 +1,88 @@
+"""Where a run comes from: versions, hashes, seeds, settings; all that `run.json` holds."""
+
+import importlib.metadata
+import platform
+import subprocess
+from typing import Any
+
+from torch import nn
+from transformers import TrainingArguments
+
+from learndyn.measure.load import weights_hash
+
+
+PACKAGES = (
+    "learndyn",
+    "torch",
+    "transformers",
+    "trl",
+    "datasets",
+    "peft",
+    "accelerate",
+)
+
+
+def describe(model: nn.Module, args: TrainingArguments | None) -> dict[str, Any]:
+    """Versions, model identity, and the trainer's settings as resolved.
+
+    `TrainingArguments.to_dict` masks tokens, so no key reaches the disk.
+    """
+    config: Any = model.config
+    described: dict[str, Any] = {
+        "versions": versions(),
+        "git_sha": git_sha(),
+        "model": config._name_or_path,
+        "model_type": config.model_type,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trainable_parameters": sum(
+            p.numel() for p in model.parameters() if p.requires_grad
+        ),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "weights_sha256": None if is_sharded(model) else weights_hash(model),
+    }
+    if args is not None:
+        described["method"] = method_of(args)
+        described["seed"] = args.seed
+        described["data_seed"] = args.data_seed
+        described["trainer"] = args.to_dict()
+    return described
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every package that decides a number, if installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_sha() -> str | None:
+    """Commit of the working directory, "-dirty" appended if it has changes; or None."""
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
+
+
+def method_of(args: TrainingArguments) -> str | None:
+    """ "sft", "dpo", ... from TRL's name for its settings; None for a plain trainer."""
+    name = type(args).__name__
+    return name.removesuffix("Config").lower() if name.endswith("Config") else None
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether this process holds only a part of the weights (FSDP, ZeRO-3)."""
+    return any(
+        hasattr(parameter, "full_tensor") or parameter.numel() == 0
+        for parameter in model.parameters()
+    )

@@ -1,0 +1,250 @@
+"""What every recipe does before and after training: load, tokenize, watch, resume."""
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import PreTrainedTokenizerBase
+
+from learndyn.errors import BadInput, listed
+from learndyn.measure.load import load_model, load_tokenizer
+from learndyn.probes.data import Data
+from learndyn.probes.probe import ProbeSet
+from learndyn.probes.tokenize import PairTokenizer, TokenizedPair
+from learndyn.record.run_directory import RunDirectory, is_run
+from learndyn.train.callback import Every, LearningDynamicsCallback
+from learndyn.train.dropout import disable_dropout
+from learndyn.train.presets import (
+    MAX_LENGTH,
+    PRESETS,
+    coerce_fields,
+    renamed_checkpointing,
+)
+from learndyn.train.progress import TrainingBar
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train and watch one run; everything but the data."""
+
+    model: str
+    """Folder or hub id to start from."""
+    out: Path
+    """The run directory. The trained model goes to its `model` folder."""
+    preset: str = "paper"
+    """ "paper" or "trl", see `presets`."""
+    every: Every = 25
+    """Updates between observations, or "log"."""
+    seed: int = 0
+    dtype: str = "float32"
+    lora: bool = False
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    max_length: int | None = None
+    max_prompt_length: int | None = None
+    batch_size: int = 8
+    """Sequences scored at once; decides speed and memory, no number."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Any field of TRL's SFTConfig or DPOConfig; overrides the preset."""
+    resume: bool = False
+    overwrite: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise BadInput(
+                f"no preset {self.preset!r}. There are: {', '.join(PRESETS)}."
+            )
+        if self.dtype not in ("float32", "bfloat16", "float64"):
+            raise BadInput(
+                f"dtype {self.dtype!r}: choose float32, bfloat16 or float64. For "
+                "bf16 training with fp32 weights keep float32 and set bf16=true."
+            )
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """max_length and max_prompt_length, the preset's unless given."""
+        length, prompt = MAX_LENGTH[self.preset]
+        if self.max_length is not None:
+            length, prompt = self.max_length, self.max_length // 2
+        return length, self.max_prompt_length or prompt
+
+    def settings(self) -> dict[str, Any]:
+        """What `config.yaml` keeps: all that is needed to replay the run."""
+        own = asdict(self) | {"out": str(self.out)}
+        for name in ("resume", "overwrite"):
+            del own[name]
+        return own
+
+
+@dataclass
+class Session:
+    """What sft and dpo have in common: model, tokenizer, settings, callback."""
+
+    recipe: Recipe
+    data: Data
+    probes: ProbeSet
+    config: dict[str, Any]
+    """What `config.yaml` holds, so that the run can be replayed."""
+    info: dict[str, Any]
+    """Further entries of `run.json`."""
+    tokenizer: PreTrainedTokenizerBase
+    model: Any
+    checkpoint: Path | None
+
+    @classmethod
+    def start(
+        cls,
+        recipe: Recipe,
+        data: Data,
+        probes: ProbeSet,
+        config: dict[str, Any] | None,
+        info: dict[str, Any] | None,
+    ) -> "Session":
+        """Load model and tokenizer, and find the checkpoint to resume from."""
+        refuse_taken(recipe)
+        trust = recipe.trust_remote_code
+        tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust)
+        config = recipe.settings() if config is None else config
+        session = cls(recipe, data, probes, config, info or {}, tokenizer, None, None)
+        session.model = session.load()
+        if recipe.preset == "paper":
+            disable_dropout(session.model)
+        if recipe.resume and is_run(recipe.out):
+            session.checkpoint = last_checkpoint(recipe.out / "checkpoints")
+        return session
+
+    def load(self) -> Any:
+        dtype = getattr(torch, self.recipe.dtype)
+        trust = self.recipe.trust_remote_code
+        return load_model(self.recipe.model, dtype=dtype, trust_remote_code=trust)
+
+    @property
+    def peft_config(self) -> LoraConfig | None:
+        if not self.recipe.lora:
+            return None
+        return LoraConfig(
+            r=self.recipe.lora_rank,
+            lora_alpha=self.recipe.lora_alpha,
+            target_modules="all-linear",
+            lora_dropout=0.0,
+            task_type="CAUSAL_LM",
+        )
+
+    def tokenize_kind(self, kind: str) -> list[TokenizedPair]:
+        missing = [row.row_id for row in self.data.rows if kind not in row.responses]
+        if missing:
+            have = sorted({k for row in self.data.rows for k in row.responses})
+            raise BadInput(
+                f"{len(missing)} of {len(self.data.rows)} rows of {self.data.source} "
+                f"have no {kind!r} to train on:\n{listed(missing)}\n"
+                f"The data have: {', '.join(have)}."
+            )
+        encode = PairTokenizer(self.tokenizer, *self.recipe.limits)
+        return [
+            encode(row.prompt, row.responses[kind], row.rendered)
+            for row in self.data.rows
+        ]
+
+    def arguments(self, config_class: type, **fixed: Any) -> Any:
+        """The TRL config: preset, then overrides, then what the recipe must fix."""
+        recipe = self.recipe
+        overrides = coerce_fields(config_class, recipe.trainer)
+        for name in ("output_dir", *fixed):
+            if name in overrides:
+                raise BadInput(
+                    f"{name} cannot be set: the recipe decides it. Use --out for the "
+                    "folder and --max-length for the length."
+                )
+        defaults = {
+            "logging_steps": 5,
+            "save_steps": 100,
+            "save_total_limit": 2,
+            "report_to": "none",
+            "seed": recipe.seed,
+        }
+        values = {**defaults, **PRESETS[recipe.preset], **overrides, **fixed}
+        return config_class(
+            output_dir=str(recipe.out / "checkpoints"),
+            **renamed_checkpointing(config_class, values),
+        )
+
+    def train(self, trainer: Any, info: dict[str, Any]) -> RunDirectory:
+        recipe = self.recipe
+        max_length, max_prompt_length = recipe.limits
+        callback = LearningDynamicsCallback(
+            self.probes,
+            out=recipe.out,
+            every=recipe.every,
+            max_length=max_length,
+            max_prompt_length=max_prompt_length,
+            batch_size=recipe.batch_size,
+            resume=recipe.resume,
+            overwrite=recipe.overwrite,
+            info={
+                "preset": recipe.preset,
+                "lora": recipe.lora,
+                "model": recipe.model,
+                "data": {"source": self.data.source, "sha256": self.data.sha256},
+                "train_rows": len(self.data.rows),
+                **info,
+                **self.info,
+            },
+            config=self.config,
+        ).attach(trainer)
+        _remove_if_empty(recipe.out / "checkpoints")  # made by the trainer's __init__
+        _remove_if_empty(recipe.out)
+        step = 0 if self.checkpoint is None else _step_of(self.checkpoint)
+        run = callback.begin(trainer.model, self.tokenizer, trainer.args, step)
+        TrainingBar.replace_in(trainer, f"{recipe.out.name}: updates")
+        trainer.train(resume_from_checkpoint=_text(self.checkpoint))
+        trainer.save_model(str(recipe.out / "model"))
+        return run or RunDirectory.open(recipe.out)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint in `folder`, or None.
+
+    The trainer writes `trainer_state.json` last, so a checkpoint cut by a crash has
+    none, or half of one.
+    """
+    for path in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return path
+    return None
+
+
+def _step_of(checkpoint: Path) -> int:
+    match = re.search(r"-(\d+)$", checkpoint.name)
+    return int(match.group(1)) if match else -1
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def refuse_taken(recipe: Recipe) -> None:
+    """Find out that `out` is taken before a model is loaded, not after."""
+    taken = recipe.out.exists() and any(recipe.out.iterdir())
+    if taken and not is_run(recipe.out):
+        raise BadInput(
+            f"{recipe.out} exists and is no run directory, so it is left alone. "
+            "Choose another --out."
+        )
+    if taken and not (recipe.resume or recipe.overwrite):
+        raise BadInput(
+            f"{recipe.out} holds a run already. Choose another --out, continue it with "
+            "--resume, or replace it with --overwrite."
+        )
