@@ -119,7 +119,8 @@ def test_every_observation_of_a_run_is_sound(tmp_path):
     run = sft(settings, data(), probes())
     assert run.steps == [0, 3, 6, 8]  # the final step is observed though not due
     table = run.read_probes()
-    keys = set(zip(table["prompt_id"].to_pylist(), table["kind"].to_pylist()))
+    columns = (table[name].to_pylist() for name in ("prompt_id", "kind"))
+    keys = set(zip(*columns, strict=True))
     assert len(keys) == len(table) == len(probes())
     for step in run.steps:
         observation = run.read_observation(step)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from models import FAMILIES, byte_tokenizer, tiny_model
 
 from learndyn.errors import BadInput
 from learndyn.measure import score as score_module
@@ -14,6 +13,7 @@ from learndyn.measure.statistics import row_statistics
 from learndyn.probes.probe import Probe, ProbeSet
 from learndyn.probes.tokenize import TokenizedProbes, tokenize
 from learndyn.record.observation import PROBE_COLUMNS
+from models import FAMILIES, byte_tokenizer, tiny_model
 
 
 def probes(reverse: bool = False) -> TokenizedProbes:
@@ -28,7 +28,9 @@ def probes(reverse: bool = False) -> TokenizedProbes:
         for i, question in enumerate(["How do I clean a copper kettle?", "Why?"])
         for kind, text in responses.items()
     ]
-    return tokenize(ProbeSet(tuple(items[::-1] if reverse else items)), byte_tokenizer())
+    return tokenize(
+        ProbeSet(tuple(items[::-1] if reverse else items)), byte_tokenizer()
+    )
 
 
 def loop(model, tokenized: TokenizedProbes) -> np.ndarray:

@@ -139,7 +139,7 @@ class ProbeSet(Sequence[Probe]):
                 table = file.read()
         except (OSError, pa.ArrowInvalid) as error:
             raise BadInput(f"cannot read probes from {path}: {error}") from error
-        about = json.loads((table.schema.metadata or {}).get(b"learndyn", b"{}"))
+        about = _about(table)
         if about.get("schema_version") != SCHEMA_VERSION:
             raise BadInput(
                 f"{path} is not a probe file of version {SCHEMA_VERSION} (found "
@@ -147,11 +147,11 @@ class ProbeSet(Sequence[Probe]):
                 "`learndyn probes build`."
             )
         probes = cls.from_rows(table.to_pylist(), about.get("manifest", {}))
-        if probes.fingerprint != about["fingerprint"]:
+        if probes.fingerprint != about.get("fingerprint"):
             raise BadInput(
                 f"{path} was changed after it was saved: its texts hash to "
                 f"{probes.fingerprint[:12]}, its header says "
-                f"{about['fingerprint'][:12]}. Build it again from the source."
+                f"{str(about.get('fingerprint'))[:12]}. Build it again from the source."
             )
         return probes
 
@@ -159,9 +159,33 @@ class ProbeSet(Sequence[Probe]):
     def from_rows(
         cls, rows: Sequence[dict[str, Any]], manifest: dict[str, Any] | None = None
     ) -> "ProbeSet":
-        """Build a set from long rows: one mapping per probe, `Probe`'s fields as keys."""
+        """Build a set from long rows: one mapping per probe, `Probe`'s fields as keys.
+
+        Raises:
+            BadInput: if a row lacks a column that a probe needs.
+        """
+        needed = COLUMNS[:4]
+        lacking = [
+            f"row {i}: no {', '.join(name for name in needed if name not in row)}"
+            for i, row in enumerate(rows)
+            if not all(name in row for name in needed)
+        ]
+        if lacking:
+            raise BadInput(
+                f"{len(lacking)} rows are no probes:\n{listed(lacking)}\nA probe "
+                f"needs {', '.join(needed)}."
+            )
         kept = ({key: row[key] for key in COLUMNS if key in row} for row in rows)
         return cls(tuple(Probe(**row) for row in kept), manifest or {})
+
+
+def _about(table: pa.Table) -> dict[str, Any]:
+    """The header that `save` wrote, or an empty one."""
+    try:
+        about = json.loads((table.schema.metadata or {}).get(b"learndyn", b"{}"))
+    except ValueError:
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def _problems(probes: tuple[Probe, ...]) -> list[str]:

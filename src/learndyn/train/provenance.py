@@ -1,4 +1,4 @@
-"""Where a run comes from: versions, hashes, seeds, settings; all that `run.json` holds."""
+"""Where a run comes from: versions, hashes, seeds and settings, for `run.json`."""
 
 import importlib.metadata
 import platform

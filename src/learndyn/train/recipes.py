@@ -134,7 +134,8 @@ def extend(
     """The paper's remedy (Section 4.3): SFT on chosen and rejected, then the same DPO.
 
     Writes two run directories, `out/sft` and `out/dpo`; DPO starts from
-    `out/sft/model`. `recipe.trainer` holds DPO's settings, `sft_trainer` those of the SFT stage.
+    `out/sft/model`. `recipe.trainer` holds DPO's settings, `sft_trainer` those of the
+    SFT stage.
     """
     first = replace(recipe, out=recipe.out / "sft", trainer=sft_trainer or {})
     done = is_run(first.out) and bool(RunDirectory.open(first.out).info.get("finished"))

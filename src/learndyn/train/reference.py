@@ -1,9 +1,9 @@
 """Step 0 of DPO: policy and reference must be the same model on every training pair.
 
 If they are not, the margin does not start at 0, and the loss pushes on a difference
-that no update made. TRL's default reference is loaded anew from the policy's name, so it
-is another model whenever the policy was changed in memory; half-precision references do
-the same, more quietly.
+that no update made. TRL's default reference is loaded anew from the policy's name, so
+it is another model whenever the policy was changed in memory; half-precision references
+do the same, more quietly.
 """
 
 from collections.abc import Callable, Iterable, Sequence
