@@ -1,0 +1,265 @@
+"""Two runs on the same answers: what differs, and how much of it is progress.
+
+At equal updates the run that moves faster looks different only because it is further.
+So runs are compared at three points:
+
+    updates   both after the same number of updates
+    margin    both where their own DPO margin first reaches m*. Its zero is each run's
+              own start, so a run that starts with a wide gap must go further
+    gap       both where logp chosen - logp rejected first reaches the same value
+
+At "updates" and "margin" changes since each run's own start are compared, at "gap" the
+levels of logp themselves. The intervals resample prompts, the same for both runs, and
+look up the point anew in each resample.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from learndyn.diagnose.intervals import (
+    Interval,
+    band,
+    ratio_of_sums,
+    resample_weights,
+)
+from learndyn.diagnose.paths import Paths, off_target
+from learndyn.errors import BadInput
+from learndyn.record.trajectory import Trajectory
+
+
+By = Literal["updates", "margin", "gap"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One quantity in both runs at the matched point, in nats."""
+
+    a: float
+    b: float
+    difference: Interval
+    """b - a, paired over prompts."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Run b against run a at one matched point."""
+
+    by: By
+    at: float | None
+    """Updates, margin or gap at which both are looked at; None if there is no such
+    point, and then `reason` says why."""
+    step_a: float = float("nan")
+    """Updates that run a needed to get there; fractional between observations."""
+    step_b: float = float("nan")
+    kinds: dict[str, Difference] = field(default_factory=dict)
+    """Changes since the own start; levels of logp when matched by gap."""
+    greedy: Difference | None = None
+    """The same for argmax_logp along chosen."""
+    off_target: Difference | None = None
+    """Change of the own first favourites that are not chosen's tokens, nats per such
+    token. None when matched by gap: it is a change and has no level."""
+    prompts: int = 0
+    lost_share: float = 0.0
+    """Share of resamples in which a run starts beyond the point or never reaches it.
+    They are left out of the intervals."""
+    reason: str | None = None
+
+
+def compare(
+    a: Trajectory,
+    b: Trajectory,
+    by: By,
+    *,
+    at: float | None = None,
+    fraction: float = 0.8,
+    seed: int = 0,
+) -> Comparison:
+    """Compare run `b` with run `a` at one matched point.
+
+    Without `at`: the last update that both have; `fraction` of the smaller final
+    margin; or, for the gap, `fraction` of the way from the higher of the two starts to
+    the lower of the two ends, a stretch that both runs pass through. Close to the end
+    of a run many resamples would never reach the point.
+
+    Raises:
+        BadInput: if the runs watched other answers, if a quantity needs kinds that the
+            probes lack, or if `at` updates lie outside a run.
+    """
+    _same_probes(a, b)
+    sides = (_Side.of(a, by), _Side.of(b, by))
+    if at is None:
+        at, reason = _matched_point(by, sides, fraction)
+        if at is None:
+            return Comparison(by, None, prompts=len(sides[0].prompts), reason=reason)
+    prompts = len(sides[0].prompts)
+    everyone = np.ones((1, prompts))
+    whole = (sides[0].reach(at, everyone), sides[1].reach(at, everyone))
+    if not (whole[0].found[0] and whole[1].found[0]):
+        return Comparison(
+            by,
+            None,
+            prompts=prompts,
+            reason=f"a run starts beyond {at:.4g} or never reaches it.",
+        )
+    weights = resample_weights(prompts, seed=seed)
+    drawn = (sides[0].reach(at, weights), sides[1].reach(at, weights))
+    lost = ~(drawn[0].found & drawn[1].found)
+    result = _differences(sides, whole, drawn, weights)
+    return Comparison(
+        by,
+        at,
+        step_a=float(whole[0].of(sides[0].steps)[0]),
+        step_b=float(whole[1].of(sides[1].steps)[0]),
+        greedy=result.pop("greedy", None),
+        off_target=result.pop("off_target", None),
+        kinds={name.removeprefix("kind:"): d for name, d in result.items()},
+        prompts=prompts,
+        lost_share=float(lost.mean()),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Points:
+    """Where each resample stands: between `before` and `before + 1`."""
+
+    before: Int[np.ndarray, " draw"]
+    weight: Float[np.ndarray, " draw"]
+    found: Bool[np.ndarray, " draw"]
+
+    def of(self, path: Float[np.ndarray, " step *draws"]) -> Float[np.ndarray, " draw"]:
+        """One value per draw, interpolated; `path` may be common to all draws."""
+        after = np.minimum(self.before + 1, len(path) - 1)
+        if path.ndim == 1:
+            early, late = path[self.before], path[after]
+        else:
+            draws = np.arange(path.shape[1])
+            early, late = path[self.before, draws], path[after, draws]
+        return early + np.where(self.weight > 0, self.weight * (late - early), 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """One run with what is needed to look at it anywhere."""
+
+    trajectory: Trajectory
+    paths: Paths
+    by: By
+    values: dict[str, Float[np.ndarray, "step prompt"]]
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, by: By) -> "_Side":
+        paths = Paths.of(trajectory)
+        if by != "updates" and paths.gap is None:
+            raise BadInput(
+                f"{trajectory.run.path} cannot be matched by {by}: its probes lack "
+                "chosen or rejected. Compare by updates."
+            )
+        values = {f"kind:{kind}": path for kind, path in paths.logp.items()}
+        if paths.greedy is not None:
+            values["greedy"] = paths.greedy
+        if by != "gap":
+            values = {name: path - path[0] for name, path in values.items()}
+        return cls(trajectory, paths, by, values)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return self.paths.prompts
+
+    @property
+    def steps(self) -> Float[np.ndarray, " step"]:
+        return self.paths.steps
+
+    def parts(self, points: "_Points") -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Name -> numerator and denominator, step x prompt, of all that is compared.
+
+        Per-token values are read only at the observations that `points` stand on.
+        """
+        parts = {name: (v, np.ones_like(v)) for name, v in self.values.items()}
+        if self.by == "gap":
+            return parts
+        last = len(self.steps) - 1
+        used = np.unique(np.minimum([points.before, points.before + 1], last))
+        found = off_target(self.trajectory, self.paths, used.tolist())
+        if found is not None and np.nansum(found[1]) > 0:
+            change = np.full((last + 1, len(self.prompts)), np.nan)
+            change[used] = found[0]
+            tokens = np.broadcast_to(found[1], change.shape)
+            parts["off_target"] = (change, tokens)
+        return parts
+
+    def clock(
+        self, weights: Float[np.ndarray, "draw prompt"]
+    ) -> Float[np.ndarray, "step draw"]:
+        """What the runs are matched by, at every observation in every draw."""
+        values = self.paths.margin if self.by == "margin" else self.paths.gap
+        if self.by == "updates" or values is None:
+            return np.repeat(self.steps[:, None], len(weights), axis=1)
+        return ratio_of_sums(values, np.ones_like(values), weights)
+
+    def reach(self, at: float, weights: Float[np.ndarray, "draw prompt"]) -> _Points:
+        """Where each draw first reaches `at` from below."""
+        clock = self.clock(weights)
+        there = clock >= at
+        index = np.argmax(there, axis=0)
+        draws = np.arange(clock.shape[1])
+        exact = clock[0] == at
+        before = np.maximum(index - 1, 0)
+        low, high = clock[before, draws], clock[index, draws]
+        span = np.where(high > low, high - low, 1.0)
+        weight = np.where(index > 0, (at - low) / span, 0.0)
+        return _Points(before, weight, there.any(axis=0) & ((index > 0) | exact))
+
+
+def _matched_point(
+    by: By, sides: tuple[_Side, _Side], fraction: float
+) -> tuple[float | None, str | None]:
+    if by == "updates":
+        return float(min(side.steps[-1] for side in sides)), None
+    clocks = [side.clock(np.ones((1, len(side.prompts))))[:, 0] for side in sides]
+    start = max(float(clock[0]) for clock in clocks)
+    end = min(float(clock[-1]) for clock in clocks)
+    if not end > start:
+        return None, (
+            f"there is no {by} that both runs pass through: the higher start is "
+            f"{start:.1f} nats, the lower end {end:.1f}."
+        )
+    return start + fraction * (end - start), None
+
+
+def _differences(
+    sides: tuple[_Side, _Side],
+    whole: tuple[_Points, _Points],
+    drawn: tuple[_Points, _Points],
+    weights: Float[np.ndarray, "draw prompt"],
+) -> dict[str, Difference]:
+    """Every quantity that both runs have, at the matched point."""
+    lost = ~(drawn[0].found & drawn[1].found)
+    parts = [side.parts(points) for side, points in zip(sides, drawn, strict=True)]
+    everyone = np.ones((1, weights.shape[1]))
+    out = {}
+    for name in [name for name in parts[0] if name in parts[1]]:
+        at, draws, known = [], [], True
+        for part, here, there in zip(parts, whole, drawn, strict=True):
+            values, tokens = part[name]
+            at.append(float(here.of(ratio_of_sums(values, tokens, everyone))[0]))
+            draws.append(there.of(ratio_of_sums(values, tokens, weights)))
+            known = known & np.isfinite(
+                values[-1] if name != "off_target" else tokens[0]
+            )
+        spread = np.where(lost, np.nan, draws[1] - draws[0])
+        interval = band(np.array(at[1] - at[0]), spread, np.array(np.sum(known))).at()
+        out[name] = Difference(at[0], at[1], interval)
+    return out
+
+
+def _same_probes(a: Trajectory, b: Trajectory) -> None:
+    prints = [t.run.info.get("probe_fingerprint") for t in (a, b)]
+    if prints[0] is None or prints[0] != prints[1]:
+        raise BadInput(
+            f"{a.run.path} and {b.run.path} cannot be compared: they watched other "
+            f"answers (probe fingerprints {str(prints[0])[:12]} and "
+            f"{str(prints[1])[:12]}). Use runs with the same probe set."
+        )

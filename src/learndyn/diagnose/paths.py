@@ -1,0 +1,176 @@
+"""One run on one prompt axis: every kind's path, the margin, and when it gets there.
+
+    margin(t) = mean over prompts of [(logp chosen - logp rejected)(t) - same at start]
+    gap(t)    = mean over prompts of  (logp chosen - logp rejected)(t)
+
+Both are in nats, not times beta. The margin is zero where each run starts; the gap has
+one zero for all runs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from learndyn.errors import BadInput
+from learndyn.record.trajectory import Trajectory
+
+
+GREEDY = "greedy path"
+"""Name of the argmax log-probability along chosen, where kinds are listed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Paths:
+    """Values of every kind with one prompt axis; NaN where a prompt lacks a kind."""
+
+    prompts: tuple[str, ...]
+    """Prompt ids, sorted."""
+    steps: Float[np.ndarray, " step"]
+    logp: dict[str, Float[np.ndarray, "step prompt"]]
+    """Summed log-probability of each kind, in nats; kinds in the paper's order."""
+    n_tokens: dict[str, Float[np.ndarray, " prompt"]]
+    """Scored tokens of each response."""
+    greedy: Float[np.ndarray, "step prompt"] | None
+    """Sum over chosen's positions of the largest log-probability, in nats."""
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, split: str | None = None) -> "Paths":
+        """Bring a run's values onto one prompt axis.
+
+        Raises:
+            BadInput: if no probe is of this split.
+        """
+        wanted = np.ones(len(trajectory.probes), dtype=bool)
+        if split is not None:
+            wanted = trajectory.split_of == split
+        if not wanted.any():
+            found = ", ".join(sorted(set(trajectory.split_of.tolist())))
+            raise BadInput(
+                f"{trajectory.run.path} has no probe of split {split}. It has: {found}."
+            )
+        prompts = tuple(sorted(set(trajectory.prompt_of[wanted].tolist())))
+        kinds = [
+            k for k in trajectory.kinds if (wanted & (trajectory.kind_of == k)).any()
+        ]
+
+        def on_axis(values: np.ndarray, kind: str) -> Float[np.ndarray, "step prompt"]:
+            rows = trajectory.rows(kind, split)
+            return _spread(values[:, rows], trajectory.prompt_of[rows], prompts)
+
+        columns = trajectory.columns
+        tokens = trajectory.n_tokens[None, :]
+        return cls(
+            prompts,
+            trajectory.steps.astype(np.float64),
+            {kind: on_axis(columns["logp"], kind) for kind in kinds},
+            {kind: on_axis(tokens, kind)[0] for kind in kinds},
+            on_axis(columns["argmax_logp"], "chosen") if "chosen" in kinds else None,
+        )
+
+    @property
+    def gap(self) -> Float[np.ndarray, "step prompt"] | None:
+        """logp chosen - logp rejected, in nats; None without both kinds."""
+        if "chosen" not in self.logp or "rejected" not in self.logp:
+            return None
+        return self.logp["chosen"] - self.logp["rejected"]
+
+    @property
+    def margin(self) -> Float[np.ndarray, "step prompt"] | None:
+        """The gap minus the gap at the start, in nats; None without both kinds."""
+        return None if self.gap is None else self.gap - self.gap[0]
+
+    def with_greedy(self) -> dict[str, Float[np.ndarray, "step prompt"]]:
+        """All kinds, and the greedy path under the name `GREEDY` where known."""
+        extra = {} if self.greedy is None else {GREEDY: self.greedy}
+        return self.logp | extra
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """A point between two neighbouring observations."""
+
+    before: int
+    after: int
+    weight: float
+    """0 at the earlier observation, 1 at the later one."""
+
+    def of(self, values: Float[np.ndarray, " step *rest"]) -> np.ndarray:
+        """Values at this point, interpolated linearly."""
+        early, late = values[self.before], values[self.after]
+        if self.before == self.after:
+            return np.asarray(early)
+        return np.asarray(early + self.weight * (late - early))
+
+
+def mean_path(values: Float[np.ndarray, "step prompt"]) -> Float[np.ndarray, " step"]:
+    """Mean over the prompts that have a value; NaN where none has."""
+    known = np.isfinite(values)
+    count = known.sum(axis=1)
+    total = np.where(known, values, 0.0).sum(axis=1)
+    return np.where(count == 0, np.nan, total / np.maximum(count, 1))
+
+
+def first_reach(path: Float[np.ndarray, " step"], value: float) -> Between | None:
+    """Where `path` first reaches `value`, or None if it never does."""
+    there = np.flatnonzero(path >= value)
+    if len(there) == 0:
+        return None
+    index = int(there[0])
+    if index == 0 or not np.isfinite(path[index - 1]):
+        return Between(index, index, 0.0)
+    before = float(path[index - 1])
+    weight = (value - before) / (float(path[index]) - before)
+    return Between(index - 1, index, weight)
+
+
+def off_target(
+    trajectory: Trajectory, paths: Paths, points: Sequence[int]
+) -> tuple[Float[np.ndarray, "point prompt"], Float[np.ndarray, " prompt"]] | None:
+    """Change of the tokens that the first model preferred to chosen's own.
+
+    Over the positions of chosen where the first observation's argmax is not the label:
+    the sum of log pi(that argmax) minus the same at the start, in nats per response, at
+    each observation in `points` (indices into the steps); and the number of such
+    positions. Above zero: wrong favourites gained. None where token ids are unknown.
+    """
+    if (
+        "chosen" not in paths.logp
+        or "response_ids" not in trajectory.probes.column_names
+    ):
+        return None
+    first = trajectory.observation(int(trajectory.steps[0]))
+    labels = trajectory.probes["response_ids"].combine_chunks().flatten().to_numpy()
+    if len(labels) != len(first.token_argmax_id):
+        return None
+    astray = first.token_argmax_id != labels
+    probe_of = np.repeat(np.arange(len(first.n_tokens)), first.n_tokens)
+    rows = np.flatnonzero(trajectory.kind_of == "chosen")
+
+    def spread(per_token: Float[np.ndarray, " token"]) -> Float[np.ndarray, " prompt"]:
+        kept = np.where(astray, per_token, 0.0)
+        sums = np.bincount(probe_of, kept, minlength=len(first.n_tokens))[None, rows]
+        return _spread(sums, trajectory.prompt_of[rows], paths.prompts)[0]
+
+    begin = first.token_start_logp.astype(np.float64)
+    moved = [
+        spread(
+            trajectory.observation(int(trajectory.steps[i])).token_start_logp - begin
+        )
+        for i in points
+    ]
+    return np.stack(moved), spread(np.ones(len(labels)))
+
+
+def _spread(
+    values: Float[np.ndarray, "step row"] | np.ndarray,
+    prompt_of: np.ndarray,
+    prompts: Sequence[str],
+) -> Float[np.ndarray, "step prompt"]:
+    """Put columns where their prompts stand in `prompts`; the others stay NaN."""
+    position = {prompt: index for index, prompt in enumerate(prompts)}
+    kept = [i for i, prompt in enumerate(prompt_of.tolist()) if prompt in position]
+    out = np.full((len(values), len(prompts)), np.nan)
+    out[:, [position[prompt_of[i]] for i in kept]] = values[:, kept]
+    return out

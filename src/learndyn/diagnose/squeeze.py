@@ -1,0 +1,168 @@
+"""The evidence for squeezing: does probability move to what the model already favours?
+
+The paper's squeezing effect (Ren & Sutherland 2025, Section 3.3): pushing down an
+unlikely answer takes probability from nearly every token and gives it to the argmax.
+What it leaves in a run, each with its interval over prompts:
+
+    greedy path rises   sum over chosen's positions of max_v log pi(v)
+    off-target rises    log pi of the first model's favourites that are not chosen's own
+    most kinds fall     chosen among them
+    squeeze index > 0   g(greedy path) - max over kinds k of g(k), where
+                        g(k) = mean change of k / |mean of k at the start|
+
+The maximum in the index keeps training that merely fits (one kind gains more than the
+greedy path) from being called squeezing.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+
+from learndyn.diagnose.changes import falling, rising
+from learndyn.diagnose.intervals import (
+    Interval,
+    band,
+    paired_bootstrap,
+    pooled_bootstrap,
+    ratio_of_sums,
+    resample_weights,
+)
+from learndyn.diagnose.paths import (
+    GREEDY,
+    Between,
+    Paths,
+    first_reach,
+    mean_path,
+    off_target,
+)
+from learndyn.record.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Changes since the first observation, mean over prompts, nats per response.
+
+    A field is None where the run has no such value, or where the margin asked for was
+    never reached; `reason` then says why.
+    """
+
+    step: float | None = None
+    """Optimizer updates at the point looked at; between observations if fractional."""
+    margin: Interval | None = None
+    chosen: Interval | None = None
+    rejected: Interval | None = None
+    greedy: Interval | None = None
+    """Change of argmax_logp along chosen."""
+    chosen_relative: Interval | None = None
+    """Mean change / |mean at the start|; no unit."""
+    greedy_relative: Interval | None = None
+    off_target: Interval | None = None
+    """Nats per off-target token, pooled over all of them."""
+    off_target_per_response: Interval | None = None
+    """Nats per response, summed over its off-target tokens."""
+    off_target_tokens: int = 0
+    """Positions of chosen where the first observation's argmax is not the label."""
+    kinds: dict[str, Interval] = field(default_factory=dict)
+    relative: dict[str, Interval] = field(default_factory=dict)
+    """Mean change / |mean at the start| of every kind."""
+    squeeze_index: Interval | None = None
+    reason: str | None = None
+
+    @property
+    def falling(self) -> int:
+        """Kinds whose whole interval is below zero, of `len(kinds)`."""
+        return falling(list(self.kinds.values()))
+
+    @property
+    def rising(self) -> int:
+        """Kinds whose whole interval is above zero, of `len(kinds)`."""
+        return rising(list(self.kinds.values()))
+
+
+def squeeze_evidence(
+    trajectory: Trajectory,
+    *,
+    at_margin: float | None = None,
+    split: str | None = None,
+    seed: int = 0,
+) -> Evidence:
+    """Collect the evidence at the last observation, or where the margin is `at_margin`.
+
+    The point of `at_margin` (nats, not times beta) is where the mean margin first
+    reaches it, interpolated between observations. The intervals hold that point fixed.
+    """
+    paths = Paths.of(trajectory, split)
+    last = len(paths.steps) - 1
+    point: Between | None = Between(last, last, 0.0)
+    if at_margin is not None:
+        if paths.margin is None:
+            return Evidence(reason="no margin: the probes lack chosen or rejected.")
+        means = mean_path(paths.margin)
+        point = first_reach(means, at_margin)
+        if point is None:
+            return Evidence(
+                reason=f"the margin never reached {at_margin:g} nats; its highest "
+                f"value is {np.max(means, initial=-np.inf):.1f}."
+            )
+    assert point is not None
+    changes = {kind: point.of(v) - v[0] for kind, v in paths.with_greedy().items()}
+    starts = {kind: np.abs(v[0]) for kind, v in paths.with_greedy().items()}
+    sums = {k: paired_bootstrap(v, seed=seed).at() for k, v in changes.items()}
+    shares = {
+        k: pooled_bootstrap(v, starts[k], seed=seed).at() for k, v in changes.items()
+    }
+    astray = _off_target(trajectory, paths, point, seed)
+    margin = None if paths.margin is None else point.of(paths.margin)
+    return Evidence(
+        step=float(point.of(paths.steps)),
+        margin=None if margin is None else paired_bootstrap(margin, seed=seed).at(),
+        chosen=sums.get("chosen"),
+        rejected=sums.get("rejected"),
+        greedy=sums.pop(GREEDY, None),
+        chosen_relative=shares.get("chosen"),
+        greedy_relative=shares.pop(GREEDY, None),
+        off_target=astray[0],
+        off_target_per_response=astray[1],
+        off_target_tokens=astray[2],
+        kinds=sums,
+        relative=shares,
+        squeeze_index=_index(changes, starts, seed),
+        reason=None if GREEDY in changes else "no greedy path: no probe is chosen.",
+    )
+
+
+def _off_target(
+    trajectory: Trajectory, paths: Paths, point: Between, seed: int
+) -> tuple[Interval | None, Interval | None, int]:
+    found = off_target(trajectory, paths, [point.before, point.after])
+    if found is None or np.nansum(found[1]) == 0:
+        return None, None, 0
+    sums, tokens = found
+    change = sums[0] + point.weight * (sums[1] - sums[0])
+    return (
+        pooled_bootstrap(change, tokens, seed=seed).at(),
+        paired_bootstrap(change, seed=seed).at(),
+        int(np.nansum(tokens)),
+    )
+
+
+def _index(
+    changes: dict[str, Float[np.ndarray, " prompt"]],
+    starts: dict[str, Float[np.ndarray, " prompt"]],
+    seed: int,
+) -> Interval | None:
+    """g(greedy path) - max over kinds of g(kind), on the same resamples."""
+    if GREEDY not in changes:
+        return None
+    prompts = len(changes[GREEDY])
+
+    def index(weights: Float[np.ndarray, "draw prompt"]) -> Float[np.ndarray, " draw"]:
+        share = {k: ratio_of_sums(v, starts[k], weights) for k, v in changes.items()}
+        kinds = np.stack([v for k, v in share.items() if k != GREEDY])
+        best = np.max(np.where(np.isfinite(kinds), kinds, -np.inf), axis=0)
+        return share[GREEDY] - best
+
+    mean = index(np.ones((1, prompts)))[0]
+    n = np.array(np.isfinite(changes[GREEDY]).sum())
+    return band(np.array(mean), index(resample_weights(prompts, seed=seed)), n).at()

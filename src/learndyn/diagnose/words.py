@@ -1,0 +1,293 @@
+"""What happened, in plain sentences that carry their numbers.
+
+A sentence is never more certain than its interval: "fell" needs the whole interval
+below zero. Curves show a pattern, not a mechanism, so causes are called probable.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from learndyn.diagnose.changes import kind_table
+from learndyn.diagnose.compare import By, Comparison, Difference, compare
+from learndyn.diagnose.numbers import nats, number, percent
+from learndyn.diagnose.squeeze import Evidence, squeeze_evidence
+from learndyn.record.trajectory import Trajectory
+
+
+THRESHOLD = 0.02
+"""Relative change below which nothing is said to have moved."""
+
+FEW_PROMPTS = 10
+"""Percentile intervals over fewer prompts are too narrow; a sentence says so."""
+
+
+def what_happened(
+    trajectory: Trajectory,
+    baseline: Trajectory | None = None,
+    split: str | None = None,
+) -> list[str]:
+    """Sentences about one run; with `baseline`, also about its difference to that.
+
+    Raises:
+        BadInput: if `baseline` watched other answers, or no probe is of `split`.
+    """
+    if len(trajectory.steps) < 2:
+        return [
+            f"One observation so far, at update {trajectory.steps[0]}: no change can "
+            "be shown yet."
+        ]
+    evidence = squeeze_evidence(trajectory, split=split)
+    sft = is_sft(trajectory.run.info)
+    said = [_what_moved(trajectory, evidence, sft)]
+    said += _greedy(evidence)
+    said.append(_how_many(evidence))
+    said.append(_fit(evidence) if sft else _squeezing(evidence))
+    said += _off_target(evidence) if not sft else []
+    said += _turned_back(trajectory, split) + _hallucination(evidence)
+    said += _cautions(trajectory, evidence)
+    if baseline is not None:
+        said += compare_in_words(baseline, trajectory)
+    return said
+
+
+def compare_all(a: Trajectory, b: Trajectory) -> dict[By, Comparison]:
+    """Run `b` against run `a` at equal updates and, for preference runs with chosen and
+    rejected probes, at matched margin and gap.
+
+    Raises:
+        BadInput: if the runs watched other answers.
+    """
+    found: dict[By, Comparison] = {"updates": compare(a, b, "updates")}
+    both = all({"chosen", "rejected"} <= set(t.kinds) for t in (a, b))
+    if both and not is_sft(a.run.info) and not is_sft(b.run.info):
+        found["margin"] = compare(a, b, "margin")
+        found["gap"] = compare(a, b, "gap")
+    return found
+
+
+def compare_in_words(
+    a: Trajectory, b: Trajectory, found: dict[By, Comparison] | None = None
+) -> list[str]:
+    """Sentences about run `b` against run `a`; `found` is what `compare_all` gave.
+
+    Raises:
+        BadInput: if the runs watched other answers.
+    """
+    found = compare_all(a, b) if found is None else found
+    one, other = names(a, b)
+    said = [_at_updates(found["updates"], one, other)]
+    if "margin" not in found:
+        return said
+    said.append(_at_match(found["margin"], one, other, "DPO margin"))
+    said.append(_at_match(found["gap"], one, other, "absolute gap"))
+    if found["margin"].at is not None:
+        said.append(
+            "At a matched point rejected differs by as much as chosen, by "
+            "construction. The margin starts at zero in each run; the gap does not. "
+            "Where the two disagree, part of the difference is where the runs started."
+        )
+    return said
+
+
+def is_sft(info: dict[str, Any]) -> bool:
+    """Whether run.json says that the run only pushes answers up."""
+    return str(info.get("method", "")).lower().endswith("sft")
+
+
+def names(a: Trajectory, b: Trajectory) -> tuple[str, str]:
+    """Names of two runs: their folders', told apart by (1) and (2) if equal."""
+    one, other = (t.run.path.resolve().name for t in (a, b))
+    return (one, other) if one != other else (f"{one} (1)", f"{other} (2)")
+
+
+def _what_moved(trajectory: Trajectory, evidence: Evidence, sft: bool) -> str:
+    method = "SFT" if sft else str(trajectory.run.info.get("method") or "training")
+    method = method.upper() if len(method) <= 4 else method
+    moved = []
+    if evidence.chosen is not None:
+        moved.append(f"chosen by {number(evidence.chosen)} nats")
+    if evidence.rejected is not None:
+        moved.append(f"rejected by {number(evidence.rejected)} nats")
+    if not moved:
+        return f"{method} ran for {trajectory.steps[-1]} updates; no probe is chosen."
+    text = f"{method} moved {' and '.join(moved)} in {trajectory.steps[-1]} updates"
+    if evidence.margin is None or sft:
+        return text + "."
+    return text + f": the margin changed by {number(evidence.margin)} nats."
+
+
+def _greedy(evidence: Evidence) -> list[str]:
+    path = evidence.greedy
+    if path is None:
+        return []
+    verb = "did not clearly move"
+    if path.above_zero:
+        verb = "gained probability"
+    elif path.below_zero:
+        verb = "lost probability"
+    return [
+        f"The greedy path, the model's own favourite tokens along chosen, {verb}: "
+        f"{number(path)} nats."
+    ]
+
+
+def _how_many(evidence: Evidence) -> str:
+    total = len(evidence.kinds)
+    unsure = total - evidence.falling - evidence.rising
+    text = f"{evidence.falling} of {total} kinds fell and {evidence.rising} rose"
+    return text + (f"; for {unsure} the interval includes zero." if unsure else ".")
+
+
+def _squeezing(evidence: Evidence) -> str:
+    index, path = evidence.squeeze_index, evidence.greedy_relative
+    if index is None or path is None:
+        return "Squeezing cannot be judged without the greedy path along chosen."
+    best = max(evidence.relative, key=lambda k: _rank(evidence.relative[k].mean))
+    shares = (
+        f"relative to its start the greedy path changed by {percent(path.mean)}, "
+        f"the best kind, {best}, by {percent(evidence.relative[best].mean)}"
+    )
+    if path.mean > THRESHOLD and index.mean > THRESHOLD:
+        if not (path.low > THRESHOLD and index.low > THRESHOLD):
+            return (
+                f"Perhaps squeezing, but not surely: {shares}; the squeeze index is "
+                f"{number(index, 2)}, and the threshold is {THRESHOLD}."
+            )
+        if 2 * evidence.falling > len(evidence.kinds):
+            return (
+                f"Probability moved to tokens the model already favoured (squeezing): "
+                f"{shares}. Probably not a bug."
+            )
+        return (
+            "The greedy path gained more than any kind, but most kinds did not fall: "
+            f"at most mild squeezing. In numbers, {shares}."
+        )
+    top = evidence.relative[best]
+    if path.mean <= THRESHOLD and top.mean < -THRESHOLD:
+        sure = path.high <= THRESHOLD and top.high < 0
+        return (
+            f"No squeezing{'' if sure else ', as far as the intervals tell'}: nothing "
+            f"watched gained; {shares}. Probability leaks out of every watched answer: "
+            "steps that are too large, or a fault in template, EOS or labels."
+        )
+    if top.mean > THRESHOLD:
+        return f"No squeezing: {shares}."
+    return f"No squeezing: nothing moved past {100 * THRESHOLD:.0f} %; {shares}."
+
+
+def _fit(evidence: Evidence) -> str:
+    chosen = evidence.chosen
+    if chosen is None:
+        return "No probe is chosen, so the fit cannot be judged."
+    if chosen.above_zero:
+        return (
+            f"The fit is as intended: chosen is likelier than at the start, by "
+            f"{percent(evidence.relative['chosen'].mean)} of its log-probability."
+        )
+    if chosen.below_zero:
+        return (
+            "SFT made chosen less likely, which it should not: check the learning "
+            "rate, the template and that these prompts are like the training data."
+        )
+    return "Chosen did not clearly change: its interval includes zero."
+
+
+def _off_target(evidence: Evidence) -> list[str]:
+    moved = evidence.off_target
+    if moved is None:
+        return []
+    direction = "did not clearly move"
+    if moved.excludes_zero:
+        direction = "gained" if moved.above_zero else "lost"
+    return [
+        "Where the first model's favourite was not chosen's token, that favourite "
+        f"{direction}: {number(moved, 2)} nats per token over "
+        f"{evidence.off_target_tokens} tokens."
+    ]
+
+
+def _turned_back(trajectory: Trajectory, split: str | None) -> list[str]:
+    rows = {row.kind: row for row in kind_table(trajectory, split)}
+    chosen = rows.get("chosen")
+    inside = chosen and trajectory.steps[0] < chosen.peak_step < trajectory.steps[-1]
+    if not chosen or not inside:
+        return []
+    return [
+        f"Chosen was highest at update {chosen.peak_step}, "
+        f"{nats(chosen.peak - chosen.first)} nats above its start, and ended "
+        f"{nats(chosen.last - chosen.peak)} nats from there (peak picked after the "
+        "fact)."
+    ]
+
+
+def _hallucination(evidence: Evidence) -> list[str]:
+    other = evidence.kinds.get("irrelevant_train")
+    if other is None or not other.above_zero:
+        return []
+    return [
+        f"Watch irrelevant_train, {number(other)} nats: answers of other training "
+        "prompts became likelier (a sign of hallucination)."
+    ]
+
+
+def _cautions(trajectory: Trajectory, evidence: Evidence) -> list[str]:
+    prompts = max((i.n for i in evidence.kinds.values()), default=0)
+    said = []
+    if prompts < FEW_PROMPTS:
+        said.append(f"Only {prompts} prompts: the intervals are too narrow.")
+    values = trajectory.columns["logp"][-1]
+    if not np.all(np.isfinite(values)):
+        said.append(
+            f"{np.sum(~np.isfinite(values))} of {len(values)} last log-probabilities "
+            "are not finite (the model diverged); they are left out."
+        )
+    return said
+
+
+def _at_updates(result: Comparison, one: str, other: str) -> str:
+    updates = f"At equal updates ({result.at:g})"
+    chosen = result.kinds.get("chosen")
+    if chosen is None:
+        return f"{updates} chosen cannot be compared: no probe is chosen."
+    return f"{updates} {_difference(chosen, one, other)}{_others(result)}"
+
+
+def _at_match(result: Comparison, one: str, other: str, what: str) -> str:
+    if result.at is None:
+        return f"No comparison at matched {what}: {result.reason}"
+    text = (
+        f"At matched {what} ({result.at:.1f} nats; update {result.step_a:.0f} of "
+        f"{one}, {result.step_b:.0f} of {other}) "
+        f"{_difference(result.kinds['chosen'], one, other, result.by == 'gap')}"
+        f"{_others(result)}"
+    )
+    if result.lost_share > 0:
+        text += (
+            f" {100 * result.lost_share:.1f} % of resamples start beyond this point or "
+            "never reach it; the intervals leave them out."
+        )
+    return text
+
+
+def _difference(found: Difference, one: str, other: str, level: bool = False) -> str:
+    what = "logp of chosen" if level else "the change of chosen"
+    text = (
+        f"{what} is {nats(found.b)} nats in {other} and {nats(found.a)} in {one}: "
+        f"a difference of {number(found.difference)}"
+    )
+    return text + ("." if found.difference.excludes_zero else ", not distinguishable.")
+
+
+def _others(result: Comparison) -> str:
+    text = ""
+    if result.greedy is not None:
+        text += f" Greedy path: {number(result.greedy.difference)}."
+    if result.off_target is not None:
+        text += f" Off-target: {number(result.off_target.difference, 2)} per token."
+    return text
+
+
+def _rank(value: float) -> float:
+    return value if math.isfinite(value) else -math.inf

@@ -1,0 +1,208 @@
+"""The ground every figure stands on: size, type, labels that do not overlap, files.
+
+Only matplotlib's objects are used, never pyplot: its global state is not ours. SVG
+files carry no date and no random id, so that equal runs give equal bytes.
+"""
+
+import io
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from learndyn.record.atomic import write_whole
+from learndyn.show.palette import HAIRLINE, INK, MUTED, PAPER, Style
+
+
+WIDE = 1104
+"""Width of a figure on a desktop page, in CSS pixels."""
+NARROW = 354
+"""Width of a figure on a phone."""
+DPI = 96
+FONTS = (
+    "Inter, 'Segoe UI', system-ui, -apple-system, Roboto, 'Noto Sans', "
+    "'DejaVu Sans', sans-serif"
+)
+
+Pixels = int | float
+"""A length on the page, in CSS pixels."""
+
+HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
+)
+
+RC: dict[Any, Any] = {
+    "font.family": ["DejaVu Sans"],
+    "text.parse_math": False,  # a kind may hold a dollar sign
+    "axes.unicode_minus": True,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "learndyn",
+}
+
+
+class Sheet:
+    """A figure measured in CSS pixels, `y` growing downwards as on a page."""
+
+    def __init__(self, width: int, body: Pixels, title: str, unit: str) -> None:
+        self.width = width
+        self.title = title
+        """The finding, at the top; the unit stands below it."""
+        head = 15 if self.narrow else 18
+        titles, units = wrapped(title, width, head), wrapped(unit, width, 12.5)
+        self.top = 26 + 1.3 * head * len(titles) + 17 * len(units)
+        """First free pixel below the heading."""
+        self.height = round(self.top + body)
+        self.figure = Figure(
+            figsize=(width / DPI, self.height / DPI), dpi=DPI, facecolor=PAPER
+        )
+        FigureCanvasAgg(self.figure)
+        y = 4.0
+        for line in titles:
+            y += 1.3 * head
+            self.write(0, y, line, size=head, bold=True)
+        for line in units:
+            y += 17
+            self.write(0, y + 3, line, size=12.5, colour=MUTED)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it is drawn for a phone."""
+        return self.width < 600
+
+    def axes(self, left: Pixels, top: Pixels, right: Pixels, bottom: Pixels) -> Axes:
+        """Axes whose data area lies between these pixels."""
+        axes = self.figure.add_axes(
+            (
+                left / self.width,
+                1 - bottom / self.height,
+                (right - left) / self.width,
+                (bottom - top) / self.height,
+            ),
+            facecolor=PAPER,
+        )
+        for side in ("top", "right", "left", "bottom"):
+            axes.spines[side].set_visible(False)
+        axes.tick_params(
+            length=0, labelsize=points(11 if self.narrow else 12), colors=MUTED
+        )
+        axes.grid(axis="y", color=HAIRLINE, linewidth=0.8)
+        axes.set_axisbelow(True)
+        return axes
+
+    def write(
+        self,
+        x: Pixels,
+        y: Pixels,
+        text: str,
+        *,
+        size: Pixels = 13,
+        colour: str = INK,
+        bold: bool = False,
+        align: str = "left",
+    ) -> None:
+        """Put text with its baseline at pixel (x, y)."""
+        self.figure.text(
+            x / self.width,
+            1 - y / self.height,
+            text,
+            fontsize=points(size),
+            color=colour,
+            fontweight="bold" if bold else "normal",
+            horizontalalignment=align,
+            verticalalignment="baseline",
+            parse_math=False,
+        )
+
+    def stroke(
+        self, x: Sequence[Pixels], y: Sequence[Pixels], style: Style, width: Pixels
+    ) -> None:
+        """Draw a line through pixels, for instance the sample beside a label."""
+        line = Line2D(
+            [v / self.width for v in x],
+            [1 - v / self.height for v in y],
+            transform=self.figure.transFigure,
+            color=style.line,
+            linewidth=width,
+        )
+        line.set_dashes(style.dash) if style.dash else line.set_linestyle("-")
+        self.figure.add_artist(line)
+
+
+def points(pixels: Pixels) -> Pixels:
+    """Font and line sizes are in points, the page is in CSS pixels."""
+    return pixels * 72 / DPI
+
+
+def wrapped(text: str, width: Pixels, size: Pixels) -> list[str]:
+    """Break a text into lines that fit `width` pixels."""
+    return textwrap.wrap(text, max(10, int(width / (size * 0.6))))
+
+
+def shortened(text: str, length: int) -> str:
+    """At most `length` characters on one line, the cut shown by an ellipsis."""
+    text = visible(" ".join(text.split()))
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def visible(text: str) -> str:
+    """Show a sign for what no page may hold: control characters, lone surrogates, and
+    the marks that turn the direction of all text after them."""
+    return HIDDEN.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def spread_labels(
+    wanted: Float[np.ndarray, " label"], gap: Pixels, low: Pixels, high: Pixels
+) -> Float[np.ndarray, " label"]:
+    """Move labels as little as possible until any two are `gap` apart.
+
+    Least squares under the order of `wanted`: each crowd is centred on its mean (pool
+    adjacent violators). Between `low` and `high` where there is room.
+    """
+    order = np.argsort(wanted, kind="stable")
+    ideal = wanted[order] - gap * np.arange(len(wanted))
+    crowds: list[tuple[float, int]] = []
+    for value in ideal.tolist():
+        total, count = value, 1
+        while crowds and crowds[-1][0] / crowds[-1][1] > total / count:
+            before = crowds.pop()
+            total, count = total + before[0], count + before[1]
+        crowds.append((total, count))
+    settled = np.concatenate([np.full(n, total / n) for total, n in crowds])
+    room = max(low, high - gap * (len(wanted) - 1))
+    out = np.empty(len(wanted))
+    out[order] = np.clip(settled, low, room) + gap * np.arange(len(wanted))
+    return out
+
+
+def svg_of(sheet: Sheet) -> str:
+    """The figure as SVG text; the reader's own sans serif, no date, stable ids."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(RC):
+        sheet.figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue().decode("utf-8")
+    return text.replace("'DejaVu Sans'", FONTS)
+
+
+def save(sheet: Sheet, stem: Path) -> tuple[Path, Path]:
+    """Write `stem`.png, at twice the size for print, and `stem`.svg, each whole."""
+    png, svg = (stem.with_name(stem.name + end) for end in (".png", ".svg"))
+
+    def write_png(path: Path) -> None:
+        with matplotlib.rc_context(RC):
+            sheet.figure.savefig(
+                path, format="png", dpi=2 * DPI, metadata={"Software": None}
+            )
+
+    write_whole(png, write_png)
+    text = svg_of(sheet)
+    write_whole(svg, lambda path: path.write_text(text, encoding="utf-8"))
+    return png, svg

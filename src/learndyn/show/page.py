@@ -1,0 +1,162 @@
+"""The pieces of the page: escaping, tables, figures, the frame around them.
+
+Text from outside reaches the page through `text()` alone. The page holds no script and
+asks the network for nothing; its policy forbids both. Figures are SVG images inside
+data addresses, where a browser runs no script either.
+"""
+
+import base64
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from learndyn.diagnose.intervals import Interval
+from learndyn.diagnose.numbers import bracket, nats
+from learndyn.show.canvas import Sheet, svg_of, visible
+from learndyn.show.palette import HAIRLINE, INK, MUTED, PAPER, TEXT, style_of
+
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+STYLE = f"""
+:root {{ color-scheme: light; }}
+* {{ box-sizing: border-box; }}
+body {{ margin: 0; background: {PAPER}; color: {INK}; font: 16px/1.55 Inter,
+  "Segoe UI", system-ui, -apple-system, Roboto, "Noto Sans", sans-serif;
+  font-variant-numeric: tabular-nums; }}
+main, header, footer {{ max-width: 1160px; margin: 0 auto; padding: 0 28px; }}
+header {{ padding-top: 28px; color: {MUTED}; font-size: 14px; }}
+h1 {{ font-size: 32px; line-height: 1.2; letter-spacing: -.02em; font-weight: 650;
+  margin: 6px 0 10px; overflow-wrap: anywhere; text-wrap: balance; color: {INK}; }}
+h2 {{ font-size: 24px; line-height: 1.25; letter-spacing: -.015em; font-weight: 650;
+  margin: 44px 0 6px; padding-top: 28px; border-top: 1px solid {HAIRLINE};
+  overflow-wrap: anywhere; }}
+section:first-child h2 {{ margin-top: 20px; }}
+h3 {{ font-size: 18.5px; font-weight: 650; margin: 36px 0 6px; }}
+p, ul.said {{ max-width: 68ch; }}
+ul.said {{ padding-left: 1.1em; margin: 10px 0; }}
+ul.said li {{ margin: 5px 0; }}
+.lead {{ font-size: 18.5px; margin: 10px 0; }}
+.muted {{ color: {MUTED}; font-size: 14px; }}
+.note {{ border-left: 3px solid {TEXT["rejected"]}; padding: 2px 0 2px 12px;
+  max-width: 68ch; }}
+figure {{ margin: 28px 0; }}
+figure img {{ display: block; width: 100%; height: auto; }}
+.scroll {{ overflow-x: auto; margin: 10px 0; }}
+table {{ border-collapse: collapse; font-size: 14px; min-width: 100%; }}
+th, td {{ text-align: right; padding: 5px 0 5px 18px; white-space: nowrap;
+  border-bottom: 1px solid {HAIRLINE}; vertical-align: top; }}
+th {{ color: {MUTED}; font-weight: 500; }}
+th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
+table.plain {{ min-width: 0; width: 100%; table-layout: fixed; }}
+table.plain td {{ text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; }}
+table.plain td:first-child {{ width: 30%; color: {MUTED}; }}
+td .limits {{ color: {MUTED}; }}
+dl {{ margin: 10px 0; }}
+dt {{ font-size: 14px; font-weight: 600; margin-top: 12px; overflow-wrap: anywhere; }}
+dd {{ margin: 0; font-size: 14px; white-space: pre-wrap; overflow-wrap: anywhere;
+  max-width: 84ch; }}
+summary {{ cursor: pointer; font-weight: 600; margin: 14px 0; }}
+footer {{ color: {MUTED}; font-size: 13px; padding-top: 36px; padding-bottom: 44px; }}
+@media (max-width: 700px) {{
+  main, header, footer {{ padding-left: 18px; padding-right: 18px; }}
+  h1 {{ font-size: 25px; }} h2 {{ font-size: 21px; }}
+  .lead {{ font-size: 17px; }}
+  table.plain td:first-child {{ width: 44%; }}
+}}
+@media print {{ .scroll {{ overflow: visible; }} figure {{ break-inside: avoid; }} }}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Markup:
+    """HTML that is safe: made here, with every outside text escaped."""
+
+    html: str
+
+
+def text(value: Any) -> str:
+    """Any value from outside as HTML text, also safe inside a quoted attribute."""
+    return html.escape(visible(str(value)), quote=True)
+
+
+def cut(value: str, length: int = 600) -> str:
+    """At most `length` characters of a text; how many were cut is said."""
+    if len(value) <= length:
+        return value
+    return f"{value[:length]} … ({len(value) - length} more characters)"
+
+
+def coloured(kind: str) -> Markup:
+    """A kind's name in the colour of its family."""
+    return Markup(f"<span style='color:{style_of(kind).text}'>{text(kind)}</span>")
+
+
+def interval_cell(interval: Interval, digits: int = 1) -> Markup:
+    """A mean with its limits in grey."""
+    return Markup(
+        f"{text(nats(interval.mean, digits))} "
+        f"<span class='limits'>{text(bracket(interval, digits))}</span>"
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str | Markup]]) -> str:
+    """A table of numbers; it scrolls sideways by itself where it is too wide."""
+    body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows)
+    top = "".join(f"<th scope='col'>{text(name)}</th>" for name in head)
+    return (
+        f"<div class='scroll' tabindex='0' role='region' aria-label='Table'><table>"
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def plain_table(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and values, one pair per row."""
+    body = "".join(
+        f"<tr><td>{text(name)}</td><td>{text(value)}</td></tr>" for name, value in rows
+    )
+    return f"<table class='plain'><tbody>{body}</tbody></table>"
+
+
+def sentences(said: Sequence[str]) -> str:
+    """The first sentence larger, the others as a list."""
+    first, rest = said[0], said[1:]
+    items = "".join(f"<li>{text(sentence)}</li>" for sentence in rest)
+    listed = f"<ul class='said'>{items}</ul>" if rest else ""
+    return f"<p class='lead'>{text(first)}</p>{listed}"
+
+
+def figure(wide: Sheet, narrow: Sheet, alt: str) -> str:
+    """One figure in two drawings; the browser shows the one that fits."""
+    return (
+        "<figure><picture>"
+        f"<source media='(max-width: 700px)' srcset='{_address(narrow)}' "
+        f"width='{narrow.width}' height='{narrow.height}'>"
+        f"<img src='{_address(wide)}' alt='{text(alt)}' "
+        f"width='{wide.width}' height='{wide.height}'></picture></figure>"
+    )
+
+
+def document(title: str, above: str, body: str, below: str) -> str:
+    """The whole page."""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="referrer" content="no-referrer">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{text(title)}</title>
+<style>{STYLE}</style></head>
+<body><header>{above}<h1>{text(title)}</h1></header>
+<main>{body}</main>
+<footer>{text(below)}</footer></body></html>
+"""
+
+
+def _cell(cell: str | Markup) -> str:
+    return f"<td>{cell.html if isinstance(cell, Markup) else text(cell)}</td>"
+
+
+def _address(sheet: Sheet) -> str:
+    data = base64.b64encode(svg_of(sheet).encode("utf-8")).decode("ascii")
+    return f"data:image/svg+xml;base64,{data}"
