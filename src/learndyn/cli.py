@@ -1,8 +1,8 @@
 """The command line: one command, one subcommand per job.
 
-Each subcommand imports what it needs when it runs, so that `learndyn report` never loads
-torch. Answers go to standard output, progress and errors to standard error. Exit status:
-0 done, 2 bad input, 1 anything else.
+Each subcommand imports what it needs when it runs, so that `learndyn report` never
+loads torch. Answers go to standard output, progress and errors to standard error. Exit
+status: 0 done, 2 bad input, 1 anything else.
 """
 
 import argparse
