@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from learndyn.evaluate.generate import generate
 from learndyn.lab.embedded import embedded_model_path
+from learndyn.lab.grade import grade
 from learndyn.lab.world import make_rows
 from learndyn.measure.load import load_model, load_tokenizer
 from learndyn.probes.build import probes_from_rows
 from learndyn.probes.data import Data, Row
 from learndyn.probes.probe import ProbeSet
+from learndyn.train.callback import progress_bar
 from learndyn.train.session import Recipe
 
 
@@ -124,6 +127,16 @@ def recipe(
         trainer=trainer,
         overwrite=overwrite,
     )
+
+
+def share_right(model: Path, test: Data, prompts: int = 128) -> float:
+    """Share of held-out prompts whose greedy answer is right in every respect."""
+    loaded, tokenizer = load(model)
+    asked = [row.prompt for row in test.rows[:prompts]]
+    bar = progress_bar("answering held-out prompts")
+    answers = generate(loaded, tokenizer, asked, max_new_tokens=64, progress=bar)
+    right = [grade(p, a).strict for p, a in zip(asked, answers, strict=True)]
+    return sum(right) / len(right)
 
 
 def load(path: str | Path) -> tuple[Any, Any]:

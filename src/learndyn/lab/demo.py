@@ -3,20 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from learndyn.diagnose.words import compare_in_words, what_happened
 from learndyn.errors import BadInput
-from learndyn.evaluate.generate import generate
 from learndyn.lab import chain
 from learndyn.lab.embedded import embedded_model_path
-from learndyn.lab.grade import grade
 from learndyn.probes.data import Data
 from learndyn.probes.probe import ProbeSet
 from learndyn.record.run_directory import RunDirectory, is_run
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.report import write_report
-from learndyn.train.callback import progress_bar
 from learndyn.train.launch import RunSettings, probes_for, read_inputs
 from learndyn.train.recipes import dpo, sft
 from learndyn.train.session import Recipe
@@ -33,7 +30,7 @@ class DemoSettings:
     seed: int = 0
     model: str | None = None
     data: str | None = None
-    empty: str = "error"
+    empty: Literal["error", "keep", "drop"] = "error"
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ class _Inputs:
                 pairs,
                 world.probes,
                 *trainers,
-                grade=lambda path: share_right(path, world.test),
+                grade=lambda path: chain.share_right(path, world.test),
             )
         given = RunSettings(
             model=str(settings.model or embedded_model_path()),
@@ -150,17 +147,6 @@ class _Inputs:
             return dpo(recipe, self.pairs, self.probes)
         kinds = ("chosen", "rejected") if stage.startswith("extend") else ("chosen",)
         return sft(recipe, self.data, self.probes, kinds=kinds)
-
-
-def share_right(model: Path, test: Data, prompts: int = 128) -> float:
-    """Share of held-out prompts whose greedy answer is right in every respect."""
-    loaded, tokenizer = chain.load(model)
-    asked = [row.prompt for row in test.rows[:prompts]]
-    answers = generate(
-        loaded, tokenizer, asked, progress=progress_bar("answering held-out prompts")
-    )
-    right = [grade(p, a).strict for p, a in zip(asked, answers, strict=True)]
-    return sum(right) / len(right)
 
 
 def _paper_limits(recipe: Recipe) -> Recipe:

@@ -1,0 +1,166 @@
+"""Tables of `learndyn.lab.evidence`, with what is claimed and whether it held."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+Cell = dict[str, Any]
+
+
+def to_markdown(cells: Sequence[Cell]) -> str:
+    """All tables and the list of claims, as Markdown."""
+    if not cells:
+        return "Nothing is measured yet.\n"
+    parts = [
+        "### DPO after SFT, at a probe margin of 25 nats\n",
+        _table(_MAIN, cells),
+        "### Controls\n",
+        "At a margin of 25 nats, or at the last update where it is marked *.\n",
+        _table(_CONTROLS, cells),
+        "### Who moved the argmax: the first update, per nat of margin\n",
+        _table(_SPLIT, cells),
+        "### Extend against DPO, three ways to compare\n",
+        "Differences, extend minus DPO, of chosen and of the argmax along it: of their "
+        "changes at equal updates and at matched margin, of their levels at matched "
+        "gap.\n",
+        _table(_EXTEND, cells),
+        "### Claims\n",
+        _claims(cells),
+    ]
+    return "\n".join(parts)
+
+
+def _table(columns: dict[str, Callable[[Cell], str]], cells: Sequence[Cell]) -> str:
+    lines = [
+        "| " + " | ".join(columns) + " |",
+        "|---" * len(columns) + "|",
+    ]
+    lines += [
+        "| " + " | ".join(column(cell) for column in columns.values()) + " |"
+        for cell in cells
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _interval(value: list[float] | None, scale: float = 1.0, digits: int = 2) -> str:
+    if value is None:
+        return "not reached"
+    mean, low, high = (scale * number for number in value)
+    text = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return text.replace("-", "−")
+
+
+def _percent(value: list[float] | None) -> str:
+    return _interval(value, 100, 1)
+
+
+def _control(name: str) -> Callable[[Cell], str]:
+    def show(cell: Cell) -> str:
+        run = cell[name]
+        star = "" if run["reached"] else f" * margin {run['margin'][0]:.1f}"
+        return _percent(run["argmax_relative"]) + star
+
+    return show
+
+
+def _rate(part: str, what: str) -> Callable[[Cell], str]:
+    return lambda cell: f"{cell['split'][part][what]:+.3f}".replace("-", "−")
+
+
+def _extended(by: str, what: str) -> Callable[[Cell], str]:
+    return lambda cell: _interval(cell["extend"][by][what])
+
+
+_NAMES: dict[str, Callable[[Cell], str]] = {
+    "model": lambda cell: str(cell["model"]).removeprefix("seed-"),
+    "data": lambda cell: str(cell["seed"]),
+}
+
+_MAIN: dict[str, Callable[[Cell], str]] = {
+    **_NAMES,
+    "update": lambda cell: f"{cell['dpo']['step'] or 0:.0f}",
+    "chosen, nats": lambda cell: _interval(cell["dpo"]["chosen"]),
+    "argmax along chosen, %": lambda cell: _percent(cell["dpo"]["argmax_relative"]),
+    "off-target, nats/token": lambda cell: _interval(cell["dpo"]["off_target"]),
+    "kinds down (surely)": lambda cell: (
+        f"{cell['dpo']['down']} ({cell['dpo']['surely_down']}) of "
+        f"{len(cell['dpo']['kinds'])}"
+    ),
+    "right after SFT / DPO": lambda cell: (
+        f"{cell['strict_after_sft']:.0%} / {cell['strict_after_dpo']:.0%}"
+    ),
+}
+
+_CONTROLS: dict[str, Callable[[Cell], str]] = {
+    **_NAMES,
+    "curt (the default), %": _control("dpo"),
+    "flat wordings, %": _control("flat"),
+    "word salad, %": _control("salad"),
+    "on-policy, %": _control("on-policy"),
+}
+
+_SPLIT: dict[str, Callable[[Cell], str]] = {
+    **_NAMES,
+    "argmax: y+": _rate("pull", "argmax"),
+    "argmax: y−": _rate("push", "argmax"),
+    "argmax: both": _rate("both", "argmax"),
+    "chosen: y+": _rate("pull", "chosen"),
+    "chosen: y−": _rate("push", "chosen"),
+    "rejected: y−": _rate("push", "rejected"),
+}
+
+_EXTEND: dict[str, Callable[[Cell], str]] = {
+    **_NAMES,
+    "chosen, equal updates": _extended("updates", "chosen"),
+    "chosen, matched margin": _extended("margin", "chosen"),
+    "chosen, matched gap": _extended("gap", "chosen"),
+    "argmax, equal updates": _extended("updates", "argmax"),
+    "argmax, matched margin": _extended("margin", "argmax"),
+    "argmax, matched gap": _extended("gap", "argmax"),
+    "right after extend": lambda cell: f"{cell['strict_after_extend']:.0%}",
+}
+
+
+def _below(run: dict[str, Any], name: str) -> bool:
+    return run["reached"] and run[name][2] < 0
+
+
+def _small(cell: Cell, name: str) -> bool:
+    return abs(cell[name]["argmax_relative"][0]) < 0.02
+
+
+_CLAIMS: dict[str, Callable[[Cell], bool]] = {
+    "Greedy answers to held-out prompts are right in every respect for >= 80 % after "
+    "SFT": lambda c: c["strict_after_sft"] >= 0.8,
+    "Chosen is below its start, interval excluding 0": lambda c: _below(
+        c["dpo"], "chosen"
+    ),
+    "The argmax along chosen rose by > 2 %, interval excluding 0": lambda c: (
+        c["dpo"]["reached"]
+        and c["dpo"]["argmax_relative"][0] > 0.02
+        and c["dpo"]["argmax_relative"][1] > 0
+    ),
+    "The off-target argmax rose": lambda c: c["dpo"]["off_target"][0] > 0,
+    "At least 80 % of the kinds are down": lambda c: (
+        c["dpo"]["down"] >= 0.8 * len(c["dpo"]["kinds"])
+    ),
+    "Flat wordings: the argmax is not up": lambda c: (
+        c["flat"]["argmax_relative"][0] <= 0
+    ),
+    "Word salad: |argmax| < 2 %": lambda c: _small(c, "salad"),
+    "On-policy: |argmax| < 2 %": lambda c: _small(c, "on-policy"),
+    "The y− part of the first update carries the argmax's rise": lambda c: (
+        c["split"]["push"]["argmax"] > max(0.0, c["split"]["pull"]["argmax"])
+    ),
+}
+
+
+def _claims(cells: Sequence[Cell]) -> str:
+    lines = ["| claim | held in | failed in (model, data) |", "|---|---|---|"]
+    for claim, holds in _CLAIMS.items():
+        failed = [f"({_NAMES['model'](c)}, {c['seed']})" for c in cells if not holds(c)]
+        lines.append(
+            f"| {claim} | {len(cells) - len(failed)} of {len(cells)} | "
+            f"{' '.join(failed) or '—'} |"
+        )
+    return "\n".join(lines) + "\n"
