@@ -1,0 +1,43 @@
+# Everything a user needs: `make demo` and `make test` set themselves up.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+OUT    ?= runs/demo
+DATA   ?=
+MODEL  ?=
+PYTEST ?= -n 2
+
+.PHONY: demo test lint format bench evidence clean
+
+demo: $(READY)  ## SFT -> DPO and extend -> DPO, watched; DATA= and MODEL= for one's own
+	$(BIN)/learndyn demo --out $(OUT) --overwrite \
+	  $(if $(DATA),--data $(DATA)) $(if $(MODEL),--model $(MODEL))
+
+test: $(READY)  ## all tests; two processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
+
+lint: $(READY)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## time and memory of scoring; prints a table
+	$(BIN)/python benchmarks/scoring.py
+
+evidence: $(READY)  ## the tables of docs/embedded-world.md, from nothing (about an hour)
+	$(BIN)/python -m learndyn.lab.evidence --out runs/evidence
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) with venv is needed: \
+	apt-get install python3.11-venv, or PYTHON=path" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
