@@ -59,7 +59,7 @@ def make_probes(file: str | None, prompts: int, vocabulary: int) -> TokenizedPro
     if file is None:
         probes = make_world().probes
     else:
-        probes = load_probes(file, rename=AUTHORS_KINDS, empty="keep")
+        probes = load_probes(file, aliases=AUTHORS_KINDS, empty="keep")
     probes = probes.select(prompts=prompts)
     chance = np.random.default_rng(0)
 

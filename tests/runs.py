@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from models import save_tiny
-
 from learndyn.probes.build import build_probes
 from learndyn.probes.data import Data, Row
 from learndyn.probes.probe import ProbeSet
 from learndyn.train.session import Recipe
+from models import save_tiny
 
 
 ANSWERS = ["vinegar", "some hay", "a long walk", "twice a day", "the red kettle"]
@@ -22,7 +21,7 @@ def data(rows: int = 12, split: str = "train") -> Data:
                 f"{split}-{i:03d}",
                 f"\n\nHuman: What about case {split} {i}?\n\nAssistant:",
                 {
-                    "chosen": f" Use {ANSWERS[i % 5]} and then wait {i + 2} {split} days.",
+                    "chosen": f" Use {ANSWERS[i % 5]}, then wait {i + 2} {split} days.",
                     "rejected": f" No idea, maybe {ANSWERS[(i + 2) % 5]}.",
                     "chosen_semantic": f" {ANSWERS[i % 5].title()}, for {i + 2} days.",
                 },

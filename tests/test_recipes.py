@@ -34,7 +34,9 @@ IN_ORDER = {
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 def test_paper_preset_equals_a_plain_torch_loop(tmp_path, method):
-    settings = recipe(tmp_path, "gpt_neox", trainer=IN_ORDER)
+    # A Llama has no key biases. Their gradient is 0 but for rounding (softmax does not
+    # see a shift), and RMSprop makes full steps of it: no two programs agree there.
+    settings = recipe(tmp_path, "llama", trainer=IN_ORDER)
     start = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32)
     tokenizer = byte_tokenizer()
     examples = []
@@ -65,8 +67,9 @@ def test_summed_sft_loss_is_the_same_with_gradient_accumulation(tmp_path):
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
     }
-    sft(recipe(tmp_path, trainer=whole, out=tmp_path / "a"), data(), probes())
-    sft(recipe(tmp_path, trainer=parts, out=tmp_path / "b"), data(), probes())
+    for name, trainer in (("a", whole), ("b", parts)):
+        settings = recipe(tmp_path, "llama", trainer=trainer, out=tmp_path / name)
+        sft(settings, data(), probes())
     a = load_model(tmp_path / "a" / "model").state_dict()
     b = load_model(tmp_path / "b" / "model").state_dict()
     for name, value in a.items():

@@ -63,7 +63,7 @@ def _probes_build(args: argparse.Namespace) -> None:
     if args.out.exists() and not args.overwrite:
         raise BadInput(f"{args.out} exists. Choose another --out, or --overwrite it.")
     options: dict[str, Any] = {
-        "rename": AUTHORS_KINDS,
+        "aliases": AUTHORS_KINDS,
         "empty": args.empty,
         "mismatched": args.mismatched,
         "tokenizer": _tokenizer(args.tokenizer),
@@ -100,7 +100,7 @@ def _probes_check(args: argparse.Namespace) -> None:
     from learndyn.probes.check import check
     from learndyn.record.authors import AUTHORS_KINDS
 
-    probes = load_probes(args.file, rename=AUTHORS_KINDS, empty="keep")
+    probes = load_probes(args.file, aliases=AUTHORS_KINDS, empty="keep")
     report = check(probes, _tokenizer(args.tokenizer))
     if args.json:
         _print_json(report.to_dict())
@@ -118,18 +118,19 @@ def _run(args: argparse.Namespace) -> None:
         for name, value in vars(args).items()
         if name not in _NOT_SETTINGS and value is not None
     }
-    trainer, sft_trainer = _trainer_fields(args.unknown)
+    method, trainer, sft_trainer = _method_and_fields(args.unknown)
+    if method is not None:
+        own["method"] = method
     overrides = {**own, "trainer": trainer, "sft_trainer": sft_trainer}
     settings = RunSettings.resolve(args.config, overrides)
     runs = launch(settings, resume=args.resume, overwrite=args.overwrite)
     pages = [write_report([run.path]) for run in runs]
     if args.json:
-        _print_json(
-            [
-                {"run": str(run.path), "steps": run.steps, "report": str(page)}
-                for run, page in zip(runs, pages, strict=True)
-            ]
-        )
+        done = [
+            {"run": str(run.path), "steps": run.steps, "report": str(page)}
+            for run, page in zip(runs, pages, strict=True)
+        ]
+        _print_json({"runs": done})
         return
     from learndyn.diagnose.words import what_happened
     from learndyn.record.trajectory import Trajectory
@@ -181,19 +182,34 @@ _NOT_SETTINGS = {
 }
 
 
-def _trainer_fields(unknown: list[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Read `--learning_rate 1e-5` and `--sft.learning_rate=1e-5`, TRL's own fields.
+_METHODS = ("sft", "dpo", "extend")
+
+
+def _method_and_fields(
+    unknown: list[str],
+) -> tuple[str | None, dict[str, str], dict[str, str]]:
+    """Read the method, and `--learning_rate 1e-5` and `--sft.beta=1`, TRL's own fields.
+
+    The method is read here because argparse, which does not know that TRL's flags have
+    values, would take the first such value for it.
 
     Raises:
-        BadInput: if something is no flag, or a flag has no value.
+        BadInput: if something is neither method nor flag, or a flag has no value.
     """
+    method: str | None = None
     trainer: dict[str, str] = {}
     stage_one: dict[str, str] = {}
     words = list(unknown)
     while words:
         word = words.pop(0)
+        if method is None and word in _METHODS:
+            method = word
+            continue
         if not word.startswith("--"):
-            raise BadInput(f"{word!r} is no setting. Settings are --name value.")
+            raise BadInput(
+                f"{word!r} is no setting and no method. Settings are --name value; "
+                f"methods are {', '.join(_METHODS)}."
+            )
         name, equals, value = word[2:].partition("=")
         if not equals:
             if not words or words[0].startswith("--"):
@@ -204,7 +220,7 @@ def _trainer_fields(unknown: list[str]) -> tuple[dict[str, str], dict[str, str]]
             value = words.pop(0)
         target = stage_one if name.startswith("sft.") else trainer
         target[name.removeprefix("sft.").replace("-", "_")] = value
-    return trainer, stage_one
+    return method, trainer, stage_one
 
 
 def _tokenizer(source: str | None) -> Any:
@@ -243,6 +259,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="learndyn",
         description="See what each update of a finetuning run does to the answers you "
         "care about.",
+        allow_abbrev=False,
     )
     jobs = parser.add_subparsers(required=True, metavar="SUBCOMMAND")
     _add_demo(jobs)
@@ -254,7 +271,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _job(jobs: Any, name: str, function: Any, about: str) -> argparse.ArgumentParser:
-    job = jobs.add_parser(name, help=about, description=about)
+    # No abbreviations: --lr must not become --lora-rank, nor --beta a flag of ours.
+    job = jobs.add_parser(name, help=about, description=about, allow_abbrev=False)
     job.set_defaults(job=function)
     job.add_argument(
         "--json", action="store_true", help="print one JSON object to standard output"
@@ -313,12 +331,10 @@ def _add_reading(job: argparse.ArgumentParser) -> None:
 def _add_run(jobs: Any) -> None:
     about = "train with TRL and watch: sft, dpo or extend"
     job = _job(jobs, "run", _run, about)
+    job.usage = "learndyn run {sft,dpo,extend} [options] [--FIELD VALUE ...]"
     job.epilog = (
         "Every field of TRL's SFTConfig or DPOConfig is a flag too: --learning_rate "
         "1e-6 --beta 0.05 --loss_type ipo; with --sft.NAME for the SFT stage of extend."
-    )
-    job.add_argument(
-        "method", nargs="?", choices=["sft", "dpo", "extend"], help="what to train"
     )
     job.add_argument("--config", type=Path, help="YAML, such as a run's config.yaml")
     job.add_argument("--model", help="folder or hub id to start from")

@@ -10,7 +10,7 @@ class BadInput(ValueError):
 
 
 def listed(problems: list[str], limit: int = 20) -> str:
-    """Join `problems` as indented lines, the first `limit` shown and the rest counted."""
+    """Join `problems` as indented lines: the first `limit`, the rest counted."""
     lines = [f"  {problem}" for problem in problems[:limit]]
     if len(problems) > limit:
         lines.append(f"  ... and {len(problems) - limit} more")

@@ -43,7 +43,7 @@ class Change:
 
 @dataclass(frozen=True)
 class SignSplit:
-    """Pull the chosen answers up, push the rejected ones down; they add up to `both`."""
+    """Pull the chosen up and push the rejected down; the two add up to `both`."""
 
     pull: Change
     push: Change

@@ -25,6 +25,7 @@ from learndyn.forces.sign_split import SignSplit, split_first_update
 from learndyn.lab import chain
 from learndyn.lab.embedded import embedded_model_path
 from learndyn.lab.evidence_tables import to_markdown
+from learndyn.probes.data import Data
 from learndyn.probes.tokenize import PairTokenizer, tokenize
 from learndyn.record.run_directory import RunDirectory, is_run
 from learndyn.record.trajectory import Trajectory
@@ -54,7 +55,9 @@ def measure(model: Path, seed: int, folder: Path) -> dict[str, Any]:
     found["strict_after_dpo"] = chain.share_right(main / "model", world.test)
 
     salad = chain.make_world(seed, rejected="salad")
-    run = stage.dpo("dpo-salad", chain.pairs_for_dpo(salad), world, base)
+    # salad is at the margin within some 20 updates; there is nothing to see after that
+    early = {"max_steps": 100}
+    run = stage.dpo("dpo-salad", chain.pairs_for_dpo(salad), world, base, early)
     found["salad"] = _looked_at(run, MARGIN)
 
     if not is_run(folder / "dpo-on-policy"):
@@ -70,9 +73,13 @@ def measure(model: Path, seed: int, folder: Path) -> dict[str, Any]:
     found["flat"] = _looked_at(run, MARGIN)
 
     both = stage.sft("extend-sft", world, ("chosen", "rejected"))
-    extended = stage.dpo("extend-dpo", chain.pairs_for_dpo(world), world, both)
+    pairs = chain.pairs_for_dpo(world)
+    plain = stage.dpo("demo-dpo", pairs, world, base, chain.DPO)
+    extended = stage.dpo("demo-extend-dpo", pairs, world, both, chain.DPO)
+    found["demo"] = _looked_at(plain, MARGIN)
+    found["strict_after_demo"] = chain.share_right(plain / "model", world.test)
     found["strict_after_extend"] = chain.share_right(extended / "model", world.test)
-    found["extend"] = _compared(main, extended)
+    found["extend"] = _compared(plain, extended)
     return found
 
 
@@ -92,12 +99,19 @@ class _Stages:
             sft(recipe, world.train, world.probes, kinds=kinds)
         return out
 
-    def dpo(self, name: str, pairs: Any, world: chain.World, start: Path) -> Path:
+    def dpo(
+        self,
+        name: str,
+        pairs: Data,
+        world: chain.World,
+        start: Path,
+        trainer: dict[str, Any] | None = None,
+    ) -> Path:
         out = self.folder / name
         if not _finished(out):
             recipe = chain.recipe(
                 out,
-                chain.DPO,
+                {**chain.CAREFUL_DPO, **(trainer or {})},
                 model=start / "model",
                 seed=self.seed,
                 overwrite=is_run(out),
@@ -186,7 +200,7 @@ def _rates(parts: SignSplit, kinds: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _sample(model: Path, pairs: Any, seed: int) -> list[str]:
+def _sample(model: Path, pairs: Data, seed: int) -> list[str]:
     loaded, tokenizer = chain.load(model)
     prompts = [row.prompt for row in pairs.rows]
     bar = progress_bar("sampling on-policy answers")

@@ -16,6 +16,9 @@ from transformers import (
 from learndyn.errors import BadInput
 
 
+_TOKENIZER_FILES = ("*token*", "vocab*", "*.model")
+
+
 def load_model(
     source: str | Path,
     *,
@@ -65,6 +68,15 @@ def load_tokenizer(
     Raises:
         BadInput: if nothing loadable is there, or it has no EOS token.
     """
+    folder = Path(source)
+    if folder.is_dir() and not any(
+        file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)
+    ):
+        # transformers would make one without a vocabulary, by the model's type alone
+        raise BadInput(
+            f"{source} holds no tokenizer: none of {', '.join(_TOKENIZER_FILES)}. Save "
+            "the tokenizer beside the model, with tokenizer.save_pretrained."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(source), trust_remote_code=trust_remote_code

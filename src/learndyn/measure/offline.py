@@ -13,7 +13,7 @@ from learndyn.errors import BadInput
 from learndyn.measure.load import load_model, load_tokenizer
 from learndyn.measure.score import score
 from learndyn.probes.build import load_probes
-from learndyn.probes.tokenize import TokenizedProbes, tokenize
+from learndyn.probes.tokenize import TokenizedProbes, tokenize, tokenizer_hash
 from learndyn.record.atomic import write_whole
 from learndyn.record.authors import AUTHORS_KINDS
 from learndyn.record.observation import Observation
@@ -102,13 +102,14 @@ def score_checkpoint(
     if run is not None:
         directory = RunDirectory.open(run)
         expected = directory.info["tokenizer_sha256"]
+        _check_tokenizer(model, run, expected)
         tokenized = TokenizedProbes.from_table(directory.read_probes(), expected)
         if directory.steps:
             first = directory.read_observation(directory.steps[0])
             start_ids = first.token_argmax_id
     else:
         assert probes is not None
-        found = load_probes(probes, rename=AUTHORS_KINDS, empty="keep")
+        found = load_probes(probes, aliases=AUTHORS_KINDS, empty="keep")
         tokenized = tokenize(found, load_tokenizer(model), max_length=max_length)
     began = time.perf_counter()
     observation = score(
@@ -127,3 +128,21 @@ def score_checkpoint(
             table = table.append_column(name, [values])
         write_whole(out, lambda path: pq.write_table(table, path, compression="zstd"))
     return Scored(model, tokenized, observation, seconds, out)
+
+
+def _check_tokenizer(model: str, run: Path, watched: str) -> None:
+    """The run's token ids mean its texts under one tokenizer alone.
+
+    A model without a tokenizer beside it, such as a bare checkpoint, is not checked.
+    """
+    try:
+        present = tokenizer_hash(load_tokenizer(model))
+    except BadInput:
+        return
+    if present != watched:
+        raise BadInput(
+            f"the probes of {run} were tokenized by another tokenizer (SHA-256 "
+            f"{watched[:12]}) than that of {model} ({present[:12]}), so their token "
+            "ids mean other texts here. Give a checkpoint of that run, or score the "
+            "texts with --probes FILE."
+        )

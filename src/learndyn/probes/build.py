@@ -98,6 +98,7 @@ def load_probes(
     source: str | Path,
     *,
     rename: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
     empty: Literal["error", "keep", "drop"] = "error",
     split: str = "train",
     tokenizer: "PreTrainedTokenizerBase | None" = None,
@@ -114,7 +115,12 @@ def load_probes(
     if path.is_file() and path.suffix.lower() == ".parquet" and _is_saved(path):
         return ProbeSet.load(path)
     data = read_data(
-        source, split=split, rename=rename, empty=empty, tokenizer=tokenizer
+        source,
+        split=split,
+        rename=rename,
+        aliases=aliases,
+        empty=empty,
+        tokenizer=tokenizer,
     )
     return probes_from_rows(data, "train" if split.startswith("train") else "test")
 

@@ -77,6 +77,7 @@ def read_data(
     *,
     split: str = "train",
     rename: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     empty: Literal["error", "keep", "drop"] = "error",
     mismatched: Literal["error", "drop"] = "error",
@@ -94,7 +95,8 @@ def read_data(
     begin `score_`. A null, or an unquoted empty CSV field, is an absent response. If a
     file has a `split` column, rows of other splits are left out.
 
-    `rename` maps the source's column names to ours. `tokenizer` is needed for chat
+    `rename` maps the source's column names to ours; `aliases` does so too, and need
+    not fit any column. `tokenizer` is needed for chat
     messages, for its chat template. UltraFeedback, whose `prompt` is text beside
     messages, is written "Human: ...\nAssistant:" without one. `empty` says what to do
     with empty responses: "keep" scores end-of-text alone, "drop" leaves the response
@@ -109,7 +111,8 @@ def read_data(
         raise BadInput(
             f"limit is {limit}; it must be at least 1, or None for all rows."
         )
-    records = _of_split(_renamed(read_records(source, split), rename or {}), split)
+    records = _renamed(read_records(source, split), rename or {}, aliases or {})
+    records = _of_split(records, split)
     records = replace(records, rows=records.rows[:limit])
     columns = read_columns(records)
     ids = _row_ids(records, split)
@@ -212,10 +215,13 @@ class _Reader:
         return tuple(self.rows)
 
 
-def _renamed(records: Records, rename: Mapping[str, str]) -> Records:
+def _renamed(
+    records: Records, rename: Mapping[str, str], aliases: Mapping[str, str]
+) -> Records:
     names = records.column_names
-    found = {old: new for old, new in rename.items() if old in names}
-    if rename and not found:
+    both = {**aliases, **rename}
+    found = {old: new for old, new in both.items() if old in names}
+    if rename and not set(rename) & set(names):
         raise BadInput(
             f"rename names {', '.join(rename)}, but {records.source} has the columns "
             f"{', '.join(names)}."

@@ -14,7 +14,6 @@ and a crash loses at most the observation that was being written.
 
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -52,14 +51,19 @@ class RunDirectory:
     ) -> "RunDirectory":
         """Make a new run directory, whole or not at all.
 
+        A run that is overwritten stays until the new one can take its place.
+
         Raises:
             BadInput: if something is at `path` already and `overwrite` is false, or if
                 what is there is no run directory (then it is never removed).
         """
         path = Path(path)
-        _clear(path, overwrite)
+        _refuse_taken(path, overwrite)
         info = {"schema_version": SCHEMA_VERSION, **info}
-        building = path.with_name(f".{path.name}.new-{os.getpid()}")
+        building = path.with_name(f".{path.name}.new")
+        old = path.with_name(f".{path.name}.old")
+        for leftover in (building, old):  # of a crash at this very place
+            shutil.rmtree(leftover, ignore_errors=True)
         try:
             (building / "observations").mkdir(parents=True)
             pq.write_table(probes, building / "probes.parquet", compression="zstd")
@@ -68,12 +72,15 @@ class RunDirectory:
                 encoding="utf-8",
             )
             (building / "run.json").write_text(_dumps(info, indent=2), encoding="utf-8")
+            if path.exists():
+                path.rename(old)
             building.rename(path)
         except BaseException as error:
             shutil.rmtree(building, ignore_errors=True)
             if isinstance(error, OSError) and error.errno in NO_SPACE:
                 raise full(path / "run.json", error) from error
             raise
+        shutil.rmtree(old, ignore_errors=True)
         return cls(path, info)
 
     @classmethod
@@ -214,11 +221,8 @@ def _read_table(path: Path) -> pa.Table:
         return file.read()
 
 
-def _clear(path: Path, overwrite: bool) -> None:
+def _refuse_taken(path: Path, overwrite: bool) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            path.rmdir()
         return
     if not is_run(path):
         raise BadInput(
@@ -231,7 +235,6 @@ def _clear(path: Path, overwrite: bool) -> None:
             "observations). Choose another --out, continue it with --resume, or "
             "replace it with --overwrite."
         )
-    shutil.rmtree(path)
 
 
 def _version_of(info: Any) -> str:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -42,9 +42,9 @@ class RunSettings:
     test_split: str | None = None
     limit: int | None = None
     """Train on the first rows only."""
-    empty: str = "error"
+    empty: Literal["error", "keep", "drop"] = "error"
     """What to do with empty responses: "error", "keep" or "drop"."""
-    mismatched: str = "error"
+    mismatched: Literal["error", "drop"] = "error"
     """What to do with rows whose two prompts differ: "error" or "drop"."""
     probes: str | None = None
     """File of probes; built from the data if none is given."""
@@ -76,10 +76,12 @@ class RunSettings:
         """Defaults, then the file, then what the command line gives.
 
         Raises:
-            BadInput: if the file cannot be read, a key is unknown, or method, model,
-                data or out is missing.
+            BadInput: if the file cannot be read, a key is unknown, a value is of
+                another type, or method, model, data or out is missing.
         """
         given = _read_config(config) if config is not None else {}
+        for values in (given, overrides):
+            _check_types(values, get_type_hints(cls), config)
         merged = {**given, **overrides}
         for name in ("trainer", "sft_trainer"):
             merged[name] = {**(given.get(name) or {}), **(overrides.get(name) or {})}
@@ -157,7 +159,7 @@ def read_inputs(settings: RunSettings) -> tuple[Data, Data | None]:
         settings.model, trust_remote_code=settings.trust_remote_code
     )
     options: dict[str, Any] = {
-        "rename": AUTHORS_KINDS,
+        "aliases": AUTHORS_KINDS,
         "tokenizer": tokenizer if tokenizer.chat_template else None,
         "empty": settings.empty,
         "mismatched": settings.mismatched,
@@ -175,7 +177,7 @@ def probes_for(settings: RunSettings, data: Data, test: Data | None) -> ProbeSet
     """The probes of a file, or those that the data themselves give."""
     if settings.probes is not None:
         empty: Any = settings.empty
-        return load_probes(settings.probes, rename=AUTHORS_KINDS, empty=empty)
+        return load_probes(settings.probes, aliases=AUTHORS_KINDS, empty=empty)
     prompts = min(settings.prompts, len(data.rows))
     return build_probes(data, test, prompts=prompts, seed=settings.seed)
 
@@ -192,6 +194,33 @@ def _usable(data: Data, kinds: tuple[str, ...], empty: str) -> Data:
     return replace(data, rows=kept)
 
 
+def _check_types(
+    values: Mapping[str, Any], hints: Mapping[str, Any], config: str | Path | None
+) -> None:
+    for name, value in values.items():
+        if name in hints and not _fits(value, hints[name]):
+            wanted = getattr(hints[name], "__name__", str(hints[name]))
+            raise BadInput(
+                f"{config or 'the command line'}: {name} must be "
+                f"{wanted.replace('typing.', '')}, not {value!r}."
+            )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    options, origin = get_args(hint), get_origin(hint)
+    if origin is Literal:
+        return value in options
+    if origin in (list, dict):
+        inner = value.values() if isinstance(value, dict) else value
+        kind = options[-1]
+        return isinstance(value, origin) and (
+            kind is Any or all(_fits(item, kind) for item in inner)
+        )
+    if options:  # a union
+        return any(_fits(value, option) for option in options)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+
+
 def _read_config(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -202,4 +231,4 @@ def _read_config(path: str | Path) -> dict[str, Any]:
             f"the config {path} must hold keys and values, such as `model: gpt2`; it "
             f"holds {type(values).__name__}."
         )
-    return values
+    return {str(name): value for name, value in values.items()}

@@ -24,7 +24,7 @@ from learndyn.train.callback import progress_bar
 from learndyn.train.dropout import disable_dropout
 from learndyn.train.presets import paper_warmup
 from learndyn.train.reference import check_reference
-from learndyn.train.session import Recipe, Session
+from learndyn.train.session import Recipe, Session, remove_empty_folders
 
 
 def sft(
@@ -111,6 +111,7 @@ def dpo(
         peft_config=session.peft_config,
     )
     trainer.warmup = _paper_schedule(recipe, args)
+    remove_empty_folders(recipe.out)
     policy: Any = trainer.model
     gap = check_reference(
         policy,
@@ -138,13 +139,13 @@ def extend(
     SFT stage.
     """
     first = replace(recipe, out=recipe.out / "sft", trainer=sft_trainer or {})
-    done = is_run(first.out) and bool(RunDirectory.open(first.out).info.get("finished"))
-    if done and recipe.resume:
+    model = first.out / "model"
+    done = is_run(first.out) and model.is_dir()
+    if recipe.resume and done and RunDirectory.open(first.out).info.get("finished"):
         stage_one = RunDirectory.open(first.out)
     else:
         stage_one = sft(first, data, probes, kinds=("chosen", "rejected"), info=info)
-    model = str(first.out / "model")
-    second = replace(recipe, out=recipe.out / "dpo", model=model)
+    second = replace(recipe, out=recipe.out / "dpo", model=str(model))
     info = {**(info or {}), "extend": True}
     return [stage_one, dpo(second, data, probes, config=config, info=info)]
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ class Session:
         info: dict[str, Any] | None,
     ) -> "Session":
         """Load model and tokenizer, and find the checkpoint to resume from."""
+        remove_empty_folders(recipe.out)
         refuse_taken(recipe)
         trust = recipe.trust_remote_code
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust)
@@ -165,6 +167,7 @@ class Session:
             "save_steps": 100,
             "save_total_limit": 2,
             "report_to": "none",
+            "dataloader_pin_memory": torch.cuda.is_available(),
             "seed": recipe.seed,
         }
         values = {**defaults, **PRESETS[recipe.preset], **overrides, **fixed}
@@ -176,6 +179,7 @@ class Session:
     def train(self, trainer: Any, info: dict[str, Any]) -> RunDirectory:
         recipe = self.recipe
         max_length, max_prompt_length = recipe.limits
+        remove_empty_folders(recipe.out)
         callback = LearningDynamicsCallback(
             self.probes,
             out=recipe.out,
@@ -196,14 +200,22 @@ class Session:
             },
             config=self.config,
         ).attach(trainer)
-        _remove_if_empty(recipe.out / "checkpoints")  # made by the trainer's __init__
-        _remove_if_empty(recipe.out)
         step = 0 if self.checkpoint is None else _step_of(self.checkpoint)
         run = callback.begin(trainer.model, self.tokenizer, trainer.args, step)
         TrainingBar.replace_in(trainer, f"{recipe.out.name}: updates")
         trainer.train(resume_from_checkpoint=_text(self.checkpoint))
-        trainer.save_model(str(recipe.out / "model"))
+        self._save_model(trainer)
         return run or RunDirectory.open(recipe.out)
+
+    def _save_model(self, trainer: Any) -> None:
+        """Save to `out/model`, whole or not at all: `extend` starts DPO from it."""
+        model = self.recipe.out / "model"
+        building = self.recipe.out / ".model.new"
+        trainer.save_model(str(building))
+        if trainer.args.should_save:
+            shutil.rmtree(model, ignore_errors=True)
+            building.rename(model)
+        trainer.accelerator.wait_for_everyone()
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -226,9 +238,12 @@ def _step_of(checkpoint: Path) -> int:
     return int(match.group(1)) if match else -1
 
 
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+def remove_empty_folders(out: Path) -> None:
+    """What a trainer's `__init__` makes, also in a run that was killed before its
+    directory was written."""
+    for folder in (out / "checkpoints", out):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _text(path: Path | None) -> str | None:
