@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from learndyn.errors import BadInput
 from learndyn.measure.load import load_model, load_tokenizer, weights_hash
 from learndyn.measure.score import score
+from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import TokenizedProbes, tokenize
 from learndyn.record.run_directory import RunDirectory
 from learndyn.record.trajectory import Trajectory
@@ -37,7 +39,7 @@ QUIET = {
 }
 
 
-def trainer(method: str, folder: str, out: Path, bf16: bool, callbacks=()):
+def trainer(method: str, folder: str, out: Path, bf16: bool, callbacks=(), **more):
     """An unmodified TRL trainer with dropout on."""
     rows = data().rows
     model = load_model(folder)
@@ -51,8 +53,9 @@ def trainer(method: str, folder: str, out: Path, bf16: bool, callbacks=()):
         )
         return SFTTrainer(
             model=model,
-            args=SFTConfig(str(out), bf16=bf16, **QUIET),
+            args=SFTConfig(str(out), bf16=bf16, **{**QUIET, **more}),
             train_dataset=dataset,
+            eval_dataset=dataset,
             processing_class=tokenizer,
             callbacks=list(callbacks),
         )
@@ -217,8 +220,92 @@ def test_resuming_with_other_probes_is_refused(tmp_path):
     settings = recipe(tmp_path, trainer={"max_steps": 2, "save_steps": 1})
     sft(settings, data(), probes())
     again = dataclasses.replace(settings, resume=True)
-    with pytest.raises(BadInput, match="it watched other probes"):
+    with pytest.raises(BadInput, match="probes: it watched others"):
         sft(again, data(), probes(2))
+
+
+def test_a_resumed_run_goes_on_in_its_own_order_of_probes(tmp_path):
+    settings = recipe(tmp_path, trainer={"max_steps": 4, "save_steps": 2}, every=2)
+    whole = sft(settings, data(), probes())
+    other = dataclasses.replace(settings, out=tmp_path / "other")
+    run = sft(other, data(), probes())
+    (other.out / "model").rename(tmp_path / "kept")
+    shutil.rmtree(other.out / "checkpoints" / "checkpoint-4")
+    reverse = ProbeSet(probes().probes[::-1])
+    run = sft(dataclasses.replace(other, resume=True), data(), reverse)
+    assert run.steps == [0, 2, 4]
+    for step in run.steps:
+        np.testing.assert_allclose(
+            run.read_observation(step).logp,
+            whole.read_observation(step).logp,
+            rtol=1e-5,
+        )
+
+
+def resumable(tmp_path, **more):
+    """A watched run of four updates with a checkpoint at two."""
+    folder = save_tiny(tmp_path / "m")
+    steps = {"save_strategy": "steps", "save_steps": 2}
+    watch = {"out": tmp_path / "run", "every": 2}
+    first = LearningDynamicsCallback(probes(), **watch)
+    trainer("sft", folder, tmp_path / "t", False, [first], **steps).train()
+    second = LearningDynamicsCallback(probes(), **watch, **more)
+    return trainer("sft", folder, tmp_path / "t", False, [second], **steps)
+
+
+def test_probes_cut_otherwise_are_refused_when_a_run_is_resumed(tmp_path):
+    host = resumable(tmp_path, max_length=40)
+    with pytest.raises(BadInput, match="its probes were cut to max_length 1024"):
+        host.train(resume_from_checkpoint=str(tmp_path / "t" / "checkpoint-2"))
+
+
+def test_overwrite_never_erases_a_run_that_the_trainer_resumes(tmp_path):
+    host = resumable(tmp_path, overwrite=True)
+    host.train(resume_from_checkpoint=str(tmp_path / "t" / "checkpoint-2"))
+    assert RunDirectory.open(tmp_path / "run").steps == [0, 2, 4]
+
+
+def test_files_of_others_in_a_run_directory_are_never_removed(tmp_path):
+    folder, out = save_tiny(tmp_path / "m"), tmp_path / "run"
+    watch = {"out": out, "every": 2}
+    callback = LearningDynamicsCallback(probes(), **watch)
+    trainer("sft", folder, tmp_path / "t", False, [callback]).train()
+    (out / "notes.md").write_text("mine")
+    again = LearningDynamicsCallback(probes(), **watch, overwrite=True)
+    with pytest.raises(BadInput, match=r"notes\.md, which learndyn did not write"):
+        trainer("sft", folder, tmp_path / "t", False, [again]).train()
+    assert RunDirectory.open(out).steps == [0, 2, 4]
+
+
+def test_a_second_training_with_one_callback_does_not_erase_the_first(tmp_path):
+    callback = LearningDynamicsCallback(probes(), out=tmp_path / "run", every=2)
+    folder = save_tiny(tmp_path / "m")
+    host = trainer("sft", folder, tmp_path / "t", False, [callback])
+    host.train()
+    with pytest.raises(BadInput, match="holds a run already"):
+        host.train()
+    assert RunDirectory.open(tmp_path / "run").steps == [0, 2, 4]
+
+
+def test_the_last_observation_is_of_the_last_update_not_of_the_best(tmp_path):
+    folder = save_tiny(tmp_path / "m")
+    best = {
+        "save_strategy": "steps",
+        "eval_strategy": "steps",
+        "save_steps": 1,
+        "eval_steps": 1,
+        "load_best_model_at_end": True,
+        "learning_rate": 1.0,  # every update makes it worse
+    }
+    callback = LearningDynamicsCallback(probes(), out=tmp_path / "run", every=3)
+    host = trainer("sft", folder, tmp_path / "t", False, [callback], **best)
+    host.train()
+    run = RunDirectory.open(tmp_path / "run")
+    frozen = TokenizedProbes.from_table(run.read_probes(), "")
+    last = score(load_model(tmp_path / "t" / "checkpoint-4"), frozen)
+    np.testing.assert_allclose(run.read_observation(4).logp, last.logp, rtol=1e-5)
+    ended = score(host.model, frozen)
+    assert np.abs(ended.logp - last.logp).max() > 1
 
 
 def test_a_schedule_below_one_update_is_refused():

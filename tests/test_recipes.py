@@ -1,11 +1,11 @@
 """Recipes: what they train equals what they say, and they refuse what they cannot."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer, SFTConfig
 
@@ -13,9 +13,11 @@ import plain_loop
 from learndyn.errors import BadInput
 from learndyn.measure.load import load_model, load_tokenizer
 from learndyn.measure.score import score_pairs
+from learndyn.probes.data import read_data
 from learndyn.probes.tokenize import PairTokenizer
 from learndyn.record.trajectory import Trajectory
 from learndyn.train.dropout import disable_dropout
+from learndyn.train.launch import RunSettings, launch
 from learndyn.train.presets import coerce_fields, paper_warmup
 from learndyn.train.recipes import dpo, extend, sft
 from learndyn.train.reference import check_reference
@@ -177,11 +179,15 @@ def test_lora_trains_the_adapter_alone_against_the_base_as_reference(tmp_path):
 
 
 def test_a_run_is_replayed_from_its_own_config(tmp_path):
-    settings = recipe(tmp_path)
-    run = sft(settings, data(), probes())
-    kept = yaml.safe_load((settings.out / "config.yaml").read_text())
-    again = dataclasses.replace(settings, **{**kept, "out": tmp_path / "again"})
-    other = sft(again, data(), probes())
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": row.prompt, **row.responses} for row in data().rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = recipe(tmp_path, trainer={"learning_rate": 1e-3})
+    run = sft(settings, read_data(path), probes(), kinds=("rejected",))
+    again = {"out": str(tmp_path / "again")}
+    (other,) = launch(RunSettings.resolve(settings.out / "config.yaml", again))
+    assert other.info["kinds"] == ["rejected"]
+    assert other.steps == run.steps
     for step in run.steps:
         np.testing.assert_array_equal(
             run.read_observation(step).logp, other.read_observation(step).logp
@@ -256,6 +262,61 @@ def test_text_becomes_the_type_of_the_field():
 def test_a_wrong_trainer_setting_is_named(overrides, message):
     with pytest.raises(BadInput, match=message):
         coerce_fields(SFTConfig, overrides)
+
+
+def test_extend_trains_the_adapter_of_the_first_stage_further(tmp_path):
+    settings = recipe(tmp_path, "llama", lora=True, lora_rank=2, out=tmp_path / "x")
+    both = {"use_cpu": True, "max_steps": 2, "learning_rate": 1e-2}
+    first, second = extend(settings, data(), probes(), sft_trainer=both)
+    end = first.read_observation(2).logp
+    np.testing.assert_allclose(second.read_observation(0).logp, end, atol=1e-3)
+    assert second.info["reference_gap"] < 1e-4
+
+
+@pytest.mark.parametrize("name", ["padding_free", "packing"])
+def test_settings_that_break_the_summed_loss_are_refused(tmp_path, name):
+    with pytest.raises(BadInput, match=f"{name}=true does not go with"):
+        sft(recipe(tmp_path, trainer={name: True}), data(), probes())
+
+
+def test_cut_training_texts_are_counted_and_told(tmp_path):
+    settings = recipe(tmp_path, trainer={"max_steps": 1}, max_length=24)
+    with pytest.warns(UserWarning, match="12 of 12 chosen training texts are cut"):
+        run = sft(settings, data(), probes())
+    counts = {"of": 12, "truncated": 12, "without_eos": 12}
+    assert run.info["training_tokens"]["chosen"] == counts
+
+
+def test_resuming_with_other_settings_names_them_and_changes_nothing(tmp_path):
+    settings = recipe(tmp_path, trainer={"save_steps": 4})
+    run = sft(settings, data(), probes())
+    changed = {**settings.trainer, "learning_rate": 0.5, "logging_steps": 1}
+    again = dataclasses.replace(settings, resume=True, trainer=changed, seed=1)
+    (settings.out / "model").rename(tmp_path / "kept")  # as if stopped before the end
+    with pytest.raises(BadInput, match="cannot continue") as error:
+        sft(again, data(), probes())
+    assert "seed: began with 0, now 1" in str(error.value)
+    assert "trainer.learning_rate: began with None, now '0.5'" in str(error.value)
+    assert "logging_steps" not in str(error.value)
+    other = dataclasses.replace(data(), sha256="1" * 64)
+    with pytest.raises(BadInput, match="data: their content began as"):
+        sft(dataclasses.replace(settings, resume=True), other, probes())
+    assert run.steps == [0, 3, 6, 8]
+
+
+def test_resuming_a_finished_run_leaves_it_as_it_is(tmp_path):
+    settings = recipe(tmp_path, trainer={"save_strategy": "no"})
+    run = sft(settings, data(), probes())
+    before = {p: p.stat().st_mtime_ns for p in settings.out.rglob("*") if p.is_file()}
+    again = sft(dataclasses.replace(settings, resume=True), data(), probes())
+    assert again.steps == run.steps
+    now = {p: p.stat().st_mtime_ns for p in settings.out.rglob("*") if p.is_file()}
+    assert now == before
+
+
+def test_resume_and_overwrite_together_are_refused(tmp_path):
+    with pytest.raises(BadInput, match="choose one"):
+        recipe(tmp_path, resume=True, overwrite=True)
 
 
 def test_unknown_kind_to_supervise_is_refused_before_anything_is_written(tmp_path):

@@ -19,7 +19,7 @@ from learndyn.measure.load import load_model, load_tokenizer
 from learndyn.probes.build import probes_from_rows
 from learndyn.probes.data import Data, Row
 from learndyn.probes.probe import ProbeSet
-from learndyn.train.callback import progress_bar
+from learndyn.train.progress import progress_bar
 from learndyn.train.session import Recipe
 
 
@@ -76,8 +76,11 @@ def make_world(
     )
     name = f"embedded world, seed {seed}, {wording}, {rejected}"
     train, test = as_data(train_rows, "train", name), as_data(test_rows, "test", name)
-    watched = replace(train, rows=train.rows[:PROBED])
-    return World(train, test, probes_from_rows(watched, "train"))
+    return World(train, test, _probed(train))
+
+
+def _probed(train: Data) -> ProbeSet:
+    return probes_from_rows(replace(train, rows=train.rows[:PROBED]), "train")
 
 
 def as_data(rows: Sequence[dict[str, str]], split: str, name: str) -> Data:
@@ -103,13 +106,18 @@ def pairs_for_dpo(world: World) -> Data:
     return replace(world.train, rows=world.train.rows[:DPO_ROWS])
 
 
-def with_rejected(data: Data, answers: Sequence[str]) -> Data:
-    """The same rows with other rejected answers, one per row."""
+def with_rejected(world: World, answers: Sequence[str]) -> World:
+    """The same world with other rejected answers for its first rows, probes too."""
+    given = world.train.rows[: len(answers)]
     rows = tuple(
         replace(row, responses={**row.responses, "rejected": answer})
-        for row, answer in zip(data.rows, answers, strict=True)
+        for row, answer in zip(given, answers, strict=True)
     )
-    return replace(data, rows=rows, source=f"{data.source}, rejected replaced")
+    source = f"{world.train.source}, rejected replaced"
+    train = replace(
+        world.train, rows=rows + world.train.rows[len(answers) :], source=source
+    )
+    return replace(world, train=train, probes=_probed(train))
 
 
 def recipe(

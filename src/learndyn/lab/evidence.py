@@ -27,10 +27,11 @@ from learndyn.lab.embedded import embedded_model_path
 from learndyn.lab.evidence_tables import to_markdown
 from learndyn.probes.data import Data
 from learndyn.probes.tokenize import PairTokenizer, tokenize
-from learndyn.record.run_directory import RunDirectory, is_run
+from learndyn.record.run_directory import is_run
 from learndyn.record.trajectory import Trajectory
-from learndyn.train.callback import progress_bar
+from learndyn.train.progress import progress_bar
 from learndyn.train.recipes import dpo, sft
+from learndyn.train.resume import is_finished
 
 
 MARGIN = 25.0
@@ -43,39 +44,37 @@ GRADIENT_ROWS = 320
 def measure(model: Path, seed: int, folder: Path) -> dict[str, Any]:
     """One cell: all runs of one pretrained model and one seed."""
     world = chain.make_world(seed)
-    pairs = chain.pairs_for_dpo(world)
     stage = _Stages(model, seed, folder)
     base = stage.sft("sft", world, ("chosen",))
     found: dict[str, Any] = {"model": model.name, "seed": seed}
     found["strict_after_sft"] = chain.share_right(base / "model", world.test)
     found["split"] = _split(base / "model", world)
 
-    main = stage.dpo("dpo", pairs, world, base)
+    main = stage.dpo("dpo", world, base)
     found["dpo"] = _looked_at(main, MARGIN)
     found["strict_after_dpo"] = chain.share_right(main / "model", world.test)
 
     salad = chain.make_world(seed, rejected="salad")
     # salad is at the margin within some 20 updates; there is nothing to see after that
     early = {"max_steps": 100}
-    run = stage.dpo("dpo-salad", chain.pairs_for_dpo(salad), world, base, early)
+    run = stage.dpo("dpo-salad", salad, base, early)
     found["salad"] = _looked_at(run, MARGIN)
 
-    if not is_run(folder / "dpo-on-policy"):
-        sampled = _sample(base / "model", pairs, seed)
-        pairs = chain.with_rejected(pairs, sampled)
-    found["on-policy"] = _looked_at(
-        stage.dpo("dpo-on-policy", pairs, world, base), MARGIN
-    )
+    sampled = world
+    if not is_finished(folder / "dpo-on-policy"):
+        answers = _sample(base / "model", chain.pairs_for_dpo(world), seed)
+        sampled = chain.with_rejected(world, answers)
+    run = stage.dpo("dpo-on-policy", sampled, base)
+    found["on-policy"] = _looked_at(run, MARGIN)
 
     flat = chain.make_world(seed, wording="flat")
     flat_base = stage.sft("sft-flat", flat, ("chosen",))
-    run = stage.dpo("dpo-flat", chain.pairs_for_dpo(flat), flat, flat_base)
+    run = stage.dpo("dpo-flat", flat, flat_base)
     found["flat"] = _looked_at(run, MARGIN)
 
     both = stage.sft("extend-sft", world, ("chosen", "rejected"))
-    pairs = chain.pairs_for_dpo(world)
-    plain = stage.dpo("demo-dpo", pairs, world, base, chain.DPO)
-    extended = stage.dpo("demo-extend-dpo", pairs, world, both, chain.DPO)
+    plain = stage.dpo("demo-dpo", world, base, chain.DPO)
+    extended = stage.dpo("demo-extend-dpo", world, both, chain.DPO)
     found["demo"] = _looked_at(plain, MARGIN)
     found["strict_after_demo"] = chain.share_right(plain / "model", world.test)
     found["strict_after_extend"] = chain.share_right(extended / "model", world.test)
@@ -91,7 +90,7 @@ class _Stages:
 
     def sft(self, name: str, world: chain.World, kinds: tuple[str, ...]) -> Path:
         out = self.folder / name
-        if not _finished(out):
+        if not is_finished(out):
             recipe = chain.recipe(
                 out, chain.SFT, model=self.model, seed=self.seed, overwrite=is_run(out)
             )
@@ -102,13 +101,12 @@ class _Stages:
     def dpo(
         self,
         name: str,
-        pairs: Data,
         world: chain.World,
         start: Path,
         trainer: dict[str, Any] | None = None,
     ) -> Path:
         out = self.folder / name
-        if not _finished(out):
+        if not is_finished(out):
             recipe = chain.recipe(
                 out,
                 {**chain.CAREFUL_DPO, **(trainer or {})},
@@ -117,13 +115,8 @@ class _Stages:
                 overwrite=is_run(out),
             )
             recipe = replace(recipe, every=10)
-            dpo(recipe, pairs, world.probes)
+            dpo(recipe, chain.pairs_for_dpo(world), world.probes)
         return out
-
-
-def _finished(path: Path) -> bool:
-    done = is_run(path) and bool(RunDirectory.open(path).info.get("finished"))
-    return done and (path / "model").is_dir()
 
 
 def _looked_at(path: Path, margin: float) -> dict[str, Any]:

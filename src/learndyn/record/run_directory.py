@@ -14,6 +14,7 @@ and a crash loses at most the observation that was being written.
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,24 @@ from learndyn.record.observation import Observation
 
 SCHEMA_VERSION = 1
 """Version of the layout above. A reader refuses any other."""
+
+
+OWN_NAMES = frozenset(
+    {
+        "run.json",
+        "config.yaml",
+        "probes.parquet",
+        "observations",
+        "train.jsonl",
+        "forces",
+        "figures",
+        "report.html",
+        "model",
+        ".model.new",
+        "checkpoints",
+    }
+)
+"""What a run directory may hold; with anything else in it, it is never removed."""
 
 
 class RunDirectory:
@@ -52,30 +71,35 @@ class RunDirectory:
         """Make a new run directory, whole or not at all.
 
         A run that is overwritten stays until the new one can take its place.
+        `config` None writes no config.yaml: the run cannot be replayed from it.
 
         Raises:
             BadInput: if something is at `path` already and `overwrite` is false, or if
-                what is there is no run directory (then it is never removed).
+                it is no run directory, or one with files that learndyn did not write
+                (then nothing is ever removed).
         """
         path = Path(path)
-        _refuse_taken(path, overwrite)
-        info = {"schema_version": SCHEMA_VERSION, **info}
         building = path.with_name(f".{path.name}.new")
         old = path.with_name(f".{path.name}.old")
-        for leftover in (building, old):  # of a crash at this very place
+        if old.exists() and not path.exists():  # a crash between the renames below
+            old.rename(path)
+        _refuse_taken(path, overwrite)
+        info = {"schema_version": SCHEMA_VERSION, **info}
+        for leftover in (building, old):
             shutil.rmtree(leftover, ignore_errors=True)
         try:
             (building / "observations").mkdir(parents=True)
             pq.write_table(probes, building / "probes.parquet", compression="zstd")
-            (building / "config.yaml").write_text(
-                yaml.safe_dump(config or {}, sort_keys=False, allow_unicode=True),
-                encoding="utf-8",
-            )
+            if config:
+                text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+                (building / "config.yaml").write_text(text, encoding="utf-8")
             (building / "run.json").write_text(_dumps(info, indent=2), encoding="utf-8")
             if path.exists():
                 path.rename(old)
             building.rename(path)
         except BaseException as error:
+            if old.exists() and not path.exists():
+                old.rename(path)
             shutil.rmtree(building, ignore_errors=True)
             if isinstance(error, OSError) and error.errno in NO_SPACE:
                 raise full(path / "run.json", error) from error
@@ -112,8 +136,9 @@ class RunDirectory:
     @property
     def steps(self) -> list[int]:
         """Steps of all complete observations, ascending."""
-        files = (self.path / "observations").glob("step-*.parquet")
-        return sorted(int(file.stem.removeprefix("step-")) for file in files)
+        names = (p.name for p in (self.path / "observations").glob("step-*.parquet"))
+        found = (re.fullmatch(r"step-(\d{8,})\.parquet", name) for name in names)
+        return sorted(int(match.group(1)) for match in found if match)
 
     def observation_path(self, step: int) -> Path:
         """Where the observation of `step` is or will be."""
@@ -235,6 +260,13 @@ def _refuse_taken(path: Path, overwrite: bool) -> None:
             "observations). Choose another --out, continue it with --resume, or "
             "replace it with --overwrite."
         )
+    foreign = sorted(p.name for p in path.iterdir() if p.name not in OWN_NAMES)
+    if foreign:
+        raise BadInput(
+            f"{path} holds a run and also {', '.join(foreign[:5])}"
+            f"{' and more' if len(foreign) > 5 else ''}, which learndyn did not write, "
+            "so it is not overwritten. Move them, or choose another --out."
+        )
 
 
 def _version_of(info: Any) -> str:
@@ -243,17 +275,17 @@ def _version_of(info: Any) -> str:
 
 
 def _dumps(value: Any, indent: int | None = None) -> str:
-    text = json.dumps(_plain(value), indent=indent, ensure_ascii=False)
+    text = json.dumps(to_plain(value), indent=indent, ensure_ascii=False)
     # A lone surrogate, from a file name that is no UTF-8, becomes JSON's own \udc80.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: a diverged run's numbers become null."""
+def to_plain(value: Any) -> Any:
+    """The same value as JSON can hold it: NaN and infinity become null."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [to_plain(item) for item in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

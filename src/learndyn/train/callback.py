@@ -9,14 +9,11 @@ Training is bit-identical with and without it.
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
@@ -32,6 +29,7 @@ from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import TokenizedProbes, tokenize, tokenizer_hash
 from learndyn.record.observation import Observation
 from learndyn.record.run_directory import RunDirectory, is_run
+from learndyn.train.progress import progress_bar
 from learndyn.train.provenance import describe
 
 
@@ -75,6 +73,8 @@ class LearningDynamicsCallback(TrainerCallback):
     ) -> None:
         if every != "log" and every < 1:
             raise BadInput(f"every={every}: give a number of updates >= 1, or 'log'.")
+        if resume and overwrite:
+            raise BadInput("resume continues a run, overwrite replaces it: choose one.")
         self.probes = probes
         self.out = Path(out)
         self.every: Every = every
@@ -113,18 +113,24 @@ class LearningDynamicsCallback(TrainerCallback):
         live in the run directory. Returns None on all but the first process.
         """
         self._tokenized = self._tokenize(tokenizer)
-        if args.process_index != 0:
-            return None
-        if is_run(self.out) and (self.resume or step > 0) and not self.overwrite:
-            self.run = self._continue(step)
-        else:
-            self.run = RunDirectory.create(
-                self.out,
-                self._tokenized.to_table(),
-                self._describe(model, args),
-                config=self.config,
-                overwrite=self.overwrite,
-            )
+        # On every process: the forwards of a sharded model are collective.
+        described = self._describe(model, args)
+        continues = is_run(self.out) and (self.resume or step > 0)
+        _wait(args)  # until all have looked: the first one creates the directory
+        if args.process_index == 0:
+            if continues:
+                self.run = self._continue(step)
+            else:
+                self.run = RunDirectory.create(
+                    self.out,
+                    self._tokenized.to_table(),
+                    described,
+                    config=self.config,
+                    overwrite=self.overwrite,
+                )
+        _wait(args)
+        if continues:
+            self._adopt(RunDirectory.open(self.out))
         return self.run
 
     def on_train_begin(
@@ -138,12 +144,6 @@ class LearningDynamicsCallback(TrainerCallback):
         model = kwargs["model"]
         if self._tokenized is None:
             self.begin(model, kwargs["processing_class"], args, state.global_step)
-        elif self.run is not None:
-            self.run.rewind(state.global_step)
-        if self.run is not None and self.run.steps:
-            first = self.run.read_observation(self.run.steps[0])
-            self._start_ids = first.token_argmax_id
-            self._last = self.run.steps[-1]
         if self._last != state.global_step:
             self._observe(model, args, state, control)
 
@@ -155,7 +155,8 @@ class LearningDynamicsCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Observe if this update is due. Runs once per update, after the optimizer."""
-        if self.is_due(state.global_step):
+        last = state.global_step >= state.max_steps or control.should_training_stop
+        if last or self.is_due(state.global_step):
             self._observe(kwargs["model"], args, state, control)
 
     def on_train_end(
@@ -166,10 +167,19 @@ class LearningDynamicsCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Observe the final model, unless its step was observed already."""
-        if self._last != state.global_step:
+        if self._last != state.global_step and args.load_best_model_at_end:
+            warnings.warn(
+                f"the model of update {state.global_step} was not observed: the "
+                "trainer has put the best checkpoint in its place already "
+                "(load_best_model_at_end).",
+                stacklevel=2,
+            )
+        elif self._last != state.global_step:
             self._observe(kwargs["model"], args, state, control)
         if self.run is not None:
             self.run.update_info(finished=True, final_step=state.global_step)
+        # A second training with this callback is a second run: it begins anew.
+        self.run = self._tokenized = self._start_ids = self._last = None
 
     def on_log(
         self,
@@ -229,9 +239,28 @@ class LearningDynamicsCallback(TrainerCallback):
                 "choose another --out."
             )
         _same_tokenizer(run.info["tokenizer_sha256"], self._tokenized.tokenizer_hash)
+        if sorted(run.read_probes()["n_tokens"].to_pylist()) != sorted(
+            self._tokenized.n_tokens
+        ):
+            raise BadInput(
+                f"cannot continue {self.out}: its probes were cut to max_length "
+                f"{run.info.get('max_length')}, max_prompt_length "
+                f"{run.info.get('max_prompt_length')}; now they are cut to "
+                f"{self.limits['max_length']}, {self.limits['max_prompt_length']}. "
+                "Give the same limits, or choose another --out."
+            )
         run.rewind(step)
         run.update_info(finished=False)
         return run
+
+    def _adopt(self, run: RunDirectory) -> None:
+        """Go on with the run's own token ids, in their order, and its first argmax."""
+        expected = run.info["tokenizer_sha256"]
+        self._tokenized = TokenizedProbes.from_table(run.read_probes(), expected)
+        if run.steps:
+            first = run.read_observation(run.steps[0])
+            self._start_ids = first.token_argmax_id
+            self._last = run.steps[-1]
 
     def _observe(
         self,
@@ -301,12 +330,12 @@ class LearningDynamicsCallback(TrainerCallback):
         return {key: value for key, value in means.items() if math.isfinite(value)}
 
 
-def progress_bar(
-    what: str, args: TrainingArguments | None = None
-) -> Callable[[Iterable[Any]], Iterable[Any]]:
-    """A tqdm bar that shows itself when the work takes longer than two seconds."""
-    off = args is not None and (args.disable_tqdm or args.process_index != 0)
-    return partial(tqdm, desc=what, delay=2, leave=False, disable=off)
+def _wait(args: TrainingArguments) -> None:
+    """Let all processes come to this point."""
+    if args.world_size > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
 
 
 def _same_tokenizer(watched: str, present: str) -> None:

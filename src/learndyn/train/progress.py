@@ -1,5 +1,7 @@
-"""One progress bar for a training run, in place of a printed row per logged update."""
+"""Progress on the screen: bars for scoring, and one bar for a training run."""
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -15,6 +17,14 @@ from transformers import (
 
 
 SHOWN = ("loss", "rewards/margins")
+
+
+def progress_bar(
+    what: str, args: TrainingArguments | None = None
+) -> Callable[[Iterable[Any]], Iterable[Any]]:
+    """A tqdm bar that shows itself when the work takes longer than two seconds."""
+    off = args is not None and (args.disable_tqdm or args.process_index != 0)
+    return partial(tqdm, desc=what, delay=2, leave=False, disable=off)
 
 
 class TrainingBar(TrainerCallback):

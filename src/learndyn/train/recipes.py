@@ -17,14 +17,20 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from learndyn.errors import BadInput
 from learndyn.probes.data import Data
 from learndyn.probes.probe import ProbeSet
-from learndyn.record.run_directory import RunDirectory, is_run
-from learndyn.train.callback import progress_bar
+from learndyn.record.run_directory import RunDirectory
 from learndyn.train.dropout import disable_dropout
 from learndyn.train.presets import paper_warmup
+from learndyn.train.progress import progress_bar
 from learndyn.train.reference import check_reference
-from learndyn.train.session import Recipe, Session, remove_empty_folders
+from learndyn.train.resume import (
+    is_finished,
+    refuse_other_settings,
+    remove_empty_folders,
+)
+from learndyn.train.session import Recipe, Session
 
 
 def sft(
@@ -45,6 +51,10 @@ def sft(
     Raises:
         BadInput: if a kind is no column of the data, and as `LearningDynamicsCallback`.
     """
+    config = config or {**recipe.settings("sft", data), "kinds": list(kinds)}
+    if recipe.resume and is_finished(recipe.out):
+        refuse_other_settings(recipe.out, config, data, probes)
+        return RunDirectory.open(recipe.out)
     session = Session.start(recipe, data, probes, config, info)
     pairs = [pair for kind in kinds for pair in session.tokenize_kind(kind)]
     count = len(data.rows)
@@ -58,6 +68,8 @@ def sft(
     )
     args = session.arguments(SFTConfig, max_length=None)
     summed = recipe.preset == "paper"
+    if summed:
+        _refuse_unsummable(args)
     trainer = _Sft(
         model=session.model,
         args=args,
@@ -88,6 +100,10 @@ def dpo(
         BadInput: if chosen or rejected is no column of the data, if policy and
             reference disagree, and as `LearningDynamicsCallback`.
     """
+    config = config or recipe.settings("dpo", data)
+    if recipe.resume and is_finished(recipe.out):
+        refuse_other_settings(recipe.out, config, data, probes)
+        return RunDirectory.open(recipe.out)
     session = Session.start(recipe, data, probes, config, info)
     chosen = session.tokenize_kind("chosen")
     rejected = session.tokenize_kind("rejected")
@@ -139,15 +155,22 @@ def extend(
     SFT stage.
     """
     first = replace(recipe, out=recipe.out / "sft", trainer=sft_trainer or {})
-    model = first.out / "model"
-    done = is_run(first.out) and model.is_dir()
-    if recipe.resume and done and RunDirectory.open(first.out).info.get("finished"):
-        stage_one = RunDirectory.open(first.out)
-    else:
-        stage_one = sft(first, data, probes, kinds=("chosen", "rejected"), info=info)
-    second = replace(recipe, out=recipe.out / "dpo", model=str(model))
+    second = replace(recipe, out=recipe.out / "dpo", model=str(first.out / "model"))
+    kinds = ("chosen", "rejected")
+    configs: list[dict[str, Any] | None] = [None, None]
+    if config is not None:  # each stage is replayed by itself
+        shared = {k: value for k, value in config.items() if k != "sft_trainer"}
+        for i, stage in enumerate((first, second)):
+            own = {
+                "out": str(stage.out),
+                "model": stage.model,
+                "trainer": stage.trainer,
+            }
+            method = {"method": "dpo"} if i else {"method": "sft", "kinds": list(kinds)}
+            configs[i] = {**shared, **own, **method}
+    stage_one = sft(first, data, probes, kinds=kinds, config=configs[0], info=info)
     info = {**(info or {}), "extend": True}
-    return [stage_one, dpo(second, data, probes, config=config, info=info)]
+    return [stage_one, dpo(second, data, probes, config=configs[1], info=info)]
 
 
 class _Scheduled:
@@ -197,6 +220,18 @@ class _Dpo(_Scheduled, DPOTrainer):
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
+
+
+def _refuse_unsummable(args: Any) -> None:
+    """The summed loss counts examples by rows of a batch, and on one process."""
+    names = ("padding_free", "packing", "average_tokens_across_devices")
+    for name in names:
+        if getattr(args, name, False):
+            raise BadInput(
+                f"{name}=true does not go with the paper's summed SFT loss, which "
+                "needs one example per row of a batch. Use --preset trl, or leave it "
+                "off."
+            )
 
 
 def _paper_schedule(recipe: Recipe, args: Any) -> int | None:

@@ -1,8 +1,7 @@
 """What every recipe does before and after training: load, tokenize, watch, resume."""
 
-import json
-import re
 import shutil
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,13 @@ from learndyn.train.presets import (
     renamed_checkpointing,
 )
 from learndyn.train.progress import TrainingBar
+from learndyn.train.resume import (
+    last_checkpoint,
+    refuse_other_settings,
+    refuse_taken,
+    remove_empty_folders,
+    step_of,
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class Recipe:
             raise BadInput(
                 f"no preset {self.preset!r}. There are: {', '.join(PRESETS)}."
             )
+        if self.resume and self.overwrite:
+            raise BadInput("resume continues a run, overwrite replaces it: choose one.")
         if self.dtype not in ("float32", "bfloat16", "float64"):
             raise BadInput(
                 f"dtype {self.dtype!r}: choose float32, bfloat16 or float64. For "
@@ -74,9 +82,18 @@ class Recipe:
             length, prompt = self.max_length, self.max_length // 2
         return length, self.max_prompt_length or prompt
 
-    def settings(self) -> dict[str, Any]:
-        """What `config.yaml` keeps: all that is needed to replay the run."""
-        own = asdict(self) | {"out": str(self.out)}
+    def settings(self, method: str, data: Data) -> dict[str, Any]:
+        """What `config.yaml` keeps: all that is needed to replay the run.
+
+        The probes are the run's own; data that were made in memory must be given anew.
+        """
+        own = asdict(self) | {
+            "out": str(self.out),
+            "method": method,
+            "data": data.source,
+            "split": data.split,
+            "probes": str(self.out / "probes.parquet"),
+        }
         for name in ("resume", "overwrite"):
             del own[name]
         return own
@@ -103,15 +120,16 @@ class Session:
         recipe: Recipe,
         data: Data,
         probes: ProbeSet,
-        config: dict[str, Any] | None,
+        config: dict[str, Any],
         info: dict[str, Any] | None,
     ) -> "Session":
         """Load model and tokenizer, and find the checkpoint to resume from."""
         remove_empty_folders(recipe.out)
-        refuse_taken(recipe)
+        refuse_taken(recipe.out, replaceable=recipe.resume or recipe.overwrite)
+        if recipe.resume and is_run(recipe.out):
+            refuse_other_settings(recipe.out, config, data, probes)
         trust = recipe.trust_remote_code
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust)
-        config = recipe.settings() if config is None else config
         session = cls(recipe, data, probes, config, info or {}, tokenizer, None, None)
         session.model = session.load()
         if recipe.preset == "paper":
@@ -123,7 +141,10 @@ class Session:
     def load(self) -> Any:
         dtype = getattr(torch, self.recipe.dtype)
         trust = self.recipe.trust_remote_code
-        return load_model(self.recipe.model, dtype=dtype, trust_remote_code=trust)
+        model = load_model(self.recipe.model, dtype=dtype, trust_remote_code=trust)
+        # A trained adapter becomes part of the model: training starts from all of it.
+        merge = getattr(model, "merge_and_unload", None)
+        return model if merge is None else merge()
 
     @property
     def peft_config(self) -> LoraConfig | None:
@@ -147,10 +168,27 @@ class Session:
                 f"The data have: {', '.join(have)}."
             )
         encode = PairTokenizer(self.tokenizer, *self.recipe.limits)
-        return [
+        pairs = [
             encode(row.prompt, row.responses[kind], row.rendered)
             for row in self.data.rows
         ]
+        self._count_cuts(kind, pairs)
+        return pairs
+
+    def _count_cuts(self, kind: str, pairs: list[TokenizedPair]) -> None:
+        """Keep in `run.json` how many training texts were cut, and warn of them."""
+        cut = sum(pair.truncated for pair in pairs)
+        open_ended = sum(not pair.has_eos for pair in pairs)
+        counts = {"of": len(pairs), "truncated": cut, "without_eos": open_ended}
+        self.info.setdefault("training_tokens", {})[kind] = counts
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(pairs)} {kind} training texts are cut to max_length "
+                f"{self.recipe.limits[0]} and max_prompt_length "
+                f"{self.recipe.limits[1]}; {open_ended} lose their end-of-text token. "
+                "Raise --max-length to keep them whole.",
+                stacklevel=3,
+            )
 
     def arguments(self, config_class: type, **fixed: Any) -> Any:
         """The TRL config: preset, then overrides, then what the recipe must fix."""
@@ -200,7 +238,7 @@ class Session:
             },
             config=self.config,
         ).attach(trainer)
-        step = 0 if self.checkpoint is None else _step_of(self.checkpoint)
+        step = 0 if self.checkpoint is None else step_of(self.checkpoint)
         run = callback.begin(trainer.model, self.tokenizer, trainer.args, step)
         TrainingBar.replace_in(trainer, f"{recipe.out.name}: updates")
         trainer.train(resume_from_checkpoint=_text(self.checkpoint))
@@ -218,48 +256,5 @@ class Session:
         trainer.accelerator.wait_for_everyone()
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint in `folder`, or None.
-
-    The trainer writes `trainer_state.json` last, so a checkpoint cut by a crash has
-    none, or half of one.
-    """
-    for path in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        return path
-    return None
-
-
-def _step_of(checkpoint: Path) -> int:
-    match = re.search(r"-(\d+)$", checkpoint.name)
-    return int(match.group(1)) if match else -1
-
-
-def remove_empty_folders(out: Path) -> None:
-    """What a trainer's `__init__` makes, also in a run that was killed before its
-    directory was written."""
-    for folder in (out / "checkpoints", out):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
-
-
-def refuse_taken(recipe: Recipe) -> None:
-    """Find out that `out` is taken before a model is loaded, not after."""
-    taken = recipe.out.exists() and any(recipe.out.iterdir())
-    if taken and not is_run(recipe.out):
-        raise BadInput(
-            f"{recipe.out} exists and is no run directory, so it is left alone. "
-            "Choose another --out."
-        )
-    if taken and not (recipe.resume or recipe.overwrite):
-        raise BadInput(
-            f"{recipe.out} holds a run already. Choose another --out, continue it with "
-            "--resume, or replace it with --overwrite."
-        )

@@ -1,0 +1,128 @@
+"""Continuing a run: where it stopped, and whether this is the same run."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from learndyn.errors import BadInput, listed
+from learndyn.probes.data import Data
+from learndyn.probes.probe import ProbeSet
+from learndyn.record.run_directory import RunDirectory, is_run
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint in `folder`, or None.
+
+    The trainer writes `trainer_state.json` last, so a checkpoint cut by a crash has
+    none, or half of one.
+    """
+    for path in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return path
+    return None
+
+
+def is_finished(out: Path) -> bool:
+    """Whether a recipe ran to its end here and saved its model."""
+    if not is_run(out):
+        return False
+    return (
+        bool(RunDirectory.open(out).info.get("finished")) and (out / "model").is_dir()
+    )
+
+
+def refuse_other_settings(
+    out: Path, config: dict[str, Any], data: Data, probes: ProbeSet
+) -> None:
+    """A run is continued with the settings and the data that it began with.
+
+    Raises:
+        BadInput: naming every setting that differs. How many sequences are scored at
+            once may differ: it decides no number.
+    """
+    path = out / "config.yaml"
+    if not path.exists():
+        raise BadInput(
+            f"cannot continue {out}: it has no config.yaml, so no recipe made it. "
+            "Continue it with the script that did."
+        )
+    began = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    now = _flat(yaml.safe_load(yaml.safe_dump(config)))
+    differ = [
+        f"{name}: began with {began.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted(set(began) | set(now))
+        if began.get(name) != now.get(name) and not _decides_nothing(name)
+    ]
+    info = RunDirectory.open(out).info
+    if info.get("probe_fingerprint") != probes.fingerprint:
+        differ.append(
+            f"probes: it watched others (fingerprint "
+            f"{str(info.get('probe_fingerprint'))[:12]}, these have "
+            f"{probes.fingerprint[:12]})"
+        )
+    content = info.get("data", {}).get("sha256")
+    if content != data.sha256:
+        differ.append(
+            f"data: their content began as SHA-256 {str(content)[:12]}, now "
+            f"{data.sha256[:12]}"
+        )
+    if differ:
+        raise BadInput(
+            f"cannot continue {out} with other settings:\n{listed(differ)}\n"
+            f"Repeat them (`learndyn run --config {path} --resume`), or choose another "
+            "--out."
+        )
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """TRL's fields beside ours, as trainer.NAME; their values as text."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": str(item) for key, item in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _decides_nothing(name: str) -> bool:
+    """Settings that change no number of a run, so may change when it is resumed."""
+    field_name = name.rsplit(".", 1)[-1]
+    return field_name in ("batch_size", "disable_tqdm") or field_name.startswith(
+        ("save_", "logging_", "report_to")
+    )
+
+
+def step_of(checkpoint: Path) -> int:
+    """Updates taken at a checkpoint, from its folder's name."""
+    match = re.search(r"-(\d+)$", checkpoint.name)
+    return int(match.group(1)) if match else -1
+
+
+def remove_empty_folders(out: Path) -> None:
+    """What a trainer's `__init__` makes, also in a run that was killed before its
+    directory was written."""
+    for folder in (out / "checkpoints", out):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def refuse_taken(out: Path, *, replaceable: bool) -> None:
+    """Find out that `out` is taken before a model is loaded, not after."""
+    taken = out.exists() and any(out.iterdir())
+    if taken and not is_run(out):
+        raise BadInput(
+            f"{out} exists and is no run directory, so it is left alone. "
+            "Choose another --out."
+        )
+    if taken and not replaceable:
+        raise BadInput(
+            f"{out} holds a run already. Choose another --out, continue it with "
+            "--resume, or replace it with --overwrite."
+        )
