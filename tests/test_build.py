@@ -319,3 +319,22 @@ def test_the_authors_pairs_give_a_set_without_their_faults(shared_data):
         assert probe.response.startswith(" ")
         if probe.kind == "irrelevant_test":
             assert probe.response.strip() not in known
+
+
+def test_fewer_prompts_will_do_in_either_split_where_that_is_said():
+    few = replace(TEST, rows=TEST.rows[:4])
+    probes = build_probes(TRAIN, few, prompts=10, or_fewer=True)
+    assert probes.manifest["prompts"] == {"train": 10, "test": 4}
+    with pytest.raises(BadInput, match="10 prompts were asked for, and there are 4"):
+        build_probes(TRAIN, few, prompts=10)
+
+
+def test_the_probes_of_a_run_are_read_from_its_folder_or_its_file(tmp_path):
+    from learndyn.probes.tokenize import tokenize
+    from learndyn.record.run_directory import RunDirectory
+
+    probes = build_probes(TRAIN, TEST, prompts=3)
+    table = tokenize(probes, chatml()).to_table()
+    run = RunDirectory.create(tmp_path / "a=b", table, {})
+    for source in (run.path, str(run.path), run.path / "probes.parquet"):
+        assert load_probes(source).fingerprint == probes.fingerprint

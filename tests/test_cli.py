@@ -2,8 +2,10 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from learndyn.cli import main
 from learndyn.record.run_directory import RunDirectory
 from models import byte_tokenizer, save_tiny
 from runs import data
+from small_tokenizers import CHATML
 from synthetic import write_run
 
 
@@ -208,9 +211,10 @@ def test_a_taken_folder_is_continued_or_replaced_only_if_asked(tmp_path, world, 
     out = tmp_path / "r"
     answer(capsys, dpo(world, out))
     assert "holds a run already" in refused(capsys, dpo(world, out))
-    longer = [*dpo(world, out), "--max_steps", "4"]
-    (run,) = answer(capsys, [*longer, "--resume"])["runs"]
-    assert run["steps"] == [0, 1, 2, 3, 4]
+    longer = [*dpo(world, out), "--max_steps", "4", "--resume"]
+    assert "max_steps: began with '2', now '4'" in refused(capsys, longer)
+    (run,) = answer(capsys, [*dpo(world, out), "--resume"])["runs"]
+    assert run["steps"] == [0, 1, 2]
     (run,) = answer(capsys, [*dpo(world, out), "--overwrite"])["runs"]
     assert run["steps"] == [0, 1, 2]
     assert [f.name for f in tmp_path.iterdir()] == ["r"]
@@ -339,7 +343,8 @@ def test_a_response_that_does_not_fit_is_cut_and_counted_or_refused(
 ):
     long = write_rows(tmp_path / "long.jsonl", change(0, chosen=" word" * 600))
     cut = ["--max-length", "64", "--max-prompt-length", "32"]
-    answer(capsys, [*dpo(world, tmp_path / "r", data=long, prompts="6"), *cut])
+    with pytest.warns(UserWarning, match="1 of 6 chosen training texts are cut"):
+        answer(capsys, [*dpo(world, tmp_path / "r", data=long, prompts="6"), *cut])
     table = RunDirectory.open(tmp_path / "r").read_probes()
     assert sum(table["truncated"].to_pylist()) >= 1
     whole = ["score", str(world / "model"), "--probes", long, "--max-length", "9999"]
@@ -400,6 +405,8 @@ BAD_SETTINGS = {
     "unknown kind": (["--kinds", "nicest"], ""),
     "no schedule": (["--every", "0"], "give a number of updates >= 1"),
     "no word of a schedule": (["--every", "often"], "invalid"),
+    "no batch": (["--batch-size", "0"], "batch_size is 0; it must be at least 1"),
+    "too many prompts": (["--prompts", "7"], "7 prompts were asked for"),
     "unknown preset": (["--preset", "best"], "invalid choice"),
 }
 
@@ -438,7 +445,7 @@ BAD_CONFIGS = {
     "1: x": "unknown key '1'",
     "- a": "must hold keys and values",
     "a: [": "cannot read the config",
-    "prompts: many": "prompts must be int, not 'many'",
+    "prompts: many": "prompts must be int | None, not 'many'",
     "seed: true": "seed must be int, not True",
     "lora: 'yes'": "lora must be bool",
     "kinds: chosen": "kinds must be list[str] | None, not 'chosen'",
@@ -528,7 +535,10 @@ def test_an_interrupt_ends_with_status_1_and_how_to_go_on(
         patch.setattr("learndyn.train.launch.sft", interrupt)
         patch.setattr("learndyn.train.launch.dpo", interrupt)
         assert main(dpo(world, tmp_path / "r")) == 1
-    assert "continue a run with --resume" in capsys.readouterr().err
+        assert "continue this run with --resume" in capsys.readouterr().err
+        patch.setattr("learndyn.show.report.write_report", interrupt)
+        assert main(["report", str(world / "run")]) == 1
+        assert capsys.readouterr().err == "learndyn: stopped\n"
 
 
 def test_help_shows_the_methods(capsys):
@@ -546,3 +556,177 @@ def test_a_folder_without_tokenizer_is_named_and_none_is_made_up(
         file.unlink()
     command = dpo(world, tmp_path / "r", model=str(tmp_path / "m"))
     assert "holds no tokenizer" in refused(capsys, command)
+
+
+SECRET = "hf_a1b2c3d4e5f6"
+
+
+@pytest.mark.parametrize("given", [["--hub_token", SECRET], [f"--hub-token={SECRET}"]])
+def test_a_secret_is_used_and_never_written(tmp_path, world, monkeypatch, given):
+    from learndyn.train import launch
+
+    seen = []
+    real = launch.dpo
+
+    def watched(*args, **more):
+        seen.append(os.environ.get("HF_TOKEN"))
+        return real(*args, **more)
+
+    monkeypatch.setattr(launch, "dpo", watched)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    out = tmp_path / "r"
+    command = [*dpo(world, out), "--save_steps", "1", *given]
+    monkeypatch.setattr(sys, "argv", ["learndyn", *command])
+    assert main(command) == 0
+    assert seen == [SECRET]
+    assert "HF_TOKEN" not in os.environ
+    files = [file for file in out.rglob("*") if file.is_file()]
+    assert {"config.yaml", "run.json", "report.html"} <= {file.name for file in files}
+    # Every file also as a zip's members: training_args.bin may be compressed.
+    for file in files:
+        assert SECRET.encode() not in file.read_bytes(), file
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as whole:
+                for name in whole.namelist():
+                    assert SECRET.encode() not in whole.read(name), (file, name)
+    assert "(hidden)" in " ".join(RunDirectory.open(out).info["command"])
+
+
+def test_a_hidden_secret_must_be_given_again(tmp_path, world, capsys):
+    config = tmp_path / "c.yaml"
+    config.write_text("trainer: {hub_token: (hidden), eos_token: x}\n")
+    command = [*dpo(world, tmp_path / "r"), "--config", str(config)]
+    assert "Give it again with --hub_token VALUE" in refused(capsys, command)
+
+
+def test_what_a_name_says_decides_what_is_hidden():
+    from learndyn.train.secrets import is_secret, redacted, without_secrets
+
+    for name in ("hub_token", "api-key", "sft.hub_token", "password", "client_secret"):
+        assert is_secret(name)
+    for name in ("eos_token", "sft.pad_token", "max_new_tokens_per_step", "keys_of"):
+        assert not is_secret(name)
+    nested = {"a": {"wandb_key": "s", "lr": 1}, "token": None}
+    assert without_secrets(nested) == {
+        "a": {"wandb_key": "(hidden)", "lr": 1},
+        "token": None,
+    }
+    words = ["run", "--token", "s", "--x", "y", "--api_key=s", "--sft.hub-token", "s"]
+    assert "s" not in redacted(words)
+    assert "--api_key=s" not in redacted(words)
+    assert redacted(words)[3:5] == ["--x", "y"]
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_bfloat16_run_is_scored_offline_in_its_own_precision(tmp_path, world, capsys):
+    out = tmp_path / "r"
+    answer(capsys, [*dpo(world, out), "--dtype", "bfloat16"])
+    run = RunDirectory.open(out)
+    assert run.info["dtype"] == "bfloat16"
+    online = run.read_observation(2).logp
+    score = ["score", str(out / "model"), "--run", str(out)]
+    answer(capsys, [*score, "--out", str(tmp_path / "own.parquet")])
+    answer(
+        capsys, [*score, "--dtype", "float32", "--out", str(tmp_path / "wide.parquet")]
+    )
+    own, wide = (
+        pq.read_table(tmp_path / f"{name}.parquet")["logp"].to_numpy()
+        for name in ("own", "wide")
+    )
+    np.testing.assert_allclose(own, online, rtol=0, atol=1e-4)
+    assert np.abs(wide - online).max() > 1e-3
+
+
+def test_frozen_token_ids_are_not_cut_anew(world, capsys):
+    score = ["score", str(world / "model"), "--run", str(world / "run")]
+    message = refused(capsys, [*score, "--max-length", "32"])
+    assert "--max-length 32 cannot be used with --run" in message
+
+
+def test_score_refuses_before_it_scores(tmp_path, world, capsys, monkeypatch):
+    monkeypatch.setattr("learndyn.measure.offline.load_model", None)
+    score = ["score", str(world / "model"), "--run", str(world / "run")]
+    folder = [*score, "--out", str(tmp_path), "--overwrite"]
+    assert "is a folder. Name the Parquet file" in refused(capsys, folder)
+    assert "it must be at least 1" in refused(capsys, [*score, "--batch-size", "0"])
+
+
+def test_numbers_that_json_cannot_hold_are_null(tmp_path, world, capsys):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(world / "model")
+    with torch.no_grad():
+        model.transformer.ln_f.weight.fill_(torch.nan)
+    model.save_pretrained(tmp_path / "m")
+    byte_tokenizer().save_pretrained(tmp_path / "m")
+    capsys.readouterr()
+    probes = ["--probes", str(world / "probes.parquet"), "--json"]
+    assert main(["score", str(tmp_path / "m"), *probes]) == 0
+    printed = capsys.readouterr().out
+    assert "NaN" not in printed
+    assert json.loads(printed)["kinds"]["chosen"]["logp_mean"] is None
+
+
+def test_a_page_that_is_not_ours_is_replaced_only_if_asked(tmp_path, world, capsys):
+    page = tmp_path / "report.html"
+    page.write_text("<html>mine</html>")
+    report = ["report", str(world / "run"), "--out", str(tmp_path)]
+    assert "was not written by learndyn" in refused(capsys, report)
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    assert page.read_text() == "<html>mine</html>"
+    answer(capsys, [*report, "--overwrite"])
+    answer(capsys, report)  # ours is replaced unasked
+
+
+@pytest.mark.usefixtures("no_page")
+def test_the_default_number_of_prompts_is_as_many_as_there_are(tmp_path, world, capsys):
+    test = [{k: f"{v} (held out)" for k, v in row.items()} for row in rows()[:2]]
+    source = write_rows(tmp_path / "test.jsonl", test)
+    command = dpo(world, tmp_path / "r", **{"test-data": source})
+    at = command.index("--prompts")
+    answer(capsys, [*command[:at], *command[at + 2 :]])
+    counts = RunDirectory.open(tmp_path / "r").info["probe_manifest"]["prompts"]
+    assert counts == {"train": 6, "test": 2}
+
+
+def chat_rows() -> list[dict]:
+    """Preference rows as chat messages."""
+    return [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "chosen": [{"role": "assistant", "content": row["chosen"]}],
+            "rejected": [{"role": "assistant", "content": row["rejected"]}],
+        }
+        for row in rows()
+    ]
+
+
+@pytest.mark.usefixtures("no_page")
+def test_chat_probes_are_read_with_the_models_template(tmp_path, world, capsys):
+    source = write_rows(tmp_path / "c.jsonl", chat_rows())
+    model = save_tiny(tmp_path / "m")
+    check = ["probes", "check", source]
+    assert "--tokenizer MODEL" in refused(capsys, check)
+    assert "the one given has none" in refused(
+        capsys, ["score", model, "--probes", source]
+    )
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(model)
+    assert answer(capsys, [*check, "--tokenizer", model])
+    assert answer(capsys, ["score", model, "--probes", source])["probes"] == 12
+    run = dpo(world, tmp_path / "r", model=model, data=source, probes=source)
+    answer(capsys, run)
+    table = RunDirectory.open(tmp_path / "r").read_probes()
+    assert all(table["rendered"].to_pylist())
+
+
+@pytest.mark.usefixtures("no_page")
+def test_the_probes_of_a_run_serve_another_run_and_score(tmp_path, world, capsys):
+    one = RunDirectory.open(world / "run").info["probe_fingerprint"]
+    answer(capsys, dpo(world, tmp_path / "r", probes=str(world / "run")))
+    assert RunDirectory.open(tmp_path / "r").info["probe_fingerprint"] == one
+    told = answer(
+        capsys, ["score", str(world / "model"), "--probes", str(world / "run")]
+    )
+    assert told["fingerprint"] == one

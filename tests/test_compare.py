@@ -1,9 +1,12 @@
 """Comparison: a known difference is found at updates, margin and gap."""
 
+from dataclasses import replace
+
 import pytest
 
 from learndyn.diagnose.compare import compare
 from learndyn.errors import BadInput
+from learndyn.record.run_directory import RunDirectory
 from learndyn.record.trajectory import Trajectory
 from synthetic import write_run
 
@@ -150,3 +153,38 @@ def test_probes_are_aligned_by_prompt_and_kind_and_not_by_position(tmp_path):
     b = Trajectory(a.run, a.probes.take(order), a.steps, a.n_tokens[order], columns)
     chosen = compare(a, b, "gap").kinds["chosen"].difference
     assert (chosen.mean, chosen.low, chosen.high) == pytest.approx((0, 0, 0))
+
+
+def cut(trajectory, **info):
+    """The same run with one prompt token and one response token less per probe."""
+    table = trajectory.probes
+    for name, of in (("n_tokens", None), ("prompt_ids", 1), ("response_ids", 7)):
+        values = table[name].to_pylist()
+        values = [v[:-1] if of else v - 1 for v in values]
+        index = table.column_names.index(name)
+        table = table.set_column(index, name, [values])
+    run = RunDirectory(trajectory.run.path, {**trajectory.run.info, **info})
+    return replace(trajectory, run=run, probes=table)
+
+
+def test_runs_that_cut_the_same_texts_elsewhere_are_refused_with_the_numbers(tmp_path):
+    a = load(tmp_path / "a", info={"max_length": 64})
+    shorter = cut(a, max_length=32)
+    with pytest.raises(BadInput, match=r"72 of 72 probes have other token ids") as said:
+        compare(a, shorter, "updates")
+    assert "scored 8 and 7 tokens after prompts of 2 and 1" in str(said.value)
+    assert "max_length was 64 and 32" in str(said.value)
+
+
+def test_runs_of_other_tokenizers_are_refused(tmp_path):
+    a = load(tmp_path / "a", info={"tokenizer_sha256": "a" * 64})
+    b = load(tmp_path / "b", info={"tokenizer_sha256": "b" * 64})
+    with pytest.raises(BadInput, match=r"tokenizers differ \(SHA-256 aaa.* and bbb"):
+        compare(a, b, "updates")
+
+
+def test_a_point_outside_a_run_gives_a_reason_and_no_numbers(tmp_path):
+    a = load(tmp_path / "a")
+    found = compare(a, a, "updates", at=1000.0)
+    assert (found.at, found.kinds) == (None, {})
+    assert "never reaches it" in found.reason

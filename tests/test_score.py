@@ -1,19 +1,26 @@
 """score(): relations that any right scoring of any causal LM must keep."""
 
+import random
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from learndyn.errors import BadInput
 from learndyn.measure import score as score_module
 from learndyn.measure.head import learn_head
+from learndyn.measure.load import load_model
 from learndyn.measure.neutral import undisturbed
-from learndyn.measure.score import score
+from learndyn.measure.score import find_route, score
 from learndyn.measure.statistics import row_statistics
 from learndyn.probes.probe import Probe, ProbeSet
 from learndyn.probes.tokenize import TokenizedProbes, tokenize
 from learndyn.record.observation import PROBE_COLUMNS
-from models import FAMILIES, byte_tokenizer, tiny_model
+from models import FAMILIES, byte_tokenizer, save_tiny, tiny_model
 
 
 def probes(reverse: bool = False) -> TokenizedProbes:
@@ -91,7 +98,9 @@ def test_real_logits_are_used_when_the_head_cannot_be_taken_apart(monkeypatch):
     model = tiny_model("gpt2", torch.float64)
     expected = score(model, probes())
     monkeypatch.setattr(score_module, "learn_head", lambda *_: None)
-    got = score(model, probes(), padding_side="left")
+    score_module._WARNED.clear()
+    with pytest.warns(UserWarning, match="GPT2LMHeadModel is scored from its own"):
+        got = score(model, probes(), padding_side="left")
     for name in PROBE_COLUMNS:
         np.testing.assert_allclose(getattr(got, name), getattr(expected, name), 1e-9)
 
@@ -117,7 +126,112 @@ def test_a_head_that_nothing_explains_is_not_learnt():
         return output
 
     model.forward = warped.__get__(model)
-    assert learnt(model) is None
+    assert not learnt(model).is_exact
+    score_module._WARNED.clear()
+    with pytest.warns(UserWarning, match=r"LlamaForCausalLM .* misses .* by \d\.\de-0"):
+        route = find_route(model, probes())
+    assert (route.name, route.head) == ("plain", "logits")
+    assert route.error > 1e-5
+    find_route(model, probes())  # warned once: a second warning would be an error
+
+
+def test_a_half_precision_soft_cap_is_learnt_up_to_the_models_own_rounding():
+    # The model rounds after each operation of the cap; the head does not.
+    head = learnt(tiny_model("gemma2", torch.bfloat16))
+    assert head.name == "softcap 5"
+    assert head.is_exact
+    assert 1e-3 < head.error < 2**-6
+    assert learnt(tiny_model("llama", torch.bfloat16)).error == 0
+    assert learnt(tiny_model("gemma2")).tolerance == 1e-5
+
+
+def test_a_cap_that_rounding_hides_is_taken_from_the_config():
+    model = tiny_model("gemma2", torch.bfloat16, final_logit_softcapping=30.0)
+    assert learnt(model).name == "softcap 30"
+
+
+@pytest.fixture
+def one_process():
+    """A group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_a_model_that_fsdp2_shards_is_scored_from_its_own_logits(one_process):
+    # The head's weight is gathered only within the model's own forward.
+    model, tokenized = tiny_model("llama"), probes()
+    expected = score(model, tokenized).logp
+    for part in (*model.model.layers, model):
+        fully_shard(part, mesh=one_process, reshard_after_forward=True)
+    score_module._WARNED.clear()
+    with pytest.warns(UserWarning, match="output embedding is sharded"):
+        got = score(model, tokenized)
+    np.testing.assert_allclose(got.logp, expected, rtol=1e-6)
+    assert find_route(model, tokenized).head == "logits"
+
+
+def test_an_adapter_is_loaded_in_the_precision_asked_for(tmp_path, monkeypatch):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = save_tiny(tmp_path / "base", "llama")
+    model = get_peft_model(load_model(base), LoraConfig(task_type="CAUSAL_LM"))
+    model.save_pretrained(tmp_path / "adapter")
+    given, real = {}, AutoModelForCausalLM.from_pretrained
+
+    def watched(*args, **more):
+        given.update(more)
+        return real(*args, **more)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", watched)
+    loaded = load_model(tmp_path / "adapter", dtype=torch.bfloat16)
+    assert "torch_dtype" not in given  # its deprecated name
+    assert loaded.get_output_embeddings().weight.dtype == torch.bfloat16
+
+
+def test_a_probe_without_response_tokens_is_refused_and_takes_no_others_numbers():
+    tokenized, model = probes(), tiny_model("gpt2")
+    bare = replace(tokenized.pairs[1], response_ids=())
+    pairs = (tokenized.pairs[0], bare, *tokenized.pairs[2:])
+    with pytest.raises(BadInput, match=r"1 of 8 pairs lack .* at position 1"):
+        score(model, replace(tokenized, pairs=pairs))
+    rows = score_module.score_pairs(model, tokenized.pairs)
+    counts = np.array([0, *tokenized.n_tokens, 0], np.int32)
+    with np.errstate(invalid="ignore"):  # its means are 0 / 0
+        seen = score_module._observation(0, counts, rows)
+    assert (seen.logp[0], seen.logp[-1]) == (0, 0)
+    np.testing.assert_array_equal(seen.logp[1:-1], score(model, tokenized).logp)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_holds_at_least_one_sequence(batch_size):
+    with pytest.raises(BadInput, match=f"batch_size is {batch_size}; it must be"):
+        score(tiny_model("gpt2"), probes(), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_random_numbers_drawn_while_undisturbed_are_given_back(fails):
+    def draw():
+        return float(torch.rand(())), random.random(), float(np.random.rand())
+
+    model = torch.nn.Linear(1, 1)
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+    expected = draw()
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+    try:
+        with undisturbed(model):
+            assert draw() == expected
+            if fails:
+                raise RuntimeError("stop")
+    except RuntimeError:
+        assert fails
+    assert draw() == expected
+    assert model.training
 
 
 def test_statistics_equal_their_definitions_on_full_logits():

@@ -313,3 +313,13 @@ def test_a_pair_tokenizer_cannot_be_changed():
     encode = PairTokenizer(byte_level())
     with pytest.raises(dataclasses.FrozenInstanceError):
         encode.max_length = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_response_without_any_token_is_refused_with_the_numbers():
+    # Rendered text gets no EOS: a template that ends an answer with nothing leaves none
+    encode = PairTokenizer(byte_level(), max_length=64)
+    said = (
+        r"the response '' to the prompt 'the cat' has no token to score: prompt \d+ \+"
+    )
+    with pytest.raises(BadInput, match=said):
+        encode("the cat", "", rendered=True)

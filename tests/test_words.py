@@ -147,3 +147,24 @@ def test_an_unknown_interval_is_said_to_be_unknown():
     assert (
         number(Interval(1.0, float("nan"), float("nan"))) == "+1.0 [interval unknown]"
     )
+
+
+def test_a_change_that_is_sure_but_tiny_is_not_told_as_one(tmp_path):
+    # 0.05 % of the log-probability: every prompt moved, and nothing happened.
+    drift = {"chosen": 0.03, "rejected": 0.03, "irrelevant_train": 0.03}
+    tiny = load(
+        tmp_path / "run", drift=drift, greedy=0.01, noise=0.1, info={"method": "sft"}
+    )
+    assert squeeze_evidence(tiny).chosen.above_zero
+    text = said(tiny)
+    assert "Chosen hardly changed" in text
+    assert "moved by less than 2 %" in text
+    for claim in ("as intended", "Watch irrelevant_train", "gained probability"):
+        assert claim not in text
+
+
+def test_a_tiny_fall_of_chosen_is_not_called_a_fault_of_sft(tmp_path):
+    drift = {"chosen": -0.03, "rejected": -0.03}
+    text = said(load(tmp_path / "r", drift=drift, noise=0.1, info={"method": "sft"}))
+    assert "less likely" not in text
+    assert "Chosen hardly changed" in text

@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"learndyn: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("learndyn: stopped; continue a run with --resume", file=sys.stderr)
+        hint = "; continue this run with --resume" if known.job is _run else ""
+        print(f"learndyn: stopped{hint}", file=sys.stderr)
         return 1
     return 0
 
@@ -100,8 +101,11 @@ def _probes_check(args: argparse.Namespace) -> None:
     from learndyn.probes.check import check
     from learndyn.record.authors import AUTHORS_KINDS
 
-    probes = load_probes(args.file, aliases=AUTHORS_KINDS, empty="keep")
-    report = check(probes, _tokenizer(args.tokenizer))
+    tokenizer = _tokenizer(args.tokenizer)
+    probes = load_probes(
+        args.file, aliases=AUTHORS_KINDS, empty="keep", tokenizer=tokenizer
+    )
+    report = check(probes, tokenizer)
     if args.json:
         _print_json(report.to_dict())
     else:
@@ -111,20 +115,20 @@ def _probes_check(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> None:
     _quiet()
     from learndyn.show.report import write_report
-    from learndyn.train.launch import RunSettings, launch
+    from learndyn.train.launch import RunSettings, launch, method_and_fields
 
     own = {
         name: value
         for name, value in vars(args).items()
         if name not in _NOT_SETTINGS and value is not None
     }
-    method, trainer, sft_trainer = _method_and_fields(args.unknown)
+    method, trainer, sft_trainer = method_and_fields(args.unknown)
     if method is not None:
         own["method"] = method
     overrides = {**own, "trainer": trainer, "sft_trainer": sft_trainer}
     settings = RunSettings.resolve(args.config, overrides)
     runs = launch(settings, resume=args.resume, overwrite=args.overwrite)
-    pages = [write_report([run.path]) for run in runs]
+    pages = [write_report([run.path], overwrite=True) for run in runs]
     if args.json:
         done = [
             {"run": str(run.path), "steps": run.steps, "report": str(page)}
@@ -153,6 +157,8 @@ def _score(args: argparse.Namespace) -> None:
         out=args.out,
         batch_size=args.batch_size,
         max_length=args.max_length,
+        dtype=args.dtype,
+        trust_remote_code=args.trust_remote_code,
         overwrite=args.overwrite,
     )
     if args.json:
@@ -164,12 +170,16 @@ def _score(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from learndyn.show.report import write_report
 
-    page = write_report(args.runs, args.out, text=not args.no_text)
+    page = write_report(
+        args.runs, args.out, text=not args.no_text, overwrite=args.overwrite
+    )
     if args.json:
         _print_json({"report": str(page)})
     else:
         print(page)
 
+
+_DTYPES = ("float32", "bfloat16", "float64")
 
 _NOT_SETTINGS = {
     "job",
@@ -180,47 +190,6 @@ _NOT_SETTINGS = {
     "json",
     "subcommand",
 }
-
-
-_METHODS = ("sft", "dpo", "extend")
-
-
-def _method_and_fields(
-    unknown: list[str],
-) -> tuple[str | None, dict[str, str], dict[str, str]]:
-    """Read the method, and `--learning_rate 1e-5` and `--sft.beta=1`, TRL's own fields.
-
-    The method is read here because argparse, which does not know that TRL's flags have
-    values, would take the first such value for it.
-
-    Raises:
-        BadInput: if something is neither method nor flag, or a flag has no value.
-    """
-    method: str | None = None
-    trainer: dict[str, str] = {}
-    stage_one: dict[str, str] = {}
-    words = list(unknown)
-    while words:
-        word = words.pop(0)
-        if method is None and word in _METHODS:
-            method = word
-            continue
-        if not word.startswith("--"):
-            raise BadInput(
-                f"{word!r} is no setting and no method. Settings are --name value; "
-                f"methods are {', '.join(_METHODS)}."
-            )
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            if not words or words[0].startswith("--"):
-                raise BadInput(
-                    f"--{name} needs a value, such as --{name} true. If it is not a "
-                    "field of TRL's config, see `learndyn run --help`."
-                )
-            value = words.pop(0)
-        target = stage_one if name.startswith("sft.") else trainer
-        target[name.removeprefix("sft.").replace("-", "_")] = value
-    return method, trainer, stage_one
 
 
 def _tokenizer(source: str | None) -> Any:
@@ -251,7 +220,10 @@ def _quiet() -> None:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    from learndyn.record.run_directory import to_plain
+
+    text = json.dumps(to_plain(value), ensure_ascii=False, indent=2, allow_nan=False)
+    print(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -310,7 +282,10 @@ def _add_probes(jobs: Any) -> None:
     build.add_argument("--overwrite", action="store_true")
     check = _job(inner, "check", _probes_check, "report the confounds that fool people")
     check.add_argument("file", help="probe file, or any wide file")
-    check.add_argument("--tokenizer", help="folder or hub id, to count tokens")
+    check.add_argument(
+        "--tokenizer",
+        help="folder or hub id: to count tokens, and whose chat template",
+    )
 
 
 def _add_reading(job: argparse.ArgumentParser) -> None:
@@ -345,7 +320,9 @@ def _add_run(jobs: Any) -> None:
     job.add_argument("--test-split")
     _add_reading(job)
     job.add_argument("--probes", help="probe file (default: built from the data)")
-    job.add_argument("--prompts", type=int, help="prompts to watch (default: 100)")
+    job.add_argument(
+        "--prompts", type=int, help="prompts to watch (default: up to 100)"
+    )
     job.add_argument("--kinds", nargs="+", metavar="KIND", help="sft: train on these")
     job.add_argument("--out", help="run directory to write")
     job.add_argument(
@@ -355,7 +332,7 @@ def _add_run(jobs: Any) -> None:
     )
     job.add_argument("--preset", choices=["paper", "trl"], help="default: paper")
     job.add_argument("--seed", type=int)
-    job.add_argument("--dtype", choices=["float32", "bfloat16", "float64"])
+    job.add_argument("--dtype", choices=_DTYPES)
     job.add_argument("--lora", action="store_true", default=None)
     job.add_argument("--lora-rank", type=int)
     job.add_argument("--lora-alpha", type=int)
@@ -374,11 +351,17 @@ def _every(text: str) -> int | str:
 def _add_score(jobs: Any) -> None:
     job = _job(jobs, "score", _score, "score probes with a model or checkpoint")
     job.add_argument("model", help="folder or hub id")
-    job.add_argument("--probes", help="probe file")
+    job.add_argument("--probes", help="probe file, or a run whose texts to score")
     job.add_argument("--run", type=Path, help="use this run's probes and token ids")
     job.add_argument("--out", type=Path, help="Parquet file to write, one row a probe")
     job.add_argument("--batch-size", type=int, default=8)
-    job.add_argument("--max-length", type=int, default=1024)
+    job.add_argument(
+        "--max-length", type=int, help="with --probes (default: 1024 tokens)"
+    )
+    job.add_argument(
+        "--dtype", choices=_DTYPES, help="default: the run's, else float32"
+    )
+    job.add_argument("--trust-remote-code", action="store_true")
     job.add_argument("--overwrite", action="store_true")
 
 
@@ -387,6 +370,9 @@ def _add_report(jobs: Any) -> None:
     job.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     job.add_argument("--out", type=Path, help="folder (default: the run directory)")
     job.add_argument("--no-text", action="store_true", help="leave out all texts")
+    job.add_argument(
+        "--overwrite", action="store_true", help="replace a page of another program"
+    )
 
 
 if __name__ == "__main__":

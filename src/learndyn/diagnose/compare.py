@@ -84,11 +84,15 @@ def compare(
     the lower of the two ends, a stretch that both runs pass through. Close to the end
     of a run many resamples would never reach the point.
 
+    Where there is no such point, or `at` lies outside a run, the result has no numbers
+    and its `reason` says why.
+
     Raises:
-        BadInput: if the runs watched other answers, if a quantity needs kinds that the
-            probes lack, or if `at` updates lie outside a run.
+        BadInput: if the runs watched other answers or scored them as other tokens, or
+            if a quantity needs kinds that the probes lack.
     """
     _same_probes(a, b)
+    _same_tokens(a, b)
     sides = (_Side.of(a, by), _Side.of(b, by))
     if at is None:
         at, reason = _matched_point(by, sides, fraction)
@@ -263,3 +267,37 @@ def _same_probes(a: Trajectory, b: Trajectory) -> None:
             f"answers (probe fingerprints {str(prints[0])[:12]} and "
             f"{str(prints[1])[:12]}). Use runs with the same probe set."
         )
+
+
+def _same_tokens(a: Trajectory, b: Trajectory) -> None:
+    """A log-probability is of tokens: the same text as other tokens has another."""
+    hashes = [str(t.run.info.get("tokenizer_sha256"))[:12] for t in (a, b)]
+    where = f"{a.run.path} and {b.run.path} cannot be compared:"
+    if hashes[0] != hashes[1]:
+        raise BadInput(
+            f"{where} their tokenizers differ (SHA-256 {hashes[0]} and {hashes[1]}), "
+            "and log-probabilities of other tokens are not comparable. Use runs of "
+            "models with one tokenizer."
+        )
+    keys = [("prompt_id", "ascending"), ("kind", "ascending")]
+    one, other = (t.probes.sort_by(keys) for t in (a, b))
+    ids = ["prompt_ids", "response_ids"]
+    if one.select(ids).equals(other.select(ids)):
+        return
+    names = ["prompt_id", "kind", "n_tokens", *ids]
+    rows, others = (table.select(names).to_pylist() for table in (one, other))
+    of = {(row["prompt_id"], row["kind"]): row for row in others}
+    pairs = [(row, of.get((row["prompt_id"], row["kind"]), row)) for row in rows]
+    differ = [(x, y) for x, y in pairs if x != y]
+    if not differ:
+        return
+    x, y = differ[0]
+    lengths = [t.run.info.get("max_length") for t in (a, b)]
+    raise BadInput(
+        f"{where} {len(differ)} of {len(one)} probes have other token ids. Of "
+        f"{x['kind']} of prompt {x['prompt_id']} they scored {x['n_tokens']} and "
+        f"{y['n_tokens']} tokens after prompts of {len(x['prompt_ids'])} and "
+        f"{len(y['prompt_ids'])}; max_length was {lengths[0]} and {lengths[1]}. Give "
+        "both runs the same limits, or score one model anew with `learndyn score "
+        "MODEL --run RUN`."
+    )

@@ -11,6 +11,7 @@ import numpy as np
 
 from learndyn.diagnose.changes import kind_table
 from learndyn.diagnose.compare import By, Comparison, Difference, compare
+from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import nats, number, percent
 from learndyn.diagnose.squeeze import Evidence, squeeze_evidence
 from learndyn.record.trajectory import Trajectory
@@ -123,7 +124,9 @@ def _greedy(evidence: Evidence) -> list[str]:
     if path is None:
         return []
     verb = "did not clearly move"
-    if path.above_zero:
+    if path.excludes_zero and not _counts(evidence.greedy_relative):
+        verb = f"moved by less than {100 * THRESHOLD:.0f} %"
+    elif path.above_zero:
         verb = "gained probability"
     elif path.below_zero:
         verb = "lost probability"
@@ -181,10 +184,16 @@ def _fit(evidence: Evidence) -> str:
     chosen = evidence.chosen
     if chosen is None:
         return "No probe is chosen, so the fit cannot be judged."
+    share = evidence.relative["chosen"]
+    if chosen.excludes_zero and not _counts(share):
+        return (
+            f"Chosen hardly changed, by {percent(share.mean)} of its log-probability: "
+            f"below {100 * THRESHOLD:.0f} % the fit is not judged."
+        )
     if chosen.above_zero:
         return (
             f"The fit is as intended: chosen is likelier than at the start, by "
-            f"{percent(evidence.relative['chosen'].mean)} of its log-probability."
+            f"{percent(share.mean)} of its log-probability."
         )
     if chosen.below_zero:
         return (
@@ -224,7 +233,8 @@ def _turned_back(trajectory: Trajectory, split: str | None) -> list[str]:
 
 def _hallucination(evidence: Evidence) -> list[str]:
     other = evidence.kinds.get("irrelevant_train")
-    if other is None or not other.above_zero:
+    share = evidence.relative.get("irrelevant_train")
+    if other is None or not (other.above_zero and _counts(share)):
         return []
     return [
         f"Watch irrelevant_train, {number(other)} nats: answers of other training "
@@ -287,6 +297,11 @@ def _others(result: Comparison) -> str:
     if result.off_target is not None:
         text += f" Off-target: {number(result.off_target.difference, 2)} per token."
     return text
+
+
+def _counts(share: Interval | None) -> bool:
+    """Whether a relative change is large enough to be told as one."""
+    return share is not None and abs(share.mean) > THRESHOLD
 
 
 def _rank(value: float) -> float:

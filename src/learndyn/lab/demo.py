@@ -14,8 +14,9 @@ from learndyn.probes.probe import ProbeSet
 from learndyn.record.run_directory import RunDirectory, is_run
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.report import write_report
-from learndyn.train.launch import RunSettings, probes_for, read_inputs
+from learndyn.train.launch import RunSettings, probes_for, read_inputs, usable
 from learndyn.train.recipes import dpo, sft
+from learndyn.train.resume import remove_empty_folders
 from learndyn.train.session import Recipe
 
 
@@ -78,15 +79,20 @@ def demo(settings: DemoSettings, *, overwrite: bool = False) -> DemoResult:
     _check_free(settings.out, overwrite)
     inputs = _Inputs.of(settings)
     runs: dict[str, RunDirectory] = {}
-    for stage in STAGES:
-        runs[stage] = inputs.train(stage, overwrite)
+    try:
+        for stage in STAGES:
+            runs[stage] = inputs.train(stage, overwrite)
+    finally:  # an error leaves no folders without a run
+        for folder in (*(settings.out / stage for stage in STAGES), settings.out):
+            remove_empty_folders(folder)
     graded = {}
     if inputs.grade is not None:
         graded = {s: inputs.grade(runs[s].path / "model") for s in STAGES}
     loaded = {stage: Trajectory.load(run.path) for stage, run in runs.items()}
     said = {stage: what_happened(trajectory) for stage, trajectory in loaded.items()}
     said["compare"] = compare_in_words(loaded["dpo"], loaded["extend-dpo"])
-    report = write_report([run.path for run in runs.values()], settings.out)
+    paths = [run.path for run in runs.values()]
+    report = write_report(paths, settings.out, overwrite=overwrite)
     return DemoResult(report, said, graded)
 
 
@@ -123,11 +129,13 @@ class _Inputs:
             model=str(settings.model or embedded_model_path()),
             data=settings.data,
             seed=settings.seed,
-            prompts=chain.PROBED,
             empty=settings.empty,
         )
         data, test = read_inputs(given)
-        probes = probes_for(given, data, test)
+        watched = min(chain.PROBED, len(data.rows))
+        probes = probes_for(replace(given, prompts=watched), data, test)
+        # Every stage trains on the same rows, so that the stages can be compared.
+        data = usable(data, ("chosen", "rejected"), settings.empty)
         return cls(settings, data, data, probes, *trainers, grade=None)
 
     def train(self, stage: str, overwrite: bool) -> RunDirectory:

@@ -154,11 +154,11 @@ _CLAIMS: dict[str, Callable[[Cell], bool]] = {
     "At least 80 % of the kinds are down": lambda c: (
         c["dpo"]["down"] >= 0.8 * len(c["dpo"]["kinds"])
     ),
-    "Flat wordings: the argmax is not up": lambda c: (
-        c["flat"]["argmax_relative"][0] <= 0
+    "Flat wordings: the argmax is not up (interval not above 0)": lambda c: (
+        c["flat"]["argmax_relative"][1] <= 0
     ),
-    "Word salad: |argmax| < 2 %": lambda c: _small(c, "salad"),
-    "On-policy: |argmax| < 2 %": lambda c: _small(c, "on-policy"),
+    "Word salad: the argmax moved by < 2 %": lambda c: _small(c, "salad"),
+    "On-policy: the argmax moved by < 2 %": lambda c: _small(c, "on-policy"),
     "The y− part of the first update carries the argmax's rise": lambda c: (
         c["split"]["push"]["argmax"] > max(0.0, c["split"]["pull"]["argmax"])
     ),

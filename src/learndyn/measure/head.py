@@ -11,6 +11,7 @@ caps them) is learnt from one short forward and checked on it.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +24,12 @@ TOLERANCE = 1e-5
 """Largest error of a learnt head, as a share of the largest logit. Two float32 routes
 through the same projection differ by about 1e-6; a missed scale or cap by 1e-2."""
 
+ROUNDINGS = 2
+"""The same where it is more: in units of the distance between two numbers (2^-7 in
+bfloat16, 2^-10 in float16). A model in half precision rounds its logits after each of
+the three operations of a soft cap, by half a unit each; the head computes in float32,
+and is the more exact of the two."""
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -34,6 +41,13 @@ class Head:
     """What follows the projection: "identity", "scale 0.0625", "softcap 30"."""
     error: float
     """Largest error seen when it was checked, as a share of the largest logit."""
+    tolerance: float = TOLERANCE
+    """Largest error that the model's own rounding explains."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it may stand in for the model's own logits."""
+        return self.error < self.tolerance
 
     def __call__(self, hidden: Float[Tensor, "row d"]) -> Float[Tensor, "row vocab"]:
         logits = self.module(hidden)
@@ -84,32 +98,51 @@ def learn_head(
 ) -> Head | None:
     """Find what the model does to logits after its output embedding.
 
-    `forward` runs the model on ids and returns its logits. Returns None if neither
-    identity, nor a scale, nor a soft cap explains them to `TOLERANCE`.
+    `forward` runs the model on ids and returns its logits. Of identity, a scale and a
+    soft cap the one that explains them best; look at `is_exact` before using it.
+    Returns None if the output embedding cannot be called by itself: it is sharded
+    (FSDP2 gathers it only within the model's forward), or not called once.
     """
     module = output_embedding(model)
+    if any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):
+        return None
     true = forward(ids)[0].double()
     with tapped(module) as seen:
         forward(ids)
     if len(seen) != 1:  # the forward does not go through its output embedding once
         return None
-    raw = module(seen[0][0, -len(true) :]).double()
-    if raw.shape != true.shape:
+    own = module(seen[0][0, -len(true) :])
+    if own.shape != true.shape:
         return None
+    raw = own.double()
     scale = float((true * raw).sum() / (raw * raw).sum())
     candidates: list[tuple[str, Callable[[Tensor], Tensor]]] = [
         ("identity", lambda z: z),
         (f"scale {scale:.6g}", lambda z: z * scale),
     ]
-    cap = _cap(float(raw.abs().max()), float(true.abs().max()))
+    named = _cap_of(model)
+    cap = named or _cap(float(raw.abs().max()), float(true.abs().max()))
     if cap is not None:
         candidates.append((f"softcap {cap:.6g}", lambda z: torch.tanh(z / cap) * cap))
     size = float(true.abs().max()) or 1.0
-    errors = [float((after(raw) - true).abs().max()) / size for _, after in candidates]
+    misses = [(after(raw) - true).abs() / size for _, after in candidates]
+    usual = [float(miss.square().mean().sqrt().nan_to_num(inf)) for miss in misses]
     # The simplest that is right: with rounding alone, scale 1.0000001 would win too
-    best = min(range(len(errors)), key=lambda i: (max(errors[i], 1e-6), i))
+    enough = 1.1 * min(usual) + 1e-6
+    best = next(i for i, miss in enumerate(usual) if miss <= enough)
+    tolerance = max(TOLERANCE, ROUNDINGS * torch.finfo(own.dtype).eps)
+    if named is not None and usual[best] > 1e-6 and misses[-1].max() < tolerance:
+        best = -1  # where these logits are small, rounding hides the cap of others
     name, after = candidates[best]
-    return Head(module, after, name, errors[best]) if errors[best] < TOLERANCE else None
+    return Head(module, after, name, float(misses[best].max()), tolerance)
+
+
+def _cap_of(model: nn.Module) -> float | None:
+    """The soft cap that the model's config names: in half precision the logits show it
+    too coarsely."""
+    config = getattr(model, "config", None)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return None if cap is None else float(cap)
 
 
 def _cap(raw: float, capped: float) -> float | None:

@@ -115,7 +115,7 @@ def _load_adapter(source: str, dtype: torch.dtype, trust_remote_code: bool) -> A
             "pip install 'learndyn[train]'."
         ) from error
     return AutoPeftModelForCausalLM.from_pretrained(
-        source, torch_dtype=dtype, trust_remote_code=trust_remote_code
+        source, dtype=dtype, trust_remote_code=trust_remote_code
     )
 
 

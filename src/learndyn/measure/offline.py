@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from tqdm.auto import tqdm
 
 from learndyn.errors import BadInput
+from learndyn.measure.batches import check_batch_size
 from learndyn.measure.load import load_model, load_tokenizer
 from learndyn.measure.score import score
 from learndyn.probes.build import load_probes
@@ -80,37 +82,45 @@ def score_checkpoint(
     run: Path | None = None,
     out: Path | None = None,
     batch_size: int = 8,
-    max_length: int = 1024,
+    max_length: int | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
     overwrite: bool = False,
 ) -> Scored:
     """Score a model on disk with a probe file, or with the frozen probes of a run.
 
-    With `run`, the token ids are the run's own, and `token_start_logp` follows the
-    argmax of its first observation: the result equals what the callback would have
-    seen.
+    With `run`, the token ids and, unless `dtype` is given, the precision are the run's
+    own, and `token_start_logp` follows the argmax of its first observation: the result
+    equals what the callback would have seen. Otherwise the model is in float32 and the
+    probes are cut to `max_length` (1024).
 
     Raises:
-        BadInput: if neither or both of `probes` and `run` are given, if `out` exists,
-            if the run was tokenized for another tokenizer, and as `score`.
+        BadInput: if neither or both of `probes` and `run` are given, if `max_length`
+            is given with `run`, if `out` exists or is a folder, if the run was
+            tokenized for another tokenizer, and as `score`.
     """
-    if (probes is None) == (run is None):
-        raise BadInput("give either --probes FILE or --run RUN: which probes to score.")
-    if out is not None and out.exists() and not overwrite:
-        raise BadInput(f"{out} exists. Choose another --out, or --overwrite it.")
-    loaded = load_model(model)
+    _check_asked(probes, run, max_length)
+    check_batch_size(batch_size)
+    _check_out(out, overwrite)
+    trust = {"trust_remote_code": trust_remote_code}
+    directory = None if run is None else RunDirectory.open(run)
+    watched = "float32" if directory is None else directory.info["dtype"]
+    loaded = load_model(model, dtype=getattr(torch, dtype or watched), **trust)
     start_ids = None
-    if run is not None:
-        directory = RunDirectory.open(run)
+    if directory is not None:
         expected = directory.info["tokenizer_sha256"]
-        _check_tokenizer(model, run, expected)
+        _check_tokenizer(model, directory.path, expected, trust_remote_code)
         tokenized = TokenizedProbes.from_table(directory.read_probes(), expected)
         if directory.steps:
             first = directory.read_observation(directory.steps[0])
             start_ids = first.token_argmax_id
     else:
         assert probes is not None
-        found = load_probes(probes, aliases=AUTHORS_KINDS, empty="keep")
-        tokenized = tokenize(found, load_tokenizer(model), max_length=max_length)
+        tokenizer = load_tokenizer(model, **trust)
+        found = load_probes(
+            probes, aliases=AUTHORS_KINDS, empty="keep", tokenizer=tokenizer
+        )
+        tokenized = tokenize(found, tokenizer, max_length=max_length or 1024)
     began = time.perf_counter()
     observation = score(
         loaded,
@@ -121,22 +131,45 @@ def score_checkpoint(
     )
     seconds = time.perf_counter() - began
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        table = observation.to_table()
-        for name in ("kind", "prompt_id"):
-            values = [getattr(probe, name) for probe in tokenized.probes]
-            table = table.append_column(name, [values])
-        write_whole(out, lambda path: pq.write_table(table, path, compression="zstd"))
+        _write(out, tokenized, observation)
     return Scored(model, tokenized, observation, seconds, out)
 
 
-def _check_tokenizer(model: str, run: Path, watched: str) -> None:
+def _write(out: Path, tokenized: TokenizedProbes, observation: Observation) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    table = observation.to_table()
+    for name in ("kind", "prompt_id"):
+        values = [getattr(probe, name) for probe in tokenized.probes]
+        table = table.append_column(name, [values])
+    write_whole(out, lambda path: pq.write_table(table, path, compression="zstd"))
+
+
+def _check_asked(probes: str | None, run: Path | None, max_length: int | None) -> None:
+    if (probes is None) == (run is None):
+        raise BadInput("give either --probes FILE or --run RUN: which probes to score.")
+    if run is not None and max_length is not None:
+        raise BadInput(
+            f"--max-length {max_length} cannot be used with --run: the token ids are "
+            "those that the run scored. Leave it out, or score the texts with --probes."
+        )
+
+
+def _check_out(out: Path | None, overwrite: bool) -> None:
+    if out is None:
+        return
+    if out.is_dir():
+        raise BadInput(f"{out} is a folder. Name the Parquet file to write with --out.")
+    if out.exists() and not overwrite:
+        raise BadInput(f"{out} exists. Choose another --out, or --overwrite it.")
+
+
+def _check_tokenizer(model: str, run: Path, watched: str, trust: bool) -> None:
     """The run's token ids mean its texts under one tokenizer alone.
 
     A model without a tokenizer beside it, such as a bare checkpoint, is not checked.
     """
     try:
-        present = tokenizer_hash(load_tokenizer(model))
+        present = tokenizer_hash(load_tokenizer(model, trust_remote_code=trust))
     except BadInput:
         return
     if present != watched:

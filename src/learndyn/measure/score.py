@@ -9,17 +9,19 @@ response positions a few rows at a time.
 """
 
 import inspect
+import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from learndyn.errors import BadInput
-from learndyn.measure.head import Head, learn_head, output_embedding, tapped
+from learndyn.measure.batches import Padded, check_batch_size, check_fits, pad
+from learndyn.measure.head import Head, learn_head, tapped
 from learndyn.measure.neutral import undisturbed
 from learndyn.measure.statistics import RowStatistics, row_statistics
 from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes
@@ -28,6 +30,10 @@ from learndyn.record.observation import Observation
 
 ROW_CHUNK_BYTES = 2**26
 """Most bytes of logits that exist at once; about three times that is touched."""
+
+
+_WARNED: set[str] = set()
+"""Model classes of which `_warn_of_logits` has spoken in this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,8 @@ class Route:
     model's own logits are used."""
     error: float
     """Largest difference of the head to the model's own logits on one sequence, as a
-    share of the largest logit."""
+    share of the largest logit; of the best head where "logits" are used, and NaN where
+    there is none."""
 
 
 def find_route(model: nn.Module, probes: TokenizedProbes) -> Route:
@@ -53,10 +60,9 @@ def find_route(model: nn.Module, probes: TokenizedProbes) -> Route:
     check_fits(model, probes.pairs)
     shortest = min(probes.pairs, key=lambda p: len(p.prompt_ids) + len(p.response_ids))
     with undisturbed(model):
-        head = _Reader.of(model, shortest, next(model.parameters()).device).head
-    if head is None:
-        return Route("plain", "logits", 0.0)
-    return Route("plain", head.name, head.error)
+        reader = _Reader.of(model, shortest, next(model.parameters()).device)
+    name = "logits" if reader.head is None else reader.head.name
+    return Route("plain", name, reader.error)
 
 
 def score(
@@ -78,8 +84,8 @@ def score(
     iterable of batches, as tqdm does.
 
     Raises:
-        BadInput: if the model is no causal LM, or if a probe is longer than its context
-            or holds a token id that it does not know.
+        BadInput: if the model is no causal LM, if `batch_size` is below 1, or if a
+            probe has no token, is longer than the context, or holds an unknown id.
     """
     rows = score_pairs(
         model,
@@ -101,7 +107,12 @@ def score_pairs(
     padding_side: Literal["right", "left"] = "right",
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> RowStatistics:
-    """Statistics of every response token of every pair, flat, in the pairs' order."""
+    """Statistics of every response token of every pair, flat, in the pairs' order.
+
+    Raises:
+        BadInput: as `score`.
+    """
+    check_batch_size(batch_size)
     check_fits(model, pairs)
     device = next(model.parameters()).device
     lengths = np.array([len(p.prompt_ids) + len(p.response_ids) for p in pairs])
@@ -120,67 +131,10 @@ def score_pairs(
                     for i in map(int, batch)
                 ]
                 starts = torch.from_numpy(np.concatenate(spans)).long().to(device)
-            padded = _pad(chosen, device, padding_side)
+            padded = pad(chosen, device, padding_side)
             for i, rows in zip(batch, reader.read(chosen, padded, starts), strict=True):
                 done[int(i)] = rows
     return RowStatistics.concatenate([done[i] for i in range(len(pairs))])
-
-
-def check_fits(model: nn.Module, pairs: Sequence[TokenizedPair]) -> None:
-    """Refuse token sequences that the model cannot read.
-
-    Raises:
-        BadInput: as `score`.
-    """
-    output_embedding(model)
-    if not pairs:
-        raise BadInput("there is nothing to score: the list of pairs is empty.")
-    config: Any = model.config
-    context = getattr(config, "max_position_embeddings", None)
-    longest = max(len(p.prompt_ids) + len(p.response_ids) for p in pairs)
-    if context is not None and longest > context:
-        raise BadInput(
-            f"the longest probe has {longest} tokens, the model's context is {context} "
-            f"({type(model).__name__}.config.max_position_embeddings). Tokenize with "
-            f"max_length={context} or less."
-        )
-    largest = max(max((*p.prompt_ids, *p.response_ids)) for p in pairs)
-    embedding: Any = getattr(model, "get_input_embeddings")()  # noqa: B009
-    known = embedding.weight.shape[0]
-    if largest >= known:
-        raise BadInput(
-            f"a probe holds token id {largest}, the model knows {known} tokens. The "
-            "probes were tokenized for another model: use the tokenizer of this one."
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Padded:
-    ids: Int[Tensor, "batch time"]
-    attention: Int[Tensor, "batch time"]
-    predicts: Bool[Tensor, "batch time"]
-    """True where the next token is a response token."""
-    labels: Int[Tensor, " row"]
-    """The response tokens, batch row after batch row."""
-
-
-def _pad(pairs: Sequence[TokenizedPair], device: torch.device, side: str) -> _Padded:
-    """Pad a batch. The padding id is 0: it is masked, so any known id does."""
-    time = max(len(p.prompt_ids) + len(p.response_ids) for p in pairs)
-    ids = torch.zeros(len(pairs), time, dtype=torch.long)
-    attention = torch.zeros(len(pairs), time, dtype=torch.long)
-    predicts = torch.zeros(len(pairs), time, dtype=torch.bool)
-    for row, pair in enumerate(pairs):
-        sequence = (*pair.prompt_ids, *pair.response_ids)
-        start = 0 if side == "right" else time - len(sequence)
-        end = start + len(sequence)
-        ids[row, start:end] = torch.tensor(sequence)
-        attention[row, start:end] = 1
-        predicts[row, end - 1 - len(pair.response_ids) : end - 1] = True
-    labels = torch.tensor([i for pair in pairs for i in pair.response_ids])
-    return _Padded(
-        ids.to(device), attention.to(device), predicts.to(device), labels.to(device)
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +146,8 @@ class _Reader:
     """None if the head cannot be taken apart: then real logits are used, one sequence
     at a time."""
     accepts: frozenset[str]
+    error: float = math.nan
+    """Of the best head that was found, also where it is too large for use."""
 
     @classmethod
     def of(
@@ -207,7 +163,10 @@ class _Reader:
             lambda x: plain.forward(x, torch.ones_like(x), "right"),
             ids[:, :64],
         )
-        return cls(model, head, accepts)
+        if head is not None and head.is_exact:
+            return cls(model, head, accepts, head.error)
+        _warn_of_logits(type(base).__name__, head)
+        return cls(model, None, accepts, math.nan if head is None else head.error)
 
     def forward(
         self,
@@ -225,7 +184,7 @@ class _Reader:
     def read(
         self,
         pairs: Sequence[TokenizedPair],
-        batch: _Padded,
+        batch: Padded,
         starts: Int[Tensor, " row"] | None,
     ) -> Iterator[RowStatistics]:
         """Statistics of each pair of one batch."""
@@ -242,7 +201,7 @@ class _Reader:
         return _split(rows, sizes)
 
     def _from_logits(
-        self, batch: _Padded, side: str, starts: Int[Tensor, " row"] | None
+        self, batch: Padded, side: str, starts: Int[Tensor, " row"] | None
     ) -> RowStatistics:
         parts, done = [], 0
         for row in range(len(batch.ids)):
@@ -255,6 +214,24 @@ class _Reader:
             parts.append(row_statistics(logits.clone(), batch.labels[span], start))
             done += len(logits)
         return RowStatistics.concatenate(parts)
+
+
+def _warn_of_logits(model: str, head: Head | None) -> None:
+    """Say that the slow way is taken, and why; once, not at every observation."""
+    if model in _WARNED or (head is not None and math.isnan(head.error)):
+        return  # where nothing is finite, no head is to blame
+    why = "is sharded, or is not called just once in a forward"
+    if head is not None:
+        why = (
+            f"is followed by more than a scale or a soft cap: the best, {head.name}, "
+            f"misses the model's logits by {head.error:.1e} of the largest"
+        )
+    warnings.warn(
+        f"{model} is scored from its own logits, one sequence at a time, which is "
+        f"slower and takes more memory: its output embedding {why}.",
+        stacklevel=2,
+    )
+    _WARNED.add(model)
 
 
 def _in_chunks(
@@ -285,10 +262,14 @@ def _split(rows: RowStatistics, sizes: list[int]) -> Iterator[RowStatistics]:
 def _observation(
     step: int, n_tokens: Int[np.ndarray, " probe"], rows: RowStatistics
 ) -> Observation:
-    begins = np.concatenate([[0], np.cumsum(n_tokens)[:-1]])
+    probe_of = np.repeat(np.arange(len(n_tokens)), n_tokens)
+
+    def summed(values: Float[np.ndarray, " token"]) -> Float[np.ndarray, " probe"]:
+        # reduceat would give a probe without tokens the first number of the next one
+        return np.bincount(probe_of, values, minlength=len(n_tokens))
 
     def total(name: str) -> Float[np.ndarray, " probe"]:
-        return np.add.reduceat(getattr(rows, name).numpy(), begins)
+        return summed(getattr(rows, name).numpy())
 
     def single(name: str) -> Float[np.ndarray, " token"]:
         return getattr(rows, name).numpy().astype(np.float32)
@@ -304,7 +285,7 @@ def _observation(
         p_norm2=total("p_norm2") / n_tokens,
         p_gap=total("p_gap") / n_tokens,
         energy=total("energy") / n_tokens,
-        top1=np.add.reduceat(at_top, begins) / n_tokens,
+        top1=summed(at_top) / n_tokens,
         token_logp=single("logp"),
         token_argmax_logp=single("argmax_logp"),
         token_start_logp=single("start_logp"),

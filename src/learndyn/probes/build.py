@@ -15,9 +15,8 @@ Borrowed texts get the white space that their prompt's chosen begins with.
 
 import hashlib
 import random
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +26,8 @@ import pyarrow.parquet as pq
 from learndyn.errors import BadInput
 from learndyn.probes.data import Data, Row, read_data
 from learndyn.probes.kinds import in_paper_order
-from learndyn.probes.probe import Probe, ProbeSet
+from learndyn.probes.probe import COLUMNS, Probe, ProbeSet
+from learndyn.probes.scramble import core, lead, permuted, refilled, words_of
 
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def build_probes(
     test: Data | None = None,
     *,
     prompts: int | None = None,
+    or_fewer: bool = False,
     seed: int = 0,
     kinds: Sequence[str] | None = None,
 ) -> ProbeSet:
@@ -50,6 +51,7 @@ def build_probes(
 
     Kinds that the rows hold are kept as they are; the `BUILT_KINDS` that they do not
     hold are made. With `test`, as many of its rows (or all) are added as split "test".
+    `or_fewer` takes all rows where there are fewer than `prompts`, of either split.
     A test row whose prompt or chosen text occurs in `train` is never used. `kinds`
     restricts the set. The manifest names the row of every borrowed response.
 
@@ -59,9 +61,11 @@ def build_probes(
     """
     pools = _Pools.of(train, test)
     _check_kinds(kinds, train, test)
-    picked = [("train", row) for row in _pick(train.rows, prompts, seed, "train")]
-    if test is not None:
-        picked += [("test", row) for row in _pick(pools.test, prompts, seed, "test")]
+    picked: list[tuple[str, Row]] = []
+    for split, rows in (("train", train.rows), ("test", pools.test)):
+        if split == "train" or test is not None:
+            n = min(prompts, len(rows)) if prompts and or_fewer else prompts
+            picked += [(split, row) for row in _pick(rows, n, seed, split)]
     ids = _prompt_ids(picked, train, test)
     held = {"train": train.kinds, "test": test.kinds if test is not None else []}
     made = _Made()
@@ -103,17 +107,21 @@ def load_probes(
     split: str = "train",
     tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> ProbeSet:
-    """Read probes: a file written by `ProbeSet.save`, or whatever `read_data` reads.
+    """Read probes: a file written by `ProbeSet.save`, a run directory or its
+    probes.parquet, or whatever `read_data` reads.
 
-    Of the latter, `split` chooses the rows; their probes are of split "train" if that
+    Of the last, `split` chooses the rows; their probes are of split "train" if that
     name begins so, else of split "test". `tokenizer` is for chat messages.
 
     Raises:
         BadInput: see `ProbeSet.load` and `read_data`.
     """
     path = Path(source)
-    if path.is_file() and path.suffix.lower() == ".parquet" and _is_saved(path):
-        return ProbeSet.load(path)
+    if (path / "run.json").is_file():
+        path /= "probes.parquet"
+    saved = _saved(path) if path.suffix.lower() == ".parquet" else None
+    if saved is not None:
+        return saved
     data = read_data(
         source,
         split=split,
@@ -125,11 +133,18 @@ def load_probes(
     return probes_from_rows(data, "train" if split.startswith("train") else "test")
 
 
-def _is_saved(path: Path) -> bool:
+def _saved(path: Path) -> ProbeSet | None:
+    """Probes that we wrote: those of `ProbeSet.save`, or a run's with its token ids."""
     try:
-        return b"learndyn" in (pq.read_schema(path).metadata or {})
+        schema = pq.read_schema(path)
     except (OSError, ValueError):  # read_data says what is wrong with it
-        return False
+        return None
+    if b"learndyn" in (schema.metadata or {}):
+        return ProbeSet.load(path)
+    if not {"probe_id", *COLUMNS} <= set(schema.names):
+        return None
+    with pq.ParquetFile(path) as file:  # read_table would look at the folders' names
+        return ProbeSet.from_rows(file.read([*COLUMNS]).to_pylist())
 
 
 def _probes(
@@ -226,15 +241,15 @@ class _Pools:
     @classmethod
     def of(cls, train: Data, test: Data | None) -> "_Pools":
         lenders = sorted(
-            (row for row in train.rows if _core(row)), key=lambda row: row.row_id
+            (row for row in train.rows if core(row)), key=lambda row: row.row_id
         )
         prompts = {row.prompt.strip() for row in train.rows}
-        answers = {_core(row) for row in lenders}
+        answers = {core(row) for row in lenders}
         rows = test.rows if test is not None else ()
         known = {
             row.row_id
             for row in rows
-            if row.prompt.strip() in prompts or (_core(row) and _core(row) in answers)
+            if row.prompt.strip() in prompts or (core(row) and core(row) in answers)
         }
         if rows and len(known) == len(rows):
             raise BadInput(
@@ -247,7 +262,7 @@ class _Pools:
                 "only one of train and test was rendered with a chat template. Read "
                 "both with the same tokenizer."
             )
-        words = sorted({word for row in train.rows for word in _words_of(row)})
+        words = sorted({word for row in train.rows for word in words_of(row)})
         held_out = tuple(row for row in rows if row.row_id not in known)
         by_id = tuple(sorted(held_out, key=lambda row: row.row_id))
         return cls(tuple(lenders), held_out, by_id, tuple(sorted(known)), tuple(words))
@@ -257,7 +272,7 @@ class _Pools:
     ) -> str | None:
         """The response, or None where it cannot be made, which is noted."""
         text: str | None = None
-        if _core(row):
+        if core(row):
             chance = _random(seed, prompt_id, kind)
             if kind == "irrelevant_train":
                 text = self._borrow(kind, self.train, row, prompt_id, chance, made)
@@ -265,11 +280,9 @@ class _Pools:
                 lenders = self.test_by_id
                 text = self._borrow(kind, lenders, row, prompt_id, chance, made)
             elif kind == "random_permuted":
-                text = _permuted(row, chance)
+                text = permuted(row, chance)
             elif kind == "random_words":
-                text = _refilled(
-                    row, lambda old: chance.choices(self.words, k=len(old))
-                )
+                text = refilled(row, lambda old: chance.choices(self.words, k=len(old)))
         if text is None and (kind != "irrelevant_test" or self.test):
             made.left_out.setdefault(kind, []).append(prompt_id)
         return text
@@ -288,65 +301,15 @@ class _Pools:
         for index in range(start, start + n):  # the next one that may lend
             lender = lenders[index % n]
             other = lender.prompt.strip() != row.prompt.strip()
-            if other and _core(lender) and _core(lender) != _core(row):
+            if other and core(lender) and core(lender) != core(row):
                 made.borrowed.setdefault(kind, {})[prompt_id] = lender.row_id
                 text = lender.responses["chosen"]
-                return text if row.rendered else _lead(row) + text.lstrip()
+                return text if row.rendered else lead(row) + text.lstrip()
         raise BadInput(
             f"no row can lend {kind} to {prompt_id}: of {n} rows none has "
             "another prompt and another chosen response. Give more data, or leave that "
             "kind out of `kinds`."
         )
-
-
-def _lead(row: Row) -> str:
-    chosen = row.responses["chosen"]
-    return chosen[: len(chosen) - len(chosen.lstrip())]
-
-
-def _core(row: Row) -> str:
-    """The chosen text without white space around it; empty if there is none."""
-    return row.responses.get("chosen", "").strip()
-
-
-def _inner(row: Row, text: str) -> str:
-    """A response without what the chat template writes around it."""
-    before, after = row.frame or ("", "")
-    return text.removeprefix(before).removesuffix(after)
-
-
-def _words_of(row: Row) -> list[str]:
-    if row.frame is None:
-        return []
-    texts = [row.responses.get(kind, "") for kind in ("chosen", "rejected")]
-    return [word for text in texts for word in _inner(row, text).split()]
-
-
-def _refilled(row: Row, words_for: Callable[[list[str]], list[str]]) -> str | None:
-    """Chosen with other words in the places of its own; its white space stays."""
-    if row.frame is None:
-        return None
-    text = _inner(row, row.responses["chosen"])
-    new = words_for(text.split())
-    if not new:
-        return None
-    before, after = row.frame
-    parts = iter(new)
-    return before + re.sub(r"\S+", lambda _: next(parts), text) + after
-
-
-def _permuted(row: Row, chance: random.Random) -> str | None:
-    """Chosen with its words in another order; None if there is no other."""
-
-    def shuffled(words: list[str]) -> list[str]:
-        if len(set(words)) < 2:
-            return []
-        order = list(words)
-        while order == words:
-            chance.shuffle(order)
-        return order
-
-    return _refilled(row, shuffled)
 
 
 def _source(data: Data) -> dict[str, Any]:

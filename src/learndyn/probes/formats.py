@@ -177,8 +177,8 @@ def parser(
         given = "none was given" if tokenizer is None else "the one given has none"
         raise BadInput(
             f"{source} holds chat messages, so it needs a tokenizer with a chat "
-            f"template, and {given}. Give tokenizer=AutoTokenizer.from_pretrained(...)"
-            " of the model to be observed."
+            f"template, and {given}. Give that of the model to be observed: "
+            "--tokenizer MODEL, or tokenizer=AutoTokenizer.from_pretrained(...)."
         )
 
     return messages

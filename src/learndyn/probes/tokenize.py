@@ -122,11 +122,18 @@ class PairTokenizer:
         """Encode one pair; cuts are flagged, never silent.
 
         Raises:
-            BadInput: if the prompt has no token at all.
+            BadInput: if the prompt or the response has no token at all.
         """
         prompt_ids = self._prompt(prompt, rendered)
         response_ids = self._response(response, rendered)
         kept_prompt = self._keep_end(prompt_ids)
+        if not response_ids:  # a chat template may write nothing after it, not even EOS
+            raise BadInput(
+                f"the response {response[:60]!r} to the prompt {prompt[-60:]!r} has no "
+                f"token to score: prompt {len(prompt_ids)} + response 0 tokens, "
+                f"max_length {self.max_length}. Leave out empty responses "
+                "(--empty drop), or use a chat template that ends an answer."
+            )
         kept = response_ids[: self.max_length - len(kept_prompt)]
         truncated = len(kept_prompt) < len(prompt_ids) or len(kept) < len(response_ids)
         return TokenizedPair(

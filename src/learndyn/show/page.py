@@ -19,6 +19,9 @@ from learndyn.show.palette import HAIRLINE, INK, MUTED, PAPER, TEXT, style_of
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
+GENERATOR = '<meta name="generator" content="learndyn">'
+"""By this a page is known as ours."""
+
 STYLE = f"""
 :root {{ color-scheme: light; }}
 * {{ box-sizing: border-box; }}
@@ -143,6 +146,7 @@ def document(title: str, above: str, body: str, below: str) -> str:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
+{GENERATOR}
 <meta name="referrer" content="no-referrer">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{text(title)}</title>

@@ -20,6 +20,7 @@ from learndyn.show.canvas import NARROW, WIDE, Sheet, save
 from learndyn.show.comparison import comparisons
 from learndyn.show.figures import curves_figure
 from learndyn.show.page import (
+    GENERATOR,
     coloured,
     cut,
     document,
@@ -37,16 +38,22 @@ EXAMPLE_PROMPTS = 2
 
 
 def write_report(
-    runs: Sequence[str | Path], out: str | Path | None = None, *, text: bool = True
+    runs: Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    text: bool = True,
+    overwrite: bool = False,
 ) -> Path:
     """Write `report.html` and `figures/` about one run or several; returns the page.
 
     One run: into its own directory, unless `out` names another folder. Several: into
     the folder `out`. An unfinished run gives what there is, with a note. With `text`
-    false no prompt and no response is on the page.
+    false no prompt and no response is on the page. A page of ours is replaced, one of
+    another program only with `overwrite`.
 
     Raises:
-        BadInput: if a run cannot be read, or several are given without `out`.
+        BadInput: if a run cannot be read, several are given without `out`, or a page
+            that is not ours is there and `overwrite` is false.
     """
     if not runs:
         raise BadInput("no run to report on. Name one or more run directories.")
@@ -59,6 +66,12 @@ def write_report(
     folder = Path(runs[0]) if out is None else Path(out)
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder} is a file. Name a folder for the report.")
+    page = folder / "report.html"
+    if page.exists() and not overwrite and not _is_ours(page):
+        raise BadInput(
+            f"{page} was not written by learndyn, so it is left alone. Choose another "
+            "--out, or replace it with --overwrite."
+        )
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     parts = []
     for index, trajectory in enumerate(loaded):
@@ -66,10 +79,14 @@ def write_report(
         parts.append(_run(trajectory, folder / "figures", prefix, text))
     if len(loaded) > 1:
         parts.insert(0, comparisons(loaded, folder / "figures"))
-    page = folder / "report.html"
     whole = _page(loaded, "".join(parts))
     write_whole(page, lambda path: path.write_text(whole, encoding="utf-8"))
     return page
+
+
+def _is_ours(page: Path) -> bool:
+    with page.open("rb") as file:
+        return GENERATOR.encode() in file.read(2000)
 
 
 def _page(loaded: list[Trajectory], body: str) -> str:

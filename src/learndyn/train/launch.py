@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from learndyn.errors import BadInput
+from learndyn.measure.batches import check_batch_size
 from learndyn.measure.load import load_tokenizer
 from learndyn.probes.build import build_probes, load_probes
 from learndyn.probes.data import Data, read_data
@@ -18,10 +19,14 @@ from learndyn.record.authors import AUTHORS_KINDS
 from learndyn.record.run_directory import RunDirectory
 from learndyn.train.callback import Every
 from learndyn.train.recipes import dpo, extend, sft
+from learndyn.train.secrets import HIDDEN, hub_token, redacted, without_secrets
 from learndyn.train.session import Recipe
 
 
 METHODS = ("sft", "dpo", "extend")
+
+DEFAULT_PROMPTS = 100
+"""Prompts to watch if no number is given and there are as many."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,9 @@ class RunSettings:
     """What to do with rows whose two prompts differ: "error" or "drop"."""
     probes: str | None = None
     """File of probes; built from the data if none is given."""
-    prompts: int = 100
-    """Prompts to watch, if probes are built; of the test data as many."""
+    prompts: int | None = None
+    """Prompts to watch, if probes are built; of the test data as many. By default
+    `DEFAULT_PROMPTS`, or all where there are fewer."""
     kinds: list[str] | None = None
     """SFT: the kinds of response to train on."""
     every: Every = 25
@@ -77,7 +83,7 @@ class RunSettings:
 
         Raises:
             BadInput: if the file cannot be read, a key is unknown, a value is of
-                another type, or method, model, data or out is missing.
+                another type or hidden, or method, model, data or out is missing.
         """
         given = _read_config(config) if config is not None else {}
         for values in (given, overrides):
@@ -93,7 +99,9 @@ class RunSettings:
                 f"{config} has an unknown key {name!r}.{hint} TRL's own fields stand "
                 "below `trainer:`."
             )
+        _refuse_hidden(merged, config)
         settings = cls(**merged)
+        check_batch_size(settings.batch_size)
         missing = [
             name
             for name in ("method", "model", "data", "out")
@@ -121,12 +129,14 @@ class RunSettings:
         return Recipe(**own, resume=resume, overwrite=overwrite)
 
     def as_config(self) -> dict[str, Any]:
-        """What differs from the defaults, for `config.yaml`."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if getattr(self, field.name) not in (field.default, {}, None)
-        }
+        """What differs from the defaults, for `config.yaml`; secrets are hidden."""
+        return without_secrets(
+            {
+                field.name: getattr(self, field.name)
+                for field in fields(self)
+                if getattr(self, field.name) not in (field.default, {}, None)
+            }
+        )
 
 
 def launch(
@@ -140,27 +150,26 @@ def launch(
     probes = probes_for(settings, data, test)
     kinds = tuple(settings.kinds or ("chosen",))
     needed = kinds if settings.method == "sft" else ("chosen", "rejected")
-    data = _usable(data, needed, settings.empty)
+    data = usable(data, needed, settings.empty)
     recipe = settings.recipe(resume=resume, overwrite=overwrite)
     more: dict[str, Any] = {
         "config": settings.as_config(),
-        "info": {"command": ["learndyn", *sys.argv[1:]]},
+        "info": {"command": ["learndyn", *redacted(sys.argv[1:])]},
     }
-    if settings.method == "sft":
-        return [sft(recipe, data, probes, kinds=kinds, **more)]
-    if settings.method == "dpo":
-        return [dpo(recipe, data, probes, **more)]
-    return extend(recipe, data, probes, sft_trainer=settings.sft_trainer, **more)
+    with hub_token(recipe.trainer, settings.sft_trainer or {}) as (trainer, first):
+        recipe = replace(recipe, trainer=trainer)
+        if settings.method == "sft":
+            return [sft(recipe, data, probes, kinds=kinds, **more)]
+        if settings.method == "dpo":
+            return [dpo(recipe, data, probes, **more)]
+        return extend(recipe, data, probes, sft_trainer=first, **more)
 
 
 def read_inputs(settings: RunSettings) -> tuple[Data, Data | None]:
     """Training data, and held-out data if there are any."""
-    tokenizer = load_tokenizer(
-        settings.model, trust_remote_code=settings.trust_remote_code
-    )
     options: dict[str, Any] = {
         "aliases": AUTHORS_KINDS,
-        "tokenizer": tokenizer if tokenizer.chat_template else None,
+        "tokenizer": _tokenizer(settings),
         "empty": settings.empty,
         "mismatched": settings.mismatched,
     }
@@ -176,13 +185,23 @@ def read_inputs(settings: RunSettings) -> tuple[Data, Data | None]:
 def probes_for(settings: RunSettings, data: Data, test: Data | None) -> ProbeSet:
     """The probes of a file, or those that the data themselves give."""
     if settings.probes is not None:
-        empty: Any = settings.empty
-        return load_probes(settings.probes, aliases=AUTHORS_KINDS, empty=empty)
-    prompts = min(settings.prompts, len(data.rows))
-    return build_probes(data, test, prompts=prompts, seed=settings.seed)
+        return load_probes(
+            settings.probes,
+            aliases=AUTHORS_KINDS,
+            empty=settings.empty,
+            tokenizer=_tokenizer(settings),
+        )
+    default = settings.prompts is None
+    return build_probes(
+        data,
+        test,
+        prompts=DEFAULT_PROMPTS if default else settings.prompts,
+        or_fewer=default,
+        seed=settings.seed,
+    )
 
 
-def _usable(data: Data, kinds: tuple[str, ...], empty: str) -> Data:
+def usable(data: Data, kinds: tuple[str, ...], empty: str) -> Data:
     """With `empty="drop"`, train on the rows that have all of `kinds`."""
     if empty != "drop":
         return data
@@ -192,6 +211,61 @@ def _usable(data: Data, kinds: tuple[str, ...], empty: str) -> Data:
             f"no row of {data.source} has all of {', '.join(kinds)} to train on."
         )
     return replace(data, rows=kept)
+
+
+def method_and_fields(
+    words: Sequence[str],
+) -> tuple[str | None, dict[str, str], dict[str, str]]:
+    """Read the method, and `--learning_rate 1e-5` and `--sft.beta=1`, TRL's own fields.
+
+    The method is read here because argparse, which does not know that TRL's flags have
+    values, would take the first such value for it.
+
+    Raises:
+        BadInput: if something is neither method nor flag, or a flag has no value.
+    """
+    method: str | None = None
+    trainer: dict[str, str] = {}
+    stage_one: dict[str, str] = {}
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        if method is None and word in METHODS:
+            method = word
+            continue
+        if not word.startswith("--"):
+            raise BadInput(
+                f"{word!r} is no setting and no method. Settings are --name value; "
+                f"methods are {', '.join(METHODS)}."
+            )
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not left or left[0].startswith("--"):
+                raise BadInput(
+                    f"--{name} needs a value, such as --{name} true. If it is not a "
+                    "field of TRL's config, see `learndyn run --help`."
+                )
+            value = left.pop(0)
+        target = stage_one if name.startswith("sft.") else trainer
+        target[name.removeprefix("sft.").replace("-", "_")] = value
+    return method, trainer, stage_one
+
+
+def _tokenizer(settings: RunSettings) -> Any:
+    """The model's tokenizer: chat messages are written with its template."""
+    return load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
+
+
+def _refuse_hidden(merged: Mapping[str, Any], config: str | Path | None) -> None:
+    """A config that a run wrote holds no secrets: they must be given again."""
+    for stage, prefix in (("trainer", ""), ("sft_trainer", "sft.")):
+        for name, value in merged[stage].items():
+            if value == HIDDEN:
+                raise BadInput(
+                    f"{config}: the value of {stage}.{name} is a secret and was not "
+                    f"written down. Give it again with --{prefix}{name} VALUE, or "
+                    "remove that line."
+                )
 
 
 def _check_types(
