@@ -7,7 +7,6 @@ It observes the model before the first update, every k updates and after the las
 Training is bit-identical with and without it.
 """
 
-import math
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -27,10 +26,10 @@ from learndyn.errors import BadInput
 from learndyn.measure.score import find_route, score
 from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import TokenizedProbes, tokenize, tokenizer_hash
-from learndyn.record.observation import Observation
 from learndyn.record.run_directory import RunDirectory, is_run
 from learndyn.train.progress import progress_bar
 from learndyn.train.provenance import describe
+from learndyn.train.trackers import send_means
 
 
 Every = int | Literal["log"]
@@ -292,42 +291,10 @@ class LearningDynamicsCallback(TrainerCallback):
                 stacklevel=2,
             )
         self.run.write_observation(observation)
-        self._report(observation, args, state, control)
-
-    def _report(
-        self,
-        observation: Observation,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-    ) -> None:
-        """Send means to the trackers, past the trainer's own log.
-
-        `trainer.log` would add rows to the trainer's history, flush TRL's running
-        averages and cancel the trainer's own log row of this step. The trackers are
-        callbacks: they are handed the values themselves, and the flags are restored.
-        """
-        if self._trainer is None:
-            return
-        flags = dict(vars(control))
-        for callback in self._trainer.callback_handler.callbacks:
-            if type(callback).__module__.startswith("transformers.integrations"):
-                callback.on_log(
-                    args, state, control, logs=self._means(observation), model=None
-                )
-        vars(control).update(flags)
-
-    def _means(self, observation: Observation) -> dict[str, float]:
-        assert self._tokenized is not None
-        kinds = np.array([probe.kind for probe in self._tokenized.probes])
-        means: dict[str, float] = {}
-        for kind in self._tokenized.probes.kinds:
-            mask = kinds == kind
-            means[f"probes/{kind}/logp_mean"] = float(observation.logp[mask].mean())
-            means[f"probes/{kind}/argmax_logp_mean"] = float(
-                observation.argmax_logp[mask].mean()
+        if self._trainer is not None:
+            send_means(
+                self._trainer, self._tokenized.probes, observation, args, state, control
             )
-        return {key: value for key, value in means.items() if math.isfinite(value)}
 
 
 def _wait(args: TrainingArguments) -> None:

@@ -32,6 +32,7 @@ from learndyn.train.resume import (
     remove_empty_folders,
     step_of,
 )
+from learndyn.train.secrets import without_secrets
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Recipe:
         }
         for name in ("resume", "overwrite"):
             del own[name]
-        return own
+        return without_secrets(own)
 
 
 @dataclass
