@@ -161,7 +161,8 @@ def _compared(one: Path, other: Path) -> dict[str, Any]:
 
 
 def _split(model: Path, world: chain.World) -> dict[str, Any]:
-    """Rates of the first update's parts, per nat of the margin that it adds."""
+    """Rates of the first update's parts, per nat of the margin that it adds, for the
+    optimizer that the runs use and for plain gradient descent."""
     loaded, tokenizer = chain.load(model)
     encode = PairTokenizer(tokenizer, 256, 128)
     rows = world.train.rows[chain.PROBED : chain.PROBED + GRADIENT_ROWS]
@@ -170,9 +171,13 @@ def _split(model: Path, world: chain.World) -> dict[str, Any]:
         for kind in ("chosen", "rejected")
     )
     probes = tokenize(world.probes, tokenizer, max_length=256)
-    parts = split_first_update(loaded, chosen, rejected, probes)
     kinds = np.array([probe.kind for probe in world.probes])
-    return _rates(parts, kinds)
+    return {
+        "rmsprop": _rates(split_first_update(loaded, chosen, rejected, probes), kinds),
+        "sgd": _rates(
+            split_first_update(loaded, chosen, rejected, probes, optimizer="sgd"), kinds
+        ),
+    }
 
 
 def _rates(parts: SignSplit, kinds: np.ndarray) -> dict[str, Any]:

@@ -70,8 +70,11 @@ def _star(run: dict[str, Any]) -> str:
     return "" if run["reached"] else f" * margin {run['margin'][0]:.1f}"
 
 
-def _rate(part: str, what: str) -> Callable[[Cell], str]:
-    return lambda cell: f"{cell['split'][part][what]:+.3f}".replace("-", "−")
+def _rate(optimizer: str, part: str, what: str) -> Callable[[Cell], str]:
+    def show(cell: Cell) -> str:
+        return f"{cell['split'][optimizer][part][what]:+.3f}".replace("-", "−")
+
+    return show
 
 
 def _extended(by: str, what: str) -> Callable[[Cell], str]:
@@ -111,12 +114,13 @@ _CONTROLS: dict[str, Callable[[Cell], str]] = {
 
 _SPLIT: dict[str, Callable[[Cell], str]] = {
     **_NAMES,
-    "argmax: y+": _rate("pull", "argmax"),
-    "argmax: y−": _rate("push", "argmax"),
-    "argmax: both": _rate("both", "argmax"),
-    "chosen: y+": _rate("pull", "chosen"),
-    "chosen: y−": _rate("push", "chosen"),
-    "rejected: y−": _rate("push", "rejected"),
+    "argmax by y+, RMSprop": _rate("rmsprop", "pull", "argmax"),
+    "argmax by y−, RMSprop": _rate("rmsprop", "push", "argmax"),
+    "argmax by y+, SGD": _rate("sgd", "pull", "argmax"),
+    "argmax by y−, SGD": _rate("sgd", "push", "argmax"),
+    "chosen by y+, RMSprop": _rate("rmsprop", "pull", "chosen"),
+    "chosen by y−, RMSprop": _rate("rmsprop", "push", "chosen"),
+    "rejected by y−, RMSprop": _rate("rmsprop", "push", "rejected"),
 }
 
 _EXTEND: dict[str, Callable[[Cell], str]] = {
@@ -131,38 +135,65 @@ _EXTEND: dict[str, Callable[[Cell], str]] = {
 }
 
 
-def _below(run: dict[str, Any], name: str) -> bool:
-    return run["reached"] and run[name][2] < 0
+def _fell(run: str) -> Callable[[Cell], bool]:
+    return lambda cell: cell[run]["reached"] and cell[run]["chosen"][2] < 0
+
+
+def _rose(run: str) -> Callable[[Cell], bool]:
+    def holds(cell: Cell) -> bool:
+        mean, low, _ = cell[run]["argmax_relative"]
+        return cell[run]["reached"] and mean > 0.02 and low > 0
+
+    return holds
+
+
+def _off_target_rose(run: str) -> Callable[[Cell], bool]:
+    return lambda cell: cell[run]["reached"] and cell[run]["off_target"][0] > 0
+
+
+def _kinds_fell(run: str) -> Callable[[Cell], bool]:
+    def holds(cell: Cell) -> bool:
+        seen = cell[run]
+        return seen["reached"] and seen["down"] >= 0.8 * len(seen["kinds"])
+
+    return holds
+
+
+def _by_push(optimizer: str) -> Callable[[Cell], bool]:
+    def holds(cell: Cell) -> bool:
+        parts = cell["split"][optimizer]
+        return parts["push"]["argmax"] > max(0.0, parts["pull"]["argmax"])
+
+    return holds
 
 
 def _small(cell: Cell, name: str) -> bool:
     return abs(cell[name]["argmax_relative"][0]) < 0.02
 
 
+_SQUEEZE: dict[str, Callable[[str], Callable[[Cell], bool]]] = {
+    "chosen is below its start, interval excluding 0": _fell,
+    "the argmax along chosen rose by > 2 %, interval excluding 0": _rose,
+    "the off-target argmax rose": _off_target_rose,
+    "at least 80 % of the kinds are down": _kinds_fell,
+}
+
 _CLAIMS: dict[str, Callable[[Cell], bool]] = {
     "Greedy answers to held-out prompts are right in every respect for >= 80 % after "
     "SFT": lambda c: c["strict_after_sft"] >= 0.8,
-    "Chosen is below its start, interval excluding 0": lambda c: _below(
-        c["dpo"], "chosen"
-    ),
-    "The argmax along chosen rose by > 2 %, interval excluding 0": lambda c: (
-        c["dpo"]["reached"]
-        and c["dpo"]["argmax_relative"][0] > 0.02
-        and c["dpo"]["argmax_relative"][1] > 0
-    ),
-    "The off-target argmax rose": lambda c: c["dpo"]["off_target"][0] > 0,
-    "At least 80 % of the kinds are down": lambda c: (
-        c["dpo"]["down"] >= 0.8 * len(c["dpo"]["kinds"])
-    ),
+    **{f"Demo's steps, margin 25: {what}": of("demo") for what, of in _SQUEEZE.items()},
+    **{f"Small steps, margin 25: {what}": of("dpo") for what, of in _SQUEEZE.items()},
     "Flat wordings: the argmax is not up (interval not above 0)": lambda c: (
         c["flat"]["argmax_relative"][1] <= 0
     ),
     "Word salad: the argmax moved by < 2 %": lambda c: _small(c, "salad"),
     "On-policy: the argmax moved by < 2 %": lambda c: _small(c, "on-policy"),
-    "The y− part of the first update carries the argmax's rise": lambda c: (
-        c["split"]["push"]["argmax"] > max(0.0, c["split"]["pull"]["argmax"])
+    "The y− part of the first update carries the argmax's rise, SGD": _by_push("sgd"),
+    "The y− part of the first update carries the argmax's rise, RMSprop": _by_push(
+        "rmsprop"
     ),
 }
+"""A claim about margin 25 counts as failed where the run did not come so far."""
 
 
 def _claims(cells: Sequence[Cell]) -> str:

@@ -197,12 +197,13 @@ class _Reader:
                 counts = ", ".join(f"{n} {k}" for k, n in self.empties.most_common())
                 advice.append(
                     f'Empty responses: {counts}. empty="keep" scores end-of-text '
-                    'alone; empty="drop" leaves that response out.'
+                    'alone; empty="drop" leaves that response out (on the command '
+                    "line: --empty keep, --empty drop)."
                 )
             if self.mismatches:
                 advice.append(
                     f"Rows without one common prompt: {self.mismatches}. Correct them, "
-                    'or leave them out with mismatched="drop".'
+                    'or leave them out with mismatched="drop" (--mismatched drop).'
                 )
             if len(self.problems) > self.mismatches + self.empties.total():
                 advice.append("Correct the source and read it again.")

@@ -81,7 +81,7 @@ class RunDirectory:
         path = Path(path)
         building = path.with_name(f".{path.name}.new")
         old = path.with_name(f".{path.name}.old")
-        if old.exists() and not path.exists():  # a crash between the renames below
+        if is_run(old) and not path.exists():  # a crash between the renames below
             old.rename(path)
         _refuse_taken(path, overwrite)
         info = {"schema_version": SCHEMA_VERSION, **info}
