@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer, SFTConfig
 
@@ -374,3 +375,11 @@ def test_a_tokenizer_without_padding_token_pads_with_eos(tmp_path):
     tokenizer.save_pretrained(tmp_path / "t")
     loaded = load_tokenizer(tmp_path / "t")
     assert loaded.pad_token_id == loaded.eos_token_id
+
+
+def test_a_run_shows_its_progress_also_when_transformers_is_quiet(tmp_path, capsys):
+    transformers.logging.set_verbosity_error()
+    settings = recipe(tmp_path, trainer={"disable_tqdm": False})
+    settings.trainer.pop("disable_tqdm")
+    sft(settings, data(), probes())
+    assert "run: updates: 100%" in capsys.readouterr().err

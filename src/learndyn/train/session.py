@@ -206,6 +206,7 @@ class Session:
             "save_steps": 100,
             "save_total_limit": 2,
             "report_to": "none",
+            "disable_tqdm": False,  # its default follows the loggers' verbosity
             "dataloader_pin_memory": torch.cuda.is_available(),
             "seed": recipe.seed,
         }
