@@ -258,6 +258,12 @@ def test_text_becomes_the_type_of_the_field():
         ({"learning_rate": "fast"}, "learning_rate wants a number, not 'fast'"),
         ({"max_steps": "many"}, "max_steps wants a whole number, not 'many'"),
         ({"bf16": "perhaps"}, "bf16 wants true or false, not 'perhaps'"),
+        ({"learning_rate": "nan"}, "learning_rate is nan: give a finite number"),
+        (
+            {"learning_rate": -1},
+            "learning_rate is -1: give a finite number that is not",
+        ),
+        ({"max_grad_norm": ".inf"}, "max_grad_norm is inf: give a finite number"),
     ],
 )
 def test_a_wrong_trainer_setting_is_named(overrides, message):
@@ -349,6 +355,7 @@ def test_a_folder_that_is_no_run_is_never_touched(tmp_path):
     [
         ({"preset": "papper"}, "no preset 'papper'. There are: paper, trl"),
         ({"dtype": "float16"}, "dtype 'float16': choose"),
+        ({"lora": True, "lora_rank": 0}, "lora_rank is 0: give 1 or more"),
     ],
 )
 def test_a_wrong_recipe_setting_is_named(tmp_path, changes, message):

@@ -5,7 +5,7 @@ import pytest
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import nats, number
 from learndyn.diagnose.squeeze import squeeze_evidence
-from learndyn.diagnose.words import compare_in_words, what_happened
+from learndyn.diagnose.words import compare_in_words, names, what_happened
 from learndyn.record.trajectory import Trajectory
 from synthetic import write_run
 
@@ -101,6 +101,20 @@ def test_few_prompts_and_lost_values_are_owned_up_to(tmp_path):
     text = said(trajectory)
     assert "Only 4 prompts" in text
     assert "1 of 12 last log-probabilities are not finite" in text
+
+
+def test_of_a_diverged_model_nothing_else_is_said(tmp_path):
+    trajectory = load(tmp_path / "run")
+    trajectory.columns["logp"][-2:, :] = float("nan")
+    (only,) = what_happened(trajectory)
+    assert only.startswith("The model diverged: at update 100")
+    assert "first seen at update 75" in only
+
+
+def test_runs_of_one_name_are_told_apart_by_the_folder_above(tmp_path):
+    (tmp_path / "extend").mkdir()
+    one, other = load(tmp_path / "dpo"), load(tmp_path / "extend" / "dpo")
+    assert names(one, other) == (f"{tmp_path.name}/dpo", "extend/dpo")
 
 
 def test_a_probe_set_without_chosen_still_gives_sentences(tmp_path):

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BadInput as error:
         print(f"learndyn: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until the process ends
+        return 1
     except OSError as error:
         print(f"learndyn: {error}", file=sys.stderr)
         return 1
@@ -209,9 +213,9 @@ def _quiet() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module="transformers|peft"
-    )
+    # other libraries' use of each other's old names is nothing a user can mend
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.formatwarning = lambda message, *_, **__: f"learndyn: warning: {message}\n"
     try:
         import datasets
     except ImportError:
@@ -233,6 +237,7 @@ def _parser() -> argparse.ArgumentParser:
         "care about.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=version("learndyn"))
     jobs = parser.add_subparsers(required=True, metavar="SUBCOMMAND")
     _add_demo(jobs)
     _add_probes(jobs)
@@ -327,7 +332,7 @@ def _add_run(jobs: Any) -> None:
     job.add_argument("--out", help="run directory to write")
     job.add_argument(
         "--every",
-        type=_every,
+        type=_updates,
         help="updates between observations, or log (default: 25)",
     )
     job.add_argument("--preset", choices=["paper", "trl"], help="default: paper")
@@ -344,7 +349,9 @@ def _add_run(jobs: Any) -> None:
     job.add_argument("--overwrite", action="store_true")
 
 
-def _every(text: str) -> int | str:
+def _updates(text: str) -> int | str:
+    if text != "log" and not text.lstrip("-").isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of updates, nor log")
     return text if text == "log" else int(text)
 
 

@@ -39,6 +39,8 @@ def what_happened(
             f"One observation so far, at update {trajectory.steps[0]}: no change can "
             "be shown yet."
         ]
+    if np.mean(np.isfinite(trajectory.columns["logp"][-1])) < 0.5:
+        return [_diverged(trajectory)]
     evidence = squeeze_evidence(trajectory, split=split)
     sft = is_sft(trajectory.run.info)
     said = [_what_moved(trajectory, evidence, sft)]
@@ -98,8 +100,12 @@ def is_sft(info: dict[str, Any]) -> bool:
 
 
 def names(a: Trajectory, b: Trajectory) -> tuple[str, str]:
-    """Names of two runs: their folders', told apart by (1) and (2) if equal."""
-    one, other = (t.run.path.resolve().name for t in (a, b))
+    """Names of two runs: their folders', with the folder above where it is needed to
+    tell them apart, or (1) and (2) where that does not help."""
+    paths = [t.run.path.resolve() for t in (a, b)]
+    one, other = (path.name for path in paths)
+    if one == other:
+        one, other = (f"{path.parent.name}/{path.name}" for path in paths)
     return (one, other) if one != other else (f"{one} (1)", f"{other} (2)")
 
 
@@ -247,13 +253,25 @@ def _cautions(trajectory: Trajectory, evidence: Evidence) -> list[str]:
     said = []
     if prompts < FEW_PROMPTS:
         said.append(f"Only {prompts} prompts: the intervals are too narrow.")
-    values = trajectory.columns["logp"][-1]
-    if not np.all(np.isfinite(values)):
+    lost = ~np.isfinite(trajectory.columns["logp"][-1])
+    if lost.any():
         said.append(
-            f"{np.sum(~np.isfinite(values))} of {len(values)} last log-probabilities "
-            "are not finite (the model diverged); they are left out."
+            f"{lost.sum()} of {len(lost)} last log-probabilities are not finite; they "
+            "are left out."
         )
     return said
+
+
+def _diverged(trajectory: Trajectory) -> str:
+    """The one thing to say of a model whose log-probabilities are not numbers."""
+    finite = np.isfinite(trajectory.columns["logp"])
+    first = int(trajectory.steps[np.argmin(finite.all(axis=1))])
+    return (
+        f"The model diverged: at update {trajectory.steps[-1]}, "
+        f"{np.sum(~finite[-1])} of {finite.shape[1]} log-probabilities are not finite "
+        f"(first seen at update {first}). Nothing else can be said. Lower the learning "
+        "rate, or start from a checkpoint before that."
+    )
 
 
 def _at_updates(result: Comparison, one: str, other: str) -> str:

@@ -62,6 +62,14 @@ class Trajectory:
         }
         return cls(run, probes, np.array(steps), observations[0].n_tokens, columns)
 
+    def __repr__(self) -> str:
+        """What it holds, in a line."""
+        return (
+            f"Trajectory({str(self.run.path)!r}: {len(self.steps)} observations, "
+            f"updates {self.steps[0]} to {self.steps[-1]}, {len(self.probes)} probes, "
+            f"{len(self.kinds)} kinds)"
+        )
+
     @cached_property
     def kind_of(self) -> np.ndarray:
         """Kind of each probe (text), axis probe."""

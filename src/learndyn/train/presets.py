@@ -6,6 +6,7 @@ DPO code. `trl` is what TRL 1.16 does if it is told nothing.
 
 import dataclasses
 import difflib
+import math
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -60,6 +61,7 @@ def coerce_fields(config_class: type, overrides: dict[str, Any]) -> dict[str, An
             hint = f" Did you mean {', '.join(close)}?" if close else ""
             raise BadInput(f"{config_class.__name__} has no field {name!r}.{hint}")
         resolved[name] = _coerce(config_class.__name__, name, value, hints[name])
+        _check_number(config_class.__name__, name, resolved[name])
     return resolved
 
 
@@ -75,6 +77,18 @@ def renamed_checkpointing(config_class: type, values: dict[str, Any]) -> dict[st
         return values
     kept = {name: value for name, value in values.items() if name != old}
     return {**kept, new: values.get(old, fields[old].default)}
+
+
+def _check_number(owner: str, name: str, value: Any) -> None:
+    """Numbers that no optimizer can use, refused before a model is loaded."""
+    if not isinstance(value, float):
+        return
+    least = 0.0 if name in ("learning_rate", "beta") else -math.inf
+    if not (math.isfinite(value) and value >= least):
+        raise BadInput(
+            f"{owner}.{name} is {value:g}: give a finite number"
+            f"{' that is not negative' if least == 0 else ''}."
+        )
 
 
 def _coerce(owner: str, name: str, value: Any, hint: Any) -> Any:

@@ -115,7 +115,7 @@ def remove_empty_folders(out: Path) -> None:
 
 def refuse_taken(out: Path, *, replaceable: bool) -> None:
     """Find out that `out` is taken before a model is loaded, not after."""
-    taken = out.exists() and any(out.iterdir())
+    taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if taken and not is_run(out):
         raise BadInput(
             f"{out} exists and is no run directory, so it is left alone. "

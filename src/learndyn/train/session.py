@@ -69,6 +69,8 @@ class Recipe:
             )
         if self.resume and self.overwrite:
             raise BadInput("resume continues a run, overwrite replaces it: choose one.")
+        if self.lora and self.lora_rank < 1:
+            raise BadInput(f"lora_rank is {self.lora_rank}: give 1 or more.")
         if self.dtype not in ("float32", "bfloat16", "float64"):
             raise BadInput(
                 f"dtype {self.dtype!r}: choose float32, bfloat16 or float64. For "
