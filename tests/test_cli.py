@@ -404,7 +404,7 @@ BAD_SETTINGS = {
     "fixed field": (["--output_dir", "x"], "output_dir cannot be set"),
     "unknown kind": (["--kinds", "nicest"], ""),
     "no schedule": (["--every", "0"], "give a number of updates >= 1"),
-    "no word of a schedule": (["--every", "often"], "invalid"),
+    "no word of a schedule": (["--every", "often"], "no number of updates, nor log"),
     "no batch": (["--batch-size", "0"], "batch_size is 0; it must be at least 1"),
     "too many prompts": (["--prompts", "7"], "7 prompts were asked for"),
     "unknown preset": (["--preset", "best"], "invalid choice"),
