@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from learndyn.errors import BadInput
+from learndyn.measure.batches import pad
 from learndyn.measure.neutral import undisturbed
 from learndyn.measure.score import score
 from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes
@@ -136,19 +137,12 @@ def _gradient(
 def _summed_logp(
     model: Any, pairs: Sequence[TokenizedPair], device: torch.device
 ) -> Tensor:
-    time = max(len(p.prompt_ids) + len(p.response_ids) for p in pairs)
-    ids = torch.zeros(len(pairs), time, dtype=torch.long, device=device)
-    attention = torch.zeros_like(ids)
-    scored = torch.zeros(len(pairs), time, dtype=torch.bool, device=device)
-    for row, pair in enumerate(pairs):
-        sequence = (*pair.prompt_ids, *pair.response_ids)
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        attention[row, : len(sequence)] = 1
-        scored[row, len(pair.prompt_ids) : len(sequence)] = True
-    logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits
-    kept = scored[:, 1:]
-    logp = logits[:, :-1][kept].log_softmax(-1)
-    return logp.gather(-1, ids[:, 1:][kept][:, None]).sum()
+    batch = pad(pairs, device, "right")
+    logits = model(
+        input_ids=batch.ids, attention_mask=batch.attention, use_cache=False
+    ).logits
+    logp = logits[batch.predicts].log_softmax(-1)
+    return logp.gather(-1, batch.labels[:, None]).sum()
 
 
 def _change(

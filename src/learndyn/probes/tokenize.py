@@ -8,7 +8,6 @@ chat template put them there.
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -243,8 +242,3 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
     text = json.dumps([rules, special, tokenizer.chat_template], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def eos_share(pairs: Sequence[TokenizedPair]) -> float:
-    """Share of responses that end in EOS."""
-    return sum(pair.has_eos for pair in pairs) / len(pairs)
