@@ -7,6 +7,7 @@ OUT    ?= runs/demo
 DATA   ?=
 MODEL  ?=
 PYTEST ?= -n 2
+PROBES ?=
 
 .PHONY: demo test lint format bench evidence clean
 
@@ -26,8 +27,8 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## time and memory of scoring; prints a table
-	$(BIN)/python benchmarks/scoring.py
+bench: $(READY)  ## what scoring costs: time, memory, error; PROBES= for a file
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/probing.py $(if $(PROBES),--probes $(PROBES))
 
 evidence: $(READY)  ## the tables of docs/embedded-world.md, from nothing (about an hour)
 	$(BIN)/python -m learndyn.lab.evidence --out runs/evidence

@@ -9,6 +9,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["LEARNDYN_CACHE"] = ""  # no test leaves scores behind, or finds any
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -80,7 +80,7 @@ def test_weights_are_bit_identical_afterwards_also_after_an_error(monkeypatch):
     before = weights_hash(model)
     split_first_update(model, *rest)
     assert weights_hash(model) == before
-    real, calls = sign_split.score, []
+    real, calls = sign_split.Scorer.observe, []
 
     def fail_later(*args, **more):
         calls.append(1)
@@ -88,7 +88,7 @@ def test_weights_are_bit_identical_afterwards_also_after_an_error(monkeypatch):
             raise RuntimeError("stop")
         return real(*args, **more)
 
-    monkeypatch.setattr(sign_split, "score", fail_later)
+    monkeypatch.setattr(sign_split.Scorer, "observe", fail_later)
     with pytest.raises(RuntimeError, match="stop"):
         split_first_update(model, *rest)
     assert weights_hash(model) == before

@@ -23,7 +23,7 @@ from torch import Tensor
 from learndyn.errors import BadInput
 from learndyn.measure.batches import pad
 from learndyn.measure.neutral import undisturbed
-from learndyn.measure.score import score
+from learndyn.measure.score import Scorer
 from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes
 
 
@@ -94,10 +94,11 @@ def split_first_update(
             [s * g for s, g in zip(scale, part, strict=True)]
             for part in (pull, push, total)
         )
-    first = score(model, probes, batch_size=batch_size).token_argmax_id
+    scorer = Scorer.attach(model, probes.pairs, batch_size=batch_size)
+    first = scorer.observe().token_argmax_id
 
     def along(direction: list[Tensor]) -> Change:
-        return _change(model, probes, direction, first, batch_size)
+        return _change(scorer, direction, first)
 
     return SignSplit(along(pull), along(push), along(total))
 
@@ -145,21 +146,15 @@ def _summed_logp(
     return logp.gather(-1, batch.labels[:, None]).sum()
 
 
-def _change(
-    model: Any,
-    probes: TokenizedProbes,
-    direction: list[Tensor],
-    first: np.ndarray,
-    batch_size: int,
-) -> Change:
-    parameters = _parameters(model)
+def _change(scorer: Scorer, direction: list[Tensor], first: np.ndarray) -> Change:
+    parameters = _parameters(scorer.model)
     weights = torch.stack([p.detach().norm() for p in parameters]).norm()
     length = torch.stack([d.norm() for d in direction]).norm()
     step = float(RELATIVE_STEP[parameters[0].dtype] * weights / length)
     seen = []
     for sign in (1.0, -1.0):
-        with _moved(model, direction, sign * step):
-            seen.append(score(model, probes, start_ids=first, batch_size=batch_size))
+        with _moved(scorer.model, direction, sign * step):
+            seen.append(scorer.observe(start_ids=first))
     up, down = seen
     rate = 1 / (2 * step)
     return Change(

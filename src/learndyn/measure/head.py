@@ -93,22 +93,21 @@ def tapped(module: nn.Module) -> Iterator[list[Tensor]]:
             module.forward = own
 
 
-def learn_head(
-    model: nn.Module, forward: Callable[[Tensor], Tensor], ids: Int[Tensor, "1 time"]
-) -> Head | None:
-    """Find what the model does to logits after its output embedding.
+def learn_head(model: nn.Module, ids: Int[Tensor, "1 time"]) -> Head | None:
+    """Find what the model does to logits after its output embedding, from a forward.
 
-    `forward` runs the model on ids and returns its logits. Of identity, a scale and a
-    soft cap the one that explains them best; look at `is_exact` before using it.
+    Of identity, a scale and a soft cap the one that explains the model's own logits
+    best; look at `is_exact` before using it.
     Returns None if the output embedding cannot be called by itself: it is sharded
     (FSDP2 gathers it only within the model's forward), or not called once.
     """
     module = output_embedding(model)
     if any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):
         return None
-    true = forward(ids)[0].double()
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    true = model(**given).logits[0].double()
     with tapped(module) as seen:
-        forward(ids)
+        model(**given)
     if len(seen) != 1:  # the forward does not go through its output embedding once
         return None
     own = module(seen[0][0, -len(true) :])

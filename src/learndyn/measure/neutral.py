@@ -18,7 +18,7 @@ from torch import nn
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, no autocast; all restored on the way out."""
     flags = {module: module.training for module in model.modules()}
-    device = next(model.parameters()).device.type
+    device = device_of(model).type
     model.eval()
     try:
         with (
@@ -31,6 +31,16 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags.items():
             module.training = training
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model takes its inputs: with its first weights.
+
+    Weights that accelerate keeps elsewhere stand on "meta", and their inputs come from
+    the CPU.
+    """
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 @contextmanager

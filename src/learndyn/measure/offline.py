@@ -1,19 +1,22 @@
 """`learndyn score`: a saved model's view of a probe set, equal to the online one."""
 
+import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from learndyn.errors import BadInput
 from learndyn.measure.batches import check_batch_size
 from learndyn.measure.load import load_model, load_tokenizer
-from learndyn.measure.score import score
+from learndyn.measure.route import Route
+from learndyn.measure.score import Scorer, Settings
 from learndyn.probes.build import load_probes
 from learndyn.probes.tokenize import TokenizedProbes, tokenize, tokenizer_hash
 from learndyn.record.atomic import write_whole
@@ -31,6 +34,7 @@ class Scored:
     observation: Observation
     seconds: float
     out: Path | None
+    route: Route
 
     def to_dict(self) -> dict[str, Any]:
         """Means per kind, in nats per response and per token."""
@@ -40,6 +44,7 @@ class Scored:
             "fingerprint": self.tokenized.probes.fingerprint,
             "seconds": round(self.seconds, 2),
             "out": None if self.out is None else str(self.out),
+            "route": asdict(self.route),
             "kinds": {kind: self._means(kind) for kind in self.tokenized.probes.kinds},
         }
 
@@ -59,6 +64,7 @@ class Scored:
                 f"{row['top1_mean']:7.1%}"
             )
         lines += ["", "logp, argmax: mean nats per response, end of text included."]
+        lines.append(self.route.in_words)
         if self.out is not None:
             lines.append(f"every probe and token: {self.out}")
         return "\n".join(lines)
@@ -81,18 +87,19 @@ def score_checkpoint(
     probes: str | None = None,
     run: Path | None = None,
     out: Path | None = None,
-    batch_size: int = 8,
     max_length: int | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
+    **settings: Unpack[Settings],
 ) -> Scored:
     """Score a model on disk with a probe file, or with the frozen probes of a run.
 
     With `run`, the token ids and, unless `dtype` is given, the precision are the run's
     own, and `token_start_logp` follows the argmax of its first observation: the result
     equals what the callback would have seen. Otherwise the model is in float32 and the
-    probes are cut to `max_length` (1024).
+    probes are cut to `max_length` (1024). `settings` are those of `Scorer.attach`; what
+    is approximate says so wherever it is shown or written.
 
     Raises:
         BadInput: if neither or both of `probes` and `run` are given, if `max_length`
@@ -100,7 +107,7 @@ def score_checkpoint(
             tokenized for another tokenizer, and as `score`.
     """
     _check_asked(probes, run, max_length)
-    check_batch_size(batch_size)
+    check_batch_size(settings.get("batch_size", 1))
     _check_out(out, overwrite)
     trust = {"trust_remote_code": trust_remote_code}
     directory = None if run is None else RunDirectory.open(run)
@@ -115,29 +122,34 @@ def score_checkpoint(
             first = directory.read_observation(directory.steps[0])
             start_ids = first.token_argmax_id
     else:
-        assert probes is not None
-        tokenizer = load_tokenizer(model, **trust)
-        found = load_probes(
-            probes, aliases=AUTHORS_KINDS, empty="keep", tokenizer=tokenizer
-        )
-        tokenized = tokenize(found, tokenizer, max_length=max_length or 1024)
+        tokenized = _read(str(probes), load_tokenizer(model, **trust), max_length)
     began = time.perf_counter()
-    observation = score(
-        loaded,
-        tokenized,
+    scorer = Scorer.attach(loaded, tokenized.pairs, **settings)
+    observation = scorer.observe(
         start_ids=start_ids,
-        batch_size=batch_size,
         progress=lambda work: tqdm(work, desc="scoring", delay=2, leave=False),
     )
     seconds = time.perf_counter() - began
     if out is not None:
-        _write(out, tokenized, observation)
-    return Scored(model, tokenized, observation, seconds, out)
+        _write(out, tokenized, observation, scorer.route)
+    return Scored(model, tokenized, observation, seconds, out, scorer.route)
 
 
-def _write(out: Path, tokenized: TokenizedProbes, observation: Observation) -> None:
+def _read(
+    probes: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> TokenizedProbes:
+    found = load_probes(
+        probes, aliases=AUTHORS_KINDS, empty="keep", tokenizer=tokenizer
+    )
+    return tokenize(found, tokenizer, max_length=max_length or 1024)
+
+
+def _write(
+    out: Path, tokenized: TokenizedProbes, observation: Observation, route: Route
+) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     table = observation.to_table()
+    table = table.replace_schema_metadata({"learndyn_route": json.dumps(asdict(route))})
     for name in ("kind", "prompt_id"):
         values = [getattr(probe, name) for probe in tokenized.probes]
         table = table.append_column(name, [values])

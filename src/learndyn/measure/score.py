@@ -1,68 +1,150 @@
 """Log-probabilities of every probe: the one scoring function of the house.
 
-The callback, `learndyn score`, reference checks and judges all call `score`, so that
-what is seen online equals what is seen offline.
+The callback, `learndyn score`, reference checks and judges all come here, so that what
+is seen online equals what is seen offline.
 
-This is the plain route: sequences of similar length are padded into batches, the
-model's own forward runs once over each, and the vocabulary projection runs over
-response positions a few rows at a time.
+A `Scorer` is prepared once for a model and a probe set: the probes are laid out
+(`plan`), and the fastest way to read them that is right for the model is found by trial
+(`route`). Then every observation is a walk over the pieces. `score` does both.
 """
 
-import inspect
-import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import nn
 
-from learndyn.measure.batches import Padded, check_batch_size, check_fits, pad
-from learndyn.measure.head import Head, learn_head, tapped
-from learndyn.measure.neutral import undisturbed
-from learndyn.measure.statistics import RowStatistics, row_statistics
+from learndyn.errors import BadInput
+from learndyn.measure.backbone import Limits
+from learndyn.measure.batches import check_batch_size, check_fits
+from learndyn.measure.neutral import device_of, undisturbed
+from learndyn.measure.plan import ProbePlan
+from learndyn.measure.route import Exactness, Reader, Route, choose
+from learndyn.measure.statistics import RowStatistics
 from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes
 from learndyn.record.observation import Observation
 
 
-ROW_CHUNK_BYTES = 2**26
-"""Most bytes of logits that exist at once; about three times that is touched."""
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+"""Wraps the iterable of pieces of work, as tqdm does."""
+
+PACK_TOKENS = {"cpu": 2048}
+"""Tokens of a packed sequence, by device. On a CPU 1,024 to 4,096 measured equal."""
+
+WIDE_PACK = 16384
+"""The same on other devices, which want much work at once."""
 
 
-_WARNED: set[str] = set()
-"""Model classes of which `_warn_of_logits` has spoken in this process."""
+class Settings(TypedDict, total=False):
+    """What `Scorer.attach`, and so all that scores, can be told."""
+
+    exactness: Exactness
+    """ "auto" (default) warns of a way that fails the self-test and takes the next one;
+    "strict" refuses."""
+    tier: str | None
+    """The only tier to try; by default the fastest that is right."""
+    precision: Literal["bfloat16"] | None
+    """Score approximately in lower precision: the route says so."""
+    batch_size: int
+    """Sequences side by side where a way needs padding; 8 by default."""
+    padding_side: Literal["right", "left"]
+    """Where padding goes; right by default."""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """How a model is scored, for `run.json`."""
+class Scorer:
+    """Scores one set of pairs with one model, again and again. Make it by `attach`."""
 
-    name: str
-    """"plain": padded batches through the model's own forward."""
-    head: str
-    """What follows the vocabulary projection, or "logits" if that is unknown and the
-    model's own logits are used."""
-    error: float
-    """Largest difference of the head to the model's own logits on one sequence, as a
-    share of the largest logit; of the best head where "logits" are used, and NaN where
-    there is none."""
+    def __init__(self, plan: ProbePlan, reader: Reader, route: Route) -> None:
+        self.plan = plan
+        self.route = route
+        """How it scores, and the error of its self-test."""
+        self._reader = reader
 
+    @classmethod
+    def attach(
+        cls,
+        model: nn.Module,
+        pairs: Sequence[TokenizedPair],
+        **settings: Unpack[Settings],
+    ) -> "Scorer":
+        """Lay the pairs out and find, by a self-test, how this model may be read.
 
-def find_route(model: nn.Module, probes: TokenizedProbes) -> Route:
-    """How `score` scores `probes` with this model.
+        The self-test compares each way with the plain forward on a few of the pairs and
+        takes the fastest that is right to 2e-5 nats per token.
 
-    Raises:
-        BadInput: as `score`.
-    """
-    check_fits(model, probes.pairs)
-    shortest = min(probes.pairs, key=lambda p: len(p.prompt_ids) + len(p.response_ids))
-    with undisturbed(model):
-        reader = _Reader.of(model, shortest, next(model.parameters()).device)
-    name = "logits" if reader.head is None else reader.head.name
-    return Route("plain", name, reader.error)
+        Raises:
+            BadInput: if the model is no causal LM, if a number is out of range, if a
+                pair has no token, is longer than the context or holds an unknown id,
+                or where strict exactness is broken.
+        """
+        model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+        unknown = sorted(settings.keys() - Settings.__annotations__.keys())
+        if unknown:
+            raise TypeError(f"there is no setting {', '.join(unknown)}")
+        batch_size = settings.get("batch_size", 8)
+        precision = settings.get("precision")
+        check_batch_size(batch_size)
+        if precision not in (None, "bfloat16"):
+            raise BadInput(f"precision {precision!r}: give bfloat16, or leave it out.")
+        check_fits(model, pairs)
+        plan = ProbePlan(tuple(pairs))
+        tokens = PACK_TOKENS.get(device_of(model).type, WIDE_PACK)
+        side = settings.get("padding_side", "right")
+        limits = Limits(tokens, None, batch_size, side)
+        with undisturbed(model):
+            reader, route = choose(
+                model,
+                plan.pairs,
+                limits,
+                exactness=settings.get("exactness", "auto"),
+                tier=settings.get("tier"),
+                precision=precision,
+            )
+        return cls(plan, reader, route)
+
+    @property
+    def model(self) -> nn.Module:
+        """What it is attached to."""
+        return self._reader.forward.model
+
+    def select(self, rows: Sequence[int]) -> "Scorer":
+        """The same for some of the pairs, in the order of `rows`; no new self-test."""
+        plan = ProbePlan(tuple(self.plan.pairs[i] for i in rows))
+        return Scorer(plan, self._reader, self.route)
+
+    @cached_property
+    def _pieces(self) -> Sequence[Any]:
+        return self._reader.tier.pieces(self.plan, self._reader.limits)
+
+    def rows(
+        self,
+        *,
+        start_ids: Int[np.ndarray, " token"] | None = None,
+        progress: Progress = iter,
+    ) -> RowStatistics:
+        """Statistics of every response token of every pair, flat, in the pairs' order.
+
+        `start_ids` names the token that `start_logp` follows at each position; None
+        follows this model's own argmax. The model, its training flags and all random
+        states are left as they were.
+        """
+        with undisturbed(self.model):
+            pieces = progress(self._pieces)
+            return self._reader.read_all(self.plan, pieces, start_ids)
+
+    def observe(
+        self,
+        *,
+        step: int = 0,
+        start_ids: Int[np.ndarray, " token"] | None = None,
+        progress: Progress = iter,
+    ) -> Observation:
+        """Observe all pairs with the model as it stands; see `rows`."""
+        rows = self.rows(start_ids=start_ids, progress=progress)
+        n_tokens = np.diff(self.plan.starts).astype(np.int32)
+        return _observation(step, n_tokens, rows)
 
 
 def score(
@@ -71,192 +153,46 @@ def score(
     *,
     step: int = 0,
     start_ids: Int[np.ndarray, " token"] | None = None,
-    batch_size: int = 8,
-    padding_side: Literal["right", "left"] = "right",
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    progress: Progress = iter,
+    **settings: Unpack[Settings],
 ) -> Observation:
     """Observe all probes with a causal language model as it stands.
 
     Scores response tokens only (EOS included), in float32, or float64 if the model is.
     `start_ids` names the token that `token_start_logp` follows at each position, in the
-    flat order of an observation; None follows this model's own argmax. The model, its
-    training flags and all random states are left as they were. `progress` wraps the
-    iterable of batches, as tqdm does.
+    flat order of an observation. To score more than once, attach a `Scorer` once.
 
     Raises:
-        BadInput: if the model is no causal LM, if `batch_size` is below 1, or if a
-            probe has no token, is longer than the context, or holds an unknown id.
+        BadInput: as `Scorer.attach`.
     """
-    rows = score_pairs(
-        model,
-        probes.pairs,
-        start_ids=start_ids,
-        batch_size=batch_size,
-        padding_side=padding_side,
-        progress=progress,
-    )
-    return _observation(step, np.array(probes.n_tokens, dtype=np.int32), rows)
+    scorer = Scorer.attach(model, probes.pairs, **settings)
+    return scorer.observe(step=step, start_ids=start_ids, progress=progress)
 
 
 def score_pairs(
     model: nn.Module,
     pairs: Sequence[TokenizedPair],
     *,
-    start_ids: Int[np.ndarray, " token"] | None = None,
-    batch_size: int = 8,
-    padding_side: Literal["right", "left"] = "right",
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    progress: Progress = iter,
+    **settings: Unpack[Settings],
 ) -> RowStatistics:
     """Statistics of every response token of every pair, flat, in the pairs' order.
 
     Raises:
-        BadInput: as `score`.
+        BadInput: as `Scorer.attach`.
     """
-    check_batch_size(batch_size)
-    check_fits(model, pairs)
-    device = next(model.parameters()).device
-    lengths = np.array([len(p.prompt_ids) + len(p.response_ids) for p in pairs])
-    order = np.argsort(-lengths, kind="stable")  # longest first: memory peaks at once
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    ends = np.cumsum([len(p.response_ids) for p in pairs])
-    done: dict[int, RowStatistics] = {}
-    with undisturbed(model):
-        reader = _Reader.of(model, pairs[int(order[-1])], device)
-        for batch in progress(batches):
-            chosen = [pairs[int(i)] for i in batch]
-            starts = None
-            if start_ids is not None:
-                spans = [
-                    start_ids[ends[i] - len(pairs[i].response_ids) : ends[i]]
-                    for i in map(int, batch)
-                ]
-                starts = torch.from_numpy(np.concatenate(spans)).long().to(device)
-            padded = pad(chosen, device, padding_side)
-            for i, rows in zip(batch, reader.read(chosen, padded, starts), strict=True):
-                done[int(i)] = rows
-    return RowStatistics.concatenate([done[i] for i in range(len(pairs))])
+    return Scorer.attach(model, pairs, **settings).rows(progress=progress)
 
 
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Runs one model over padded batches."""
+def find_route(
+    model: nn.Module, probes: TokenizedProbes, **settings: Unpack[Settings]
+) -> Route:
+    """How `score` scores `probes` with this model.
 
-    model: nn.Module
-    head: Head | None
-    """None if the head cannot be taken apart: then real logits are used, one sequence
-    at a time."""
-    accepts: frozenset[str]
-    error: float = math.nan
-    """Of the best head that was found, also where it is too large for use."""
-
-    @classmethod
-    def of(
-        cls, model: nn.Module, pair: TokenizedPair, device: torch.device
-    ) -> "_Reader":
-        accepts = frozenset(inspect.signature(model.forward).parameters)
-        base = getattr(model, "get_base_model", lambda: model)()
-        accepts |= frozenset(inspect.signature(type(base).forward).parameters)
-        ids = torch.tensor([(*pair.prompt_ids, *pair.response_ids)], device=device)
-        plain = cls(model, None, accepts)
-        head = learn_head(
-            model,
-            lambda x: plain.forward(x, torch.ones_like(x), "right"),
-            ids[:, :64],
-        )
-        if head is not None and head.is_exact:
-            return cls(model, head, accepts, head.error)
-        _warn_of_logits(type(base).__name__, head)
-        return cls(model, None, accepts, math.nan if head is None else head.error)
-
-    def forward(
-        self,
-        ids: Int[Tensor, "batch time"],
-        attention: Int[Tensor, "batch time"],
-        side: str,
-    ) -> Float[Tensor, "batch time vocab"]:
-        extra: dict[str, Any] = {}
-        if "use_cache" in self.accepts:
-            extra["use_cache"] = False
-        if side == "left" and "position_ids" in self.accepts:
-            extra["position_ids"] = (attention.cumsum(-1) - 1).clamp(min=0)
-        return self.model(input_ids=ids, attention_mask=attention, **extra).logits
-
-    def read(
-        self,
-        pairs: Sequence[TokenizedPair],
-        batch: Padded,
-        starts: Int[Tensor, " row"] | None,
-    ) -> Iterator[RowStatistics]:
-        """Statistics of each pair of one batch."""
-        side = "right" if bool(batch.attention[:, 0].all()) else "left"
-        if self.head is None:
-            rows = self._from_logits(batch, side, starts)
-        else:
-            with tapped(self.head.module) as seen:
-                self.forward(batch.ids, batch.attention, side)
-            # virtual tokens of prompt tuning come first: the last `time` are ours
-            hidden = seen[0][:, -batch.ids.shape[1] :][batch.predicts]
-            rows = _in_chunks(self.head, hidden, batch.labels, starts)
-        sizes = [len(pair.response_ids) for pair in pairs]
-        return _split(rows, sizes)
-
-    def _from_logits(
-        self, batch: Padded, side: str, starts: Int[Tensor, " row"] | None
-    ) -> RowStatistics:
-        parts, done = [], 0
-        for row in range(len(batch.ids)):
-            logits = self.forward(batch.ids[[row]], batch.attention[[row]], side)
-            logits = logits[0, -batch.ids.shape[1] :][batch.predicts[row]]
-            if logits.dtype != torch.float64:
-                logits = logits.float()
-            span = slice(done, done + len(logits))
-            start = None if starts is None else starts[span]
-            parts.append(row_statistics(logits.clone(), batch.labels[span], start))
-            done += len(logits)
-        return RowStatistics.concatenate(parts)
-
-
-def _warn_of_logits(model: str, head: Head | None) -> None:
-    """Say that the slow way is taken, and why; once, not at every observation."""
-    if model in _WARNED or (head is not None and math.isnan(head.error)):
-        return  # where nothing is finite, no head is to blame
-    why = "is sharded, or is not called just once in a forward"
-    if head is not None:
-        why = (
-            f"is followed by more than a scale or a soft cap: the best, {head.name}, "
-            f"misses the model's logits by {head.error:.1e} of the largest"
-        )
-    warnings.warn(
-        f"{model} is scored from its own logits, one sequence at a time, which is "
-        f"slower and takes more memory: its output embedding {why}.",
-        stacklevel=2,
-    )
-    _WARNED.add(model)
-
-
-def _in_chunks(
-    head: Head,
-    hidden: Float[Tensor, "row d"],
-    labels: Int[Tensor, " row"],
-    starts: Int[Tensor, " row"] | None,
-) -> RowStatistics:
-    vocabulary = head(hidden[:1]).shape[-1]
-    size = max(1, ROW_CHUNK_BYTES // (4 * vocabulary))
-    parts = []
-    for i in range(0, len(hidden), size):
-        chunk = slice(i, i + size)
-        start = None if starts is None else starts[chunk]
-        parts.append(row_statistics(head(hidden[chunk]), labels[chunk], start))
-    return RowStatistics.concatenate(parts)
-
-
-def _split(rows: RowStatistics, sizes: list[int]) -> Iterator[RowStatistics]:
-    columns = {
-        name: getattr(rows, name).cpu().split(sizes)
-        for name in RowStatistics.__dataclass_fields__
-    }
-    for i in range(len(sizes)):
-        yield RowStatistics(**{name: column[i] for name, column in columns.items()})
+    Raises:
+        BadInput: as `Scorer.attach`.
+    """
+    return Scorer.attach(model, probes.pairs, **settings).route
 
 
 def _observation(

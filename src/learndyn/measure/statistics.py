@@ -1,10 +1,10 @@
 r"""What one row of logits says: all statistics of an observation, for one position.
 
-With z the logits, i the argmax, and S = sum_{v != i} exp(z_v - z_2) over all others,
-z_2 the second-largest logit,
+With z the logits, i the argmax, and S = sum_{v != i} exp(z_v - r) over all others, r a
+reference such as the second-largest logit,
 
-    log pi_i       = -log(1 + S exp(z_2 - z_i))
-    log(1 - pi_i)  = z_2 + log S - z_i + log pi_i
+    log pi_i       = -log(1 + S exp(r - z_i))
+    log(1 - pi_i)  = r + log S - z_i + log pi_i
 
 so both ends of the scale keep all their digits: log(1 - pi_i) is finite and right to
 rounding at pi_i = 1 - 1e-12 and far beyond, where 1 - pi_i itself is 0 in floating
@@ -46,6 +46,90 @@ class RowStatistics:
             **{name: torch.cat([getattr(p, name) for p in parts]) for name in names}
         )
 
+    @staticmethod
+    def empty(rows: int) -> "RowStatistics":
+        """Room for `rows` rows on the CPU, NaN until they are put in."""
+        values = torch.full((rows,), torch.nan, dtype=torch.float64)
+        names = [field.name for field in fields(RowStatistics)]
+        columns = {name: values.clone() for name in names}
+        columns["argmax_id"] = torch.full((rows,), -1)
+        return RowStatistics(**columns)
+
+    def take(self, rows: Int[Tensor, " some"]) -> "RowStatistics":
+        """Some rows, in any order."""
+        names = [field.name for field in fields(RowStatistics)]
+        return RowStatistics(**{name: getattr(self, name)[rows] for name in names})
+
+    def put(self, rows: Int[Tensor, " some"], other: "RowStatistics") -> None:
+        """Write `other` over some rows."""
+        for name in (field.name for field in fields(RowStatistics)):
+            column = getattr(self, name)
+            column[rows] = getattr(other, name).to(column.device)
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularySums:
+    """What one sweep over the vocabulary leaves of each row, axis row.
+
+    Sums run over all tokens but the argmax, of e = exp(z - reference). The reference is
+    any logit near the largest of those: then no digit of the tail is lost.
+    """
+
+    top: Float[Tensor, " row"]
+    """The largest logit, float64 as all that follows."""
+    argmax_id: Int[Tensor, " row"]
+    reference: Float[Tensor, " row"]
+    total: Float[Tensor, " row"]
+    """Sum of e."""
+    spread: Float[Tensor, " row"]
+    """Sum of -e (z - reference)."""
+    squares: Float[Tensor, " row"]
+    """Sum of e^2."""
+
+    def take(self, rows: Int[Tensor, " label"]) -> "VocabularySums":
+        """Some rows, in any order and number."""
+        names = [field.name for field in fields(VocabularySums)]
+        return VocabularySums(**{name: getattr(self, name)[rows] for name in names})
+
+    def statistics(
+        self,
+        labels: Int[Tensor, " row"],
+        label: Float[Tensor, " row"],
+        start: Float[Tensor, " row"] | None = None,
+    ) -> RowStatistics:
+        """All statistics, given the labels, their logits and those of `start_ids`.
+
+        A label equal to the argmax gets exactly its log-probability, and no label ever
+        gets more.
+        """
+        top, reference = self.top, self.reference
+        argmax_logp = -torch.log1p(self.total * torch.exp(reference - top))
+        rest_logp = reference + self.total.log() - top + argmax_logp
+
+        logp = argmax_logp - (top - label)
+        reference_logp = argmax_logp - (top - reference)
+        weight = reference_logp.exp()
+        entropy = weight * (self.spread - reference_logp * self.total)
+        entropy = entropy - argmax_logp.exp() * argmax_logp
+
+        is_top = labels == self.argmax_id
+        energy = torch.where(is_top, rest_logp.exp(), -torch.expm1(logp))
+        others_norm2 = weight**2 * self.squares
+        p_norm2 = others_norm2 + torch.exp(2 * argmax_logp)
+        not_label = torch.where(is_top, others_norm2, p_norm2 - torch.exp(2 * logp))
+        p_gap = (not_label.clamp(min=0) + energy**2).sqrt()
+        return RowStatistics(
+            logp=logp,
+            argmax_logp=argmax_logp,
+            rest_logp=rest_logp,
+            start_logp=argmax_logp - (top - (top if start is None else start)),
+            entropy=entropy,
+            p_norm2=p_norm2,
+            p_gap=p_gap,
+            energy=energy,
+            argmax_id=self.argmax_id,
+        )
+
 
 def row_statistics(
     logits: Float[Tensor, "row vocab"],
@@ -55,44 +139,23 @@ def row_statistics(
     """Statistics of each row; `logits` is overwritten.
 
     The vocabulary is swept in float32 (float64 if the logits are), its sums are
-    accumulated in float64. A label equal to the argmax gets exactly its
-    log-probability, and no label ever gets more.
+    accumulated in float64, relative to the second-largest logit: right at any p_max.
     """
     argmax = logits.argmax(-1, keepdim=True)
     top = logits.gather(-1, argmax).double().squeeze(-1)
     label = logits.gather(-1, labels[:, None]).double().squeeze(-1)
-    start = top
+    start = None
     if start_ids is not None:
         start = logits.gather(-1, start_ids[:, None]).double().squeeze(-1)
 
     logits.scatter_(-1, argmax, -torch.inf)
-    second = logits.amax(-1, keepdim=True)
+    # a vocabulary that is masked but for one token has no second
+    second = logits.amax(-1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
     others = logits.sub_(second).exp_()  # pi_v / pi_second, argmax entry 0
-    second = second.double().squeeze(-1)
     total = others.sum(-1, dtype=torch.float64)
-    argmax_logp = -torch.log1p(total * torch.exp(second - top))
-    rest_logp = second + total.log() - top + argmax_logp
-
-    logp = argmax_logp - (top - label)
-    second_logp = argmax_logp - (top - second)
-    weight = second_logp.exp()
     spread = torch.special.entr(others).sum(-1, dtype=torch.float64)
-    entropy = weight * (spread - second_logp * total) - argmax_logp.exp() * argmax_logp
-
-    is_top = labels == argmax.squeeze(-1)
-    energy = torch.where(is_top, rest_logp.exp(), -torch.expm1(logp))
-    others_norm2 = weight**2 * others.square_().sum(-1, dtype=torch.float64)
-    p_norm2 = others_norm2 + torch.exp(2 * argmax_logp)
-    not_label = torch.where(is_top, others_norm2, p_norm2 - torch.exp(2 * logp))
-    p_gap = (not_label.clamp(min=0) + energy**2).sqrt()
-    return RowStatistics(
-        logp=logp,
-        argmax_logp=argmax_logp,
-        rest_logp=rest_logp,
-        start_logp=argmax_logp - (top - start),
-        entropy=entropy,
-        p_norm2=p_norm2,
-        p_gap=p_gap,
-        energy=energy,
-        argmax_id=argmax.squeeze(-1),
+    squares = others.square_().sum(-1, dtype=torch.float64)
+    sums = VocabularySums(
+        top, argmax.squeeze(-1), second.double().squeeze(-1), total, spread, squares
     )
+    return sums.statistics(labels, label, start)

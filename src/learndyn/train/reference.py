@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import torch
+import numpy as np
+from jaxtyping import Float
 from torch import nn
 
 from learndyn.errors import BadInput
+from learndyn.measure.frozen import kept_sums
 from learndyn.measure.score import score_pairs
 from learndyn.probes.tokenize import TokenizedPair
 
@@ -32,19 +34,22 @@ def check_reference(
 ) -> float:
     """Largest |log pi - log pi_ref| over all `pairs`, in nats per response.
 
-    `reference` None means the policy with its PEFT adapter disabled, as TRL has it.
+    `reference` None means the policy with its PEFT adapter disabled, as TRL has it. The
+    reference's own scores are kept between runs (`measure.frozen`); the policy is
+    always scored anew.
 
     Raises:
         BadInput: if it exceeds `TOLERANCE`; the message names the probable cause.
     """
     ours = _sums(policy, pairs, batch_size, progress)
-    if reference is None:
-        disabled: Any = getattr(policy, "disable_adapter", nullcontext)
-        with disabled():
-            theirs = _sums(policy, pairs, batch_size, progress)
-    else:
-        theirs = _sums(reference, pairs, batch_size, progress)
-    gaps = (ours - theirs).abs()
+    frozen, disabled = reference, nullcontext
+    if frozen is None:
+        frozen, disabled = policy, getattr(policy, "disable_adapter", nullcontext)
+    with disabled():
+        theirs = kept_sums(
+            frozen, pairs, lambda: _sums(frozen, pairs, batch_size, progress)
+        )
+    gaps = np.abs(ours - theirs)
     worst = int(gaps.argmax())
     if not float(gaps[worst]) <= TOLERANCE:
         raise BadInput(
@@ -62,10 +67,10 @@ def _sums(
     pairs: Sequence[TokenizedPair],
     batch_size: int,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
-) -> torch.Tensor:
+) -> Float[np.ndarray, " pair"]:
     rows = score_pairs(model, pairs, batch_size=batch_size, progress=progress)
     sizes = [len(pair.response_ids) for pair in pairs]
-    return torch.stack([part.sum() for part in rows.logp.split(sizes)])
+    return np.array([float(part.sum()) for part in rows.logp.split(sizes)])
 
 
 def _cause(policy: nn.Module, reference: nn.Module | None) -> str:

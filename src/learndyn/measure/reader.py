@@ -1,0 +1,119 @@
+"""Reads pieces of work: a model, a tier of the backbone and a way to read its head."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from learndyn.measure.backbone import Limits, Tier
+from learndyn.measure.forward import Forward
+from learndyn.measure.head import Head, output_embedding
+from learndyn.measure.plan import ProbePlan, Targets
+from learndyn.measure.statistics import RowStatistics, row_statistics
+from learndyn.measure.tiles import Tiles
+
+
+ROW_CHUNK_BYTES = 2**26
+"""Most bytes of logits that exist at once where rows of them are made; about three
+times that is touched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Reads pieces of work with one model, one tier and one head."""
+
+    forward: Forward
+    tier: Tier
+    limits: Limits
+    head: Head | None
+    tiled: bool
+    autocast: torch.dtype | None = None
+
+    @property
+    def head_name(self) -> str:
+        """ "tiles", "rows" or "logits"."""
+        if self.tiled:
+            return "tiles"
+        return "logits" if self.head is None else "rows"
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """What all of an observation is read within: weights are cast once.
+
+        Autocast keeps casts until its outermost block ends. If that is the user's own,
+        casts from before the last update would be used.
+        """
+        if self.autocast is None:
+            yield
+            return
+        torch.clear_autocast_cache()
+        with torch.autocast(self.forward.device.type, dtype=self.autocast):
+            yield
+        torch.clear_autocast_cache()
+
+    def _current(self) -> tuple[Forward, Head | None, Tiles | None]:
+        """Forward and head with the output embedding as it is now.
+
+        Between two observations its weights may be replaced, not only changed.
+        """
+        if self.head is None:
+            return self.forward, None, None
+        module = output_embedding(self.forward.model)
+        head = replace(self.head, module=module)
+        tiles = Tiles.of(module, head.after, self.autocast) if self.tiled else None
+        return replace(self.forward, tap=module), head, tiles
+
+    def read_all(
+        self,
+        plan: ProbePlan,
+        pieces: Iterable[Any],
+        start_ids: Int[np.ndarray, " token"] | None = None,
+    ) -> RowStatistics:
+        """Statistics of every response token of `plan`, flat, on the CPU."""
+        rows = RowStatistics.empty(plan.n_tokens)
+        forward, head, tiles = self._current()
+        with self._precision():
+            for piece in pieces:
+                targets: Targets = piece.targets
+                states = self.tier.read(forward, piece)
+                device = states.device
+                source = torch.from_numpy(targets.source).to(device)
+                labels = torch.from_numpy(targets.labels).to(device)
+                starts = None
+                if start_ids is not None:
+                    starts = torch.from_numpy(start_ids[targets.flat])
+                    starts = starts.long().to(device)
+                if tiles is not None:
+                    found = tiles(states, source, labels, starts)
+                else:
+                    found = _in_chunks(head, states, source, labels, starts)
+                rows.put(torch.from_numpy(targets.flat), found)
+        return rows
+
+
+def _in_chunks(
+    head: Head | None,
+    states: Float[Tensor, "row last"],
+    source: Int[Tensor, " label"],
+    labels: Int[Tensor, " label"],
+    starts: Int[Tensor, " label"] | None,
+) -> RowStatistics:
+    """Rows of logits, a few at a time; `head` None if `states` are logits already."""
+    vocabulary = states.shape[-1] if head is None else head(states[:1]).shape[-1]
+    size = max(1, ROW_CHUNK_BYTES // (4 * vocabulary))
+    parts = []
+    for i in range(0, len(labels), size):
+        chunk = slice(i, i + size)
+        rows = states[source[chunk]]  # a copy: it may be overwritten
+        if head is not None:
+            rows = head(rows)
+        elif rows.dtype != torch.float64:
+            rows = rows.float()
+        start = None if starts is None else starts[chunk]
+        parts.append(row_statistics(rows, labels[chunk], start))
+    return RowStatistics.concatenate(parts)
