@@ -74,6 +74,7 @@ def write_run(
     info: Mapping[str, Any] | None = None,
     log: bool = True,
     shape: float = 1.0,
+    levels: float = 1.0,
 ) -> Path:
     """Write a run in which every kind drifts linearly from its start.
 
@@ -91,6 +92,7 @@ def write_run(
         info: changes to run.json.
         log: whether to write train.jsonl.
         shape: the share of the drift at time t of 0..1 is t ** shape.
+        levels: spread of the starts between prompts, nats.
     """
     drift = DPO_DRIFT if drift is None else drift
     kinds = list(drift)
@@ -100,7 +102,7 @@ def write_run(
     generator = np.random.default_rng(seed)
     spread = 1 + noise * generator.standard_normal((prompts, len(kinds)))
     begin = np.array([(start or {}).get(kind, -60.0) for kind in kinds])
-    begin = begin + generator.standard_normal((prompts, len(kinds)))
+    begin = begin + levels * generator.standard_normal((prompts, len(kinds)))
     total = np.array(list(drift.values())) * spread
     rise = greedy * (1 + noise * generator.standard_normal(prompts * len(kinds)))
     final = max(steps) or 1

@@ -33,8 +33,6 @@ HEAVY = {
 }
 
 LONG_FILES = {
-    "cli.py": 390,
-    "diagnose/words.py": 330,
     "probes/build.py": 360,
     "probes/check.py": 465,
     "probes/formats.py": 410,

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from learndyn.cli import _parser
+from learndyn.cli.options import make_parser
 from models import save_tiny
 from runs import data, probes
 
@@ -61,7 +61,7 @@ def commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_every_command_is_understood(words):
-    known, unknown = _parser().parse_known_args(words)
+    known, unknown = make_parser().parse_known_args(words)
     assert known.job is not None
     if words[0] != "run":
         assert unknown == []

@@ -5,7 +5,8 @@ import pytest
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import nats, number
 from learndyn.diagnose.squeeze import squeeze_evidence
-from learndyn.diagnose.words import compare_in_words, names, what_happened
+from learndyn.diagnose.two_runs import compare_in_words, names
+from learndyn.diagnose.words import what_happened
 from learndyn.record.trajectory import Trajectory
 from synthetic import write_run
 

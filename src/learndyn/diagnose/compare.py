@@ -11,6 +11,10 @@ So runs are compared at three points:
 At "updates" and "margin" changes since each run's own start are compared, at "gap" the
 levels of logp themselves. The intervals resample prompts, the same for both runs, and
 look up the point anew in each resample.
+
+Where a run has a panel, both runs are looked at over one set of prompts: those that
+both scored at all observations that the look-up needs. At "updates" these are the first
+one and those at the point, so two finished runs are compared over all prompts.
 """
 
 from dataclasses import dataclass, field
@@ -19,6 +23,12 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from learndyn.diagnose.comparable import (
+    same_probes,
+    same_tokens,
+    together,
+    together_at,
+)
 from learndyn.diagnose.intervals import (
     Interval,
     band,
@@ -62,6 +72,9 @@ class Comparison:
     """Change of the own first favourites that are not chosen's tokens, nats per such
     token. None when matched by gap: it is a change and has no level."""
     prompts: int = 0
+    """Prompts looked at: all, or those that both runs scored where it matters."""
+    of: int = 0
+    """Prompts that there are."""
     lost_share: float = 0.0
     """Share of resamples in which a run starts beyond the point or never reaches it.
     They are left out of the intervals."""
@@ -91,23 +104,17 @@ def compare(
         BadInput: if the runs watched other answers or scored them as other tokens, or
             if a quantity needs kinds that the probes lack.
     """
-    _same_probes(a, b)
-    _same_tokens(a, b)
-    sides = (_Side.of(a, by), _Side.of(b, by))
+    sides = _sides(a, b, by, at)
+    prompts, of = len(sides[0].prompts), len(set(a.prompt_of))
     if at is None:
         at, reason = _matched_point(by, sides, fraction)
         if at is None:
-            return Comparison(by, None, prompts=len(sides[0].prompts), reason=reason)
-    prompts = len(sides[0].prompts)
+            return Comparison(by, None, prompts=prompts, of=of, reason=reason)
     everyone = np.ones((1, prompts))
     whole = (sides[0].reach(at, everyone), sides[1].reach(at, everyone))
     if not (whole[0].found[0] and whole[1].found[0]):
-        return Comparison(
-            by,
-            None,
-            prompts=prompts,
-            reason=f"a run starts beyond {at:.4g} or never reaches it.",
-        )
+        reason = f"a run starts beyond {at:.4g} or never reaches it."
+        return Comparison(by, None, prompts=prompts, of=of, reason=reason)
     weights = resample_weights(prompts, seed=seed)
     drawn = (sides[0].reach(at, weights), sides[1].reach(at, weights))
     lost = ~(drawn[0].found & drawn[1].found)
@@ -121,6 +128,7 @@ def compare(
         off_target=result.pop("off_target", None),
         kinds={name.removeprefix("kind:"): d for name, d in result.items()},
         prompts=prompts,
+        of=of,
         lost_share=float(lost.mean()),
     )
 
@@ -141,7 +149,14 @@ class _Points:
         else:
             draws = np.arange(path.shape[1])
             early, late = path[self.before, draws], path[after, draws]
-        return early + np.where(self.weight > 0, self.weight * (late - early), 0.0)
+        # an end that has no weight may be unknown: prompts are not always scored there
+        between = early + np.where(self.weight > 0, self.weight * (late - early), 0.0)
+        return np.where(self.weight == 1, late, between)
+
+    @property
+    def nearest(self) -> int:
+        """Index of an observation that the first draw stands on or beside."""
+        return int(self.before[0] + (self.weight[0] > 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,8 +169,7 @@ class _Side:
     values: dict[str, Float[np.ndarray, "step prompt"]]
 
     @classmethod
-    def of(cls, trajectory: Trajectory, by: By) -> "_Side":
-        paths = Paths.of(trajectory)
+    def of(cls, trajectory: Trajectory, paths: Paths, by: By) -> "_Side":
         if by != "updates" and paths.gap is None:
             raise BadInput(
                 f"{trajectory.run.path} cannot be matched by {by}: its probes lack "
@@ -217,6 +231,21 @@ class _Side:
         return _Points(before, weight, there.any(axis=0) & ((index > 0) | exact))
 
 
+def _sides(
+    a: Trajectory, b: Trajectory, by: By, at: float | None
+) -> tuple[_Side, _Side]:
+    """Both runs, on the prompts that each of them scored where they are looked at."""
+    same_probes(a, b)
+    same_tokens(a, b)
+    one, other = Paths.of(a), Paths.of(b)
+    if by == "updates":
+        end = float(min(one.steps[-1], other.steps[-1])) if at is None else at
+        one, other = together_at(one, other, end)
+    else:
+        one, other = together(one, other)
+    return _Side.of(a, one, by), _Side.of(b, other, by)
+
+
 def _matched_point(
     by: By, sides: tuple[_Side, _Side], fraction: float
 ) -> tuple[float | None, str | None]:
@@ -251,53 +280,9 @@ def _differences(
             at.append(float(here.of(ratio_of_sums(values, tokens, everyone))[0]))
             draws.append(there.of(ratio_of_sums(values, tokens, weights)))
             known = known & np.isfinite(
-                values[-1] if name != "off_target" else tokens[0]
+                values[here.nearest] if name != "off_target" else tokens[0]
             )
         spread = np.where(lost, np.nan, draws[1] - draws[0])
         interval = band(np.array(at[1] - at[0]), spread, np.array(np.sum(known))).at()
         out[name] = Difference(at[0], at[1], interval)
     return out
-
-
-def _same_probes(a: Trajectory, b: Trajectory) -> None:
-    prints = [t.run.info.get("probe_fingerprint") for t in (a, b)]
-    if prints[0] is None or prints[0] != prints[1]:
-        raise BadInput(
-            f"{a.run.path} and {b.run.path} cannot be compared: they watched other "
-            f"answers (probe fingerprints {str(prints[0])[:12]} and "
-            f"{str(prints[1])[:12]}). Use runs with the same probe set."
-        )
-
-
-def _same_tokens(a: Trajectory, b: Trajectory) -> None:
-    """A log-probability is of tokens: the same text as other tokens has another."""
-    hashes = [str(t.run.info.get("tokenizer_sha256"))[:12] for t in (a, b)]
-    where = f"{a.run.path} and {b.run.path} cannot be compared:"
-    if hashes[0] != hashes[1]:
-        raise BadInput(
-            f"{where} their tokenizers differ (SHA-256 {hashes[0]} and {hashes[1]}), "
-            "and log-probabilities of other tokens are not comparable. Use runs of "
-            "models with one tokenizer."
-        )
-    keys = [("prompt_id", "ascending"), ("kind", "ascending")]
-    one, other = (t.probes.sort_by(keys) for t in (a, b))
-    ids = ["prompt_ids", "response_ids"]
-    if one.select(ids).equals(other.select(ids)):
-        return
-    names = ["prompt_id", "kind", "n_tokens", *ids]
-    rows, others = (table.select(names).to_pylist() for table in (one, other))
-    of = {(row["prompt_id"], row["kind"]): row for row in others}
-    pairs = [(row, of.get((row["prompt_id"], row["kind"]), row)) for row in rows]
-    differ = [(x, y) for x, y in pairs if x != y]
-    if not differ:
-        return
-    x, y = differ[0]
-    lengths = [t.run.info.get("max_length") for t in (a, b)]
-    raise BadInput(
-        f"{where} {len(differ)} of {len(one)} probes have other token ids. Of "
-        f"{x['kind']} of prompt {x['prompt_id']} they scored {x['n_tokens']} and "
-        f"{y['n_tokens']} tokens after prompts of {len(x['prompt_ids'])} and "
-        f"{len(y['prompt_ids'])}; max_length was {lengths[0]} and {lengths[1]}. Give "
-        "both runs the same limits, or score one model anew with `learndyn score "
-        "MODEL --run RUN`."
-    )

@@ -130,6 +130,29 @@ def ratio_of_sums(
     return np.where(empty, np.nan, above / np.where(empty, 1.0, below))
 
 
+def standard_error(
+    numerator: Float[np.ndarray, "*rows prompt"],
+    denominator: Float[np.ndarray, "*rows prompt"],
+) -> Float[np.ndarray, "*rows"]:
+    """Standard error over prompts of sum(numerator) / sum(denominator) = r:
+
+        sqrt( n / (n - 1)  sum of (numerator - r denominator)^2 ) / sum(denominator)
+
+    Where the denominator is 1 this is the sample's standard deviation / sqrt(n).
+    Prompts without a finite value are left out; NaN below two.
+    """
+    known = np.isfinite(numerator) & np.isfinite(denominator)
+    above = np.where(known, numerator, 0.0)
+    below = np.where(known, denominator, 0.0)
+    n, total = known.sum(axis=-1), below.sum(axis=-1)
+    usable = (n >= 2) & (total != 0)
+    total = np.where(usable, total, 1.0)
+    ratio = above.sum(axis=-1) / total
+    squares = ((above - ratio[..., None] * below) ** 2).sum(axis=-1)
+    error = np.sqrt(squares * n / np.maximum(n - 1, 1)) / total
+    return np.where(usable, error, np.nan)
+
+
 def band(
     mean: Float[np.ndarray, "*rows"],
     draws: Float[np.ndarray, "*rows resample"],

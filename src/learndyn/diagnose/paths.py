@@ -5,13 +5,18 @@
 
 Both are in nats, not times beta. The margin is zero where each run starts; the gap has
 one zero for all runs.
+
+Where a run has a panel, other prompts are scored at its full observations than between
+them, and a mean over whoever was scored jumps by the difference of the prompts. So all
+that goes through time is over prompts that were scored at each of its steps.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from learndyn.errors import BadInput
 from learndyn.record.trajectory import Trajectory
@@ -23,7 +28,8 @@ GREEDY = "greedy path"
 
 @dataclass(frozen=True, eq=False)
 class Paths:
-    """Values of every kind with one prompt axis; NaN where a prompt lacks a kind."""
+    """Values of every kind with one prompt axis; NaN where a prompt lacks a kind, or
+    was not scored."""
 
     prompts: tuple[str, ...]
     """Prompt ids, sorted."""
@@ -34,6 +40,9 @@ class Paths:
     """Scored tokens of each response."""
     greedy: Float[np.ndarray, "step prompt"] | None
     """Sum over chosen's positions of the largest log-probability, in nats."""
+    scored: Bool[np.ndarray, "step prompt"]
+    """Whether all probes of a prompt were scored: false outside the panel where an
+    observation is of the panel."""
 
     @classmethod
     def of(cls, trajectory: Trajectory, split: str | None = None) -> "Paths":
@@ -67,7 +76,48 @@ class Paths:
             {kind: on_axis(columns["logp"], kind) for kind in kinds},
             {kind: on_axis(tokens, kind)[0] for kind in kinds},
             on_axis(columns["argmax_logp"], "chosen") if "chosen" in kinds else None,
+            _scored(trajectory, wanted, prompts),
         )
+
+    @property
+    def full(self) -> Bool[np.ndarray, " step"]:
+        """Steps at which every prompt was scored."""
+        return np.asarray(self.scored.all(axis=1))
+
+    @property
+    def panel(self) -> Bool[np.ndarray, " prompt"]:
+        """Prompts that were scored at every step."""
+        return np.asarray(self.scored.all(axis=0))
+
+    def cut(
+        self,
+        prompts: Bool[np.ndarray, " prompt"] | None = None,
+        steps: Bool[np.ndarray, " step"] | None = None,
+    ) -> "Paths":
+        """Only these prompts and steps."""
+        if prompts is None:
+            prompts = np.ones(len(self.prompts), dtype=bool)
+        if steps is None:
+            steps = np.ones(len(self.steps), dtype=bool)
+
+        def kept(values: Any) -> Any:
+            return values[steps][:, prompts]
+
+        return Paths(
+            tuple(p for p, keep in zip(self.prompts, prompts, strict=True) if keep),
+            self.steps[steps],
+            {kind: kept(values) for kind, values in self.logp.items()},
+            {kind: counts[prompts] for kind, counts in self.n_tokens.items()},
+            None if self.greedy is None else kept(self.greedy),
+            kept(self.scored),
+        )
+
+    def common(self) -> "Paths":
+        """The same prompts at every step: the panel's; or, where these hold none of the
+        panel's prompts, all prompts at the full observations."""
+        if self.scored.all():
+            return self
+        return self.cut(self.panel) if self.panel.any() else self.cut(steps=self.full)
 
     @property
     def gap(self) -> Float[np.ndarray, "step prompt"] | None:
@@ -132,8 +182,9 @@ def off_target(
 
     Over the positions of chosen where the first observation's argmax is not the label:
     the sum of log pi(that argmax) minus the same at the start, in nats per response, at
-    each observation in `points` (indices into the steps); and the number of such
-    positions. Above zero: wrong favourites gained. None where token ids are unknown.
+    each observation in `points` (indices into the steps of `paths`), NaN where a prompt
+    was not scored; and the number of such positions. Above zero: wrong favourites
+    gained. None where token ids are unknown.
     """
     if (
         "chosen" not in paths.logp
@@ -145,22 +196,60 @@ def off_target(
     if len(labels) != len(first.token_argmax_id):
         return None
     astray = first.token_argmax_id != labels
-    probe_of = np.repeat(np.arange(len(first.n_tokens)), first.n_tokens)
+    probes = len(first.n_tokens)
+    probe_of = np.repeat(np.arange(probes), first.n_tokens)
     rows = np.flatnonzero(trajectory.kind_of == "chosen")
 
     def spread(per_token: Float[np.ndarray, " token"]) -> Float[np.ndarray, " prompt"]:
         kept = np.where(astray, per_token, 0.0)
-        sums = np.bincount(probe_of, kept, minlength=len(first.n_tokens))[None, rows]
+        sums = np.bincount(probe_of, kept, minlength=probes)[None, rows]
         return _spread(sums, trajectory.prompt_of[rows], paths.prompts)[0]
 
     begin = first.token_start_logp.astype(np.float64)
-    moved = [
-        spread(
-            trajectory.observation(int(trajectory.steps[i])).token_start_logp - begin
+
+    def moved(step: int) -> Float[np.ndarray, " prompt"]:
+        seen = trajectory.observation(step)
+        scored = np.isin(np.arange(probes), seen.ids)
+        now = np.full(len(begin), np.nan)
+        now[scored[probe_of]] = seen.token_start_logp
+        change = spread(now - begin)
+        known = _spread(
+            np.where(scored, 0.0, np.nan)[None, rows],
+            trajectory.prompt_of[rows],
+            paths.prompts,
         )
-        for i in points
-    ]
-    return np.stack(moved), spread(np.ones(len(labels)))
+        return change + known[0]  # also where a response has no such position
+
+    changes = [moved(int(paths.steps[i])) for i in points]
+    return np.stack(changes), spread(np.ones(len(labels)))
+
+
+def paired(
+    values: Float[np.ndarray, "step prompt"], scored: Bool[np.ndarray, "step prompt"]
+) -> tuple[Bool[np.ndarray, " step"], Bool[np.ndarray, " prompt"]]:
+    """Steps and prompts at which `values` are of the same prompts throughout.
+
+    All steps with the panel's prompts; or, where none of these has a value, the full
+    observations with all prompts.
+    """
+    steps, prompts = np.ones(len(scored), dtype=bool), np.asarray(scored.all(axis=0))
+    if prompts.all() or np.isfinite(values[0, prompts]).any():
+        return steps, prompts
+    return np.asarray(scored.all(axis=1)), np.ones(len(prompts), dtype=bool)
+
+
+def _scored(
+    trajectory: Trajectory,
+    wanted: Bool[np.ndarray, " probe"],
+    prompts: Sequence[str],
+) -> Bool[np.ndarray, "step prompt"]:
+    """Whether all wanted probes of each prompt were scored."""
+    position = {prompt: index for index, prompt in enumerate(prompts)}
+    out = np.ones((len(trajectory.steps), len(prompts)), dtype=bool)
+    covered = trajectory.covered
+    for row in np.flatnonzero(wanted & ~covered.all(axis=0)):
+        out[:, position[str(trajectory.prompt_of[row])]] &= covered[:, row]
+    return out
 
 
 def _spread(

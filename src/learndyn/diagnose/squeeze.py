@@ -91,8 +91,12 @@ def squeeze_evidence(
 
     The point of `at_margin` (nats, not times beta) is where the mean margin first
     reaches it, interpolated between observations. The intervals hold that point fixed.
+    Where the run has a panel, all that is at a margin, or at an observation that is not
+    full, is over the panel's prompts; every interval has its number of prompts.
     """
     paths = Paths.of(trajectory, split)
+    if at_margin is not None or not paths.full[-1]:
+        paths = paths.common()
     last = len(paths.steps) - 1
     point: Between | None = Between(last, last, 0.0)
     if at_margin is not None:

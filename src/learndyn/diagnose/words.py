@@ -5,15 +5,15 @@ below zero. Curves show a pattern, not a mechanism, so causes are called probabl
 """
 
 import math
-from typing import Any
 
 import numpy as np
 
 from learndyn.diagnose.changes import kind_table
-from learndyn.diagnose.compare import By, Comparison, Difference, compare
+from learndyn.diagnose.comparable import is_sft
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import nats, number, percent
 from learndyn.diagnose.squeeze import Evidence, squeeze_evidence
+from learndyn.diagnose.two_runs import compare_in_words
 from learndyn.record.trajectory import Trajectory
 
 
@@ -39,9 +39,14 @@ def what_happened(
             f"One observation so far, at update {trajectory.steps[0]}: no change can "
             "be shown yet."
         ]
-    if np.mean(np.isfinite(trajectory.columns["logp"][-1])) < 0.5:
+    if trajectory.lost[-1].sum() > 0.5 * trajectory.covered[-1].sum():
         return [_diverged(trajectory)]
     evidence = squeeze_evidence(trajectory, split=split)
+    if evidence.step == trajectory.steps[0]:
+        return [
+            f"One observation of all prompts so far, at update {evidence.step:g}, and "
+            f"no prompt of split {split} is in the panel: no change can be shown yet."
+        ]
     sft = is_sft(trajectory.run.info)
     said = [_what_moved(trajectory, evidence, sft)]
     said += _greedy(evidence)
@@ -55,60 +60,6 @@ def what_happened(
     return said
 
 
-def compare_all(a: Trajectory, b: Trajectory) -> dict[By, Comparison]:
-    """Run `b` against run `a` at equal updates and, for preference runs with chosen and
-    rejected probes, at matched margin and gap.
-
-    Raises:
-        BadInput: if the runs watched other answers.
-    """
-    found: dict[By, Comparison] = {"updates": compare(a, b, "updates")}
-    both = all({"chosen", "rejected"} <= set(t.kinds) for t in (a, b))
-    if both and not is_sft(a.run.info) and not is_sft(b.run.info):
-        found["margin"] = compare(a, b, "margin")
-        found["gap"] = compare(a, b, "gap")
-    return found
-
-
-def compare_in_words(
-    a: Trajectory, b: Trajectory, found: dict[By, Comparison] | None = None
-) -> list[str]:
-    """Sentences about run `b` against run `a`; `found` is what `compare_all` gave.
-
-    Raises:
-        BadInput: if the runs watched other answers.
-    """
-    found = compare_all(a, b) if found is None else found
-    one, other = names(a, b)
-    said = [_at_updates(found["updates"], one, other)]
-    if "margin" not in found:
-        return said
-    said.append(_at_match(found["margin"], one, other, "DPO margin"))
-    said.append(_at_match(found["gap"], one, other, "absolute gap"))
-    if found["margin"].at is not None:
-        said.append(
-            "At a matched point rejected differs by as much as chosen, by "
-            "construction. The margin starts at zero in each run; the gap does not. "
-            "Where the two disagree, part of the difference is where the runs started."
-        )
-    return said
-
-
-def is_sft(info: dict[str, Any]) -> bool:
-    """Whether run.json says that the run only pushes answers up."""
-    return str(info.get("method", "")).lower().endswith("sft")
-
-
-def names(a: Trajectory, b: Trajectory) -> tuple[str, str]:
-    """Names of two runs: their folders', with the folder above where it is needed to
-    tell them apart, or (1) and (2) where that does not help."""
-    paths = [t.run.path.resolve() for t in (a, b)]
-    one, other = (path.name for path in paths)
-    if one == other:
-        one, other = (f"{path.parent.name}/{path.name}" for path in paths)
-    return (one, other) if one != other else (f"{one} (1)", f"{other} (2)")
-
-
 def _what_moved(trajectory: Trajectory, evidence: Evidence, sft: bool) -> str:
     method = "SFT" if sft else str(trajectory.run.info.get("method") or "training")
     method = method.upper() if len(method) <= 4 else method
@@ -119,7 +70,7 @@ def _what_moved(trajectory: Trajectory, evidence: Evidence, sft: bool) -> str:
         moved.append(f"rejected by {number(evidence.rejected)} nats")
     if not moved:
         return f"{method} ran for {trajectory.steps[-1]} updates; no probe is chosen."
-    text = f"{method} moved {' and '.join(moved)} in {trajectory.steps[-1]} updates"
+    text = f"{method} moved {' and '.join(moved)} in {evidence.step:g} updates"
     if evidence.margin is None or sft:
         return text + "."
     return text + f": the margin changed by {number(evidence.margin)} nats."
@@ -229,11 +180,13 @@ def _turned_back(trajectory: Trajectory, split: str | None) -> list[str]:
     inside = chosen and trajectory.steps[0] < chosen.peak_step < trajectory.steps[-1]
     if not chosen or not inside:
         return []
+    among = ""
+    if trajectory.panel is not None:
+        among = f" among {chosen.peak_prompts} prompts scored at every observation"
     return [
-        f"Chosen was highest at update {chosen.peak_step}, "
-        f"{nats(chosen.peak - chosen.first)} nats above its start, and ended "
-        f"{nats(chosen.last - chosen.peak)} nats from there (peak picked after the "
-        "fact)."
+        f"Chosen was highest at update {chosen.peak_step}, {nats(chosen.rise)} nats "
+        f"above its start, and ended {nats(chosen.turn)} nats from there (peak picked "
+        f"after the fact{among})."
     ]
 
 
@@ -253,68 +206,35 @@ def _cautions(trajectory: Trajectory, evidence: Evidence) -> list[str]:
     said = []
     if prompts < FEW_PROMPTS:
         said.append(f"Only {prompts} prompts: the intervals are too narrow.")
-    lost = ~np.isfinite(trajectory.columns["logp"][-1])
+    lost, scored = trajectory.lost[-1], trajectory.covered[-1]
     if lost.any():
         said.append(
-            f"{lost.sum()} of {len(lost)} last log-probabilities are not finite; they "
-            "are left out."
+            f"{lost.sum()} of {scored.sum()} last log-probabilities are not finite; "
+            "they are left out."
+        )
+    panel = trajectory.panel
+    if panel is not None and not scored.all():
+        said.append(
+            f"The last observation is of the panel, {panel.size} of {panel.of} prompts:"
+            " all numbers are of those."
+        )
+    elif panel is not None and panel.size < FEW_PROMPTS <= prompts:
+        said.append(
+            f"Only {panel.size} prompts in the panel: the curves' bands are too narrow."
         )
     return said
 
 
 def _diverged(trajectory: Trajectory) -> str:
     """The one thing to say of a model whose log-probabilities are not numbers."""
-    finite = np.isfinite(trajectory.columns["logp"])
-    first = int(trajectory.steps[np.argmin(finite.all(axis=1))])
+    lost = trajectory.lost
+    first = int(trajectory.steps[np.argmax(lost.any(axis=1))])
     return (
         f"The model diverged: at update {trajectory.steps[-1]}, "
-        f"{np.sum(~finite[-1])} of {finite.shape[1]} log-probabilities are not finite "
-        f"(first seen at update {first}). Nothing else can be said. Lower the learning "
-        "rate, or start from a checkpoint before that."
+        f"{lost[-1].sum()} of {trajectory.covered[-1].sum()} log-probabilities are not "
+        f"finite (first seen at update {first}). Nothing else can be said. Lower the "
+        "learning rate, or start from a checkpoint before that."
     )
-
-
-def _at_updates(result: Comparison, one: str, other: str) -> str:
-    updates = f"At equal updates ({result.at:g})"
-    chosen = result.kinds.get("chosen")
-    if chosen is None:
-        return f"{updates} chosen cannot be compared: no probe is chosen."
-    return f"{updates} {_difference(chosen, one, other)}{_others(result)}"
-
-
-def _at_match(result: Comparison, one: str, other: str, what: str) -> str:
-    if result.at is None:
-        return f"No comparison at matched {what}: {result.reason}"
-    text = (
-        f"At matched {what} ({result.at:.1f} nats; update {result.step_a:.0f} of "
-        f"{one}, {result.step_b:.0f} of {other}) "
-        f"{_difference(result.kinds['chosen'], one, other, result.by == 'gap')}"
-        f"{_others(result)}"
-    )
-    if result.lost_share > 0:
-        text += (
-            f" {100 * result.lost_share:.1f} % of resamples start beyond this point or "
-            "never reach it; the intervals leave them out."
-        )
-    return text
-
-
-def _difference(found: Difference, one: str, other: str, level: bool = False) -> str:
-    what = "logp of chosen" if level else "the change of chosen"
-    text = (
-        f"{what} is {nats(found.b)} nats in {other} and {nats(found.a)} in {one}: "
-        f"a difference of {number(found.difference)}"
-    )
-    return text + ("." if found.difference.excludes_zero else ", not distinguishable.")
-
-
-def _others(result: Comparison) -> str:
-    text = ""
-    if result.greedy is not None:
-        text += f" Greedy path: {number(result.greedy.difference)}."
-    if result.off_target is not None:
-        text += f" Off-target: {number(result.off_target.difference, 2)} per token."
-    return text
 
 
 def _counts(share: Interval | None) -> bool:

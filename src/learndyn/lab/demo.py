@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from learndyn.diagnose.words import compare_in_words, what_happened
+from learndyn.diagnose.two_runs import compare_in_words
+from learndyn.diagnose.words import what_happened
 from learndyn.errors import BadInput
 from learndyn.lab import chain
 from learndyn.lab.embedded import embedded_model_path

@@ -8,6 +8,7 @@ chat template put them there.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,17 @@ class TokenizedProbes:
     def n_tokens(self) -> list[int]:
         """Scored tokens of each response, EOS included."""
         return [len(pair.response_ids) for pair in self.pairs]
+
+    def select(self, rows: Sequence[int]) -> "TokenizedProbes":
+        """Only the probes at these positions, in the order given.
+
+        Raises:
+            BadInput: if none is given, or one twice.
+        """
+        probes = ProbeSet(tuple(self.probes[i] for i in rows), self.probes.manifest)
+        return TokenizedProbes(
+            probes, tuple(self.pairs[i] for i in rows), self.tokenizer_hash
+        )
 
     def to_table(self) -> pa.Table:
         """The run directory's probe table: texts, flags and token ids."""

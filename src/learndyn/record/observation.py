@@ -31,7 +31,7 @@ TOKEN_COLUMNS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Observation:
-    """All probes at one step. Per-token arrays are flat: probe after probe."""
+    """Probes at one step. Per-token arrays are flat: probe after probe."""
 
     step: int
     """Optimizer updates taken so far; 0 is the model before training."""
@@ -49,10 +49,19 @@ class Observation:
     token_argmax_logp: Float[np.ndarray, " token"]
     token_start_logp: Float[np.ndarray, " token"]
     token_argmax_id: Int[np.ndarray, " token"]
+    probe_ids: Int[np.ndarray, " probe"] | None = None
+    """Rows of probes.parquet that were scored, ascending; None: all of them."""
+
+    @property
+    def ids(self) -> Int[np.ndarray, " probe"]:
+        """Rows of probes.parquet that were scored, ascending."""
+        if self.probe_ids is None:
+            return np.arange(len(self.n_tokens), dtype=np.int32)
+        return self.probe_ids
 
     @property
     def offsets(self) -> Int[np.ndarray, " bound"]:
-        """Probe i owns the tokens `offsets[i]:offsets[i + 1]`."""
+        """Row i owns the tokens `offsets[i]:offsets[i + 1]`."""
         return np.concatenate([[0], np.cumsum(self.n_tokens)]).astype(np.int32)
 
     def to_table(self) -> pa.Table:
@@ -63,7 +72,7 @@ class Observation:
             for name in TOKEN_COLUMNS
         }
         columns = {
-            "probe_id": pa.array(np.arange(len(self.n_tokens), dtype=np.int32)),
+            "probe_id": pa.array(self.ids.astype(np.int32)),
             "n_tokens": pa.array(self.n_tokens),
         }
         values = {name: pa.array(getattr(self, name)) for name in PROBE_COLUMNS}
@@ -71,13 +80,16 @@ class Observation:
 
     @classmethod
     def from_table(cls, step: int, table: pa.Table) -> "Observation":
-        """Inverse of `to_table`."""
+        """Inverse of `to_table`. Rows 0, 1, 2 ... without a gap are called all."""
         flat = {
             name: table[name].combine_chunks().flatten().to_numpy()
             for name in TOKEN_COLUMNS
         }
         values = {name: table[name].to_numpy() for name in PROBE_COLUMNS}
-        return cls(step, table["n_tokens"].to_numpy(), **values, **flat)
+        ids = table["probe_id"].to_numpy().astype(np.int32)
+        if np.array_equal(ids, np.arange(len(ids))):
+            ids = None
+        return cls(step, table["n_tokens"].to_numpy(), **values, **flat, probe_ids=ids)
 
     def violations(self) -> list[str]:
         """What cannot be true of any model's log-probabilities, in words.
@@ -89,6 +101,8 @@ class Observation:
             for name in (*PROBE_COLUMNS, *TOKEN_COLUMNS)
             if not np.all(np.isfinite(getattr(self, name)))
         ]
+        if len(self.ids) and (self.ids[0] < 0 or np.any(np.diff(self.ids) <= 0)):
+            problems.append("probe_ids: not ascending, or below zero")
         below = np.sum(self.token_argmax_logp < self.token_logp)
         if below:
             problems.append(f"argmax_logp < logp at {below} tokens")

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from learndyn.errors import BadInput
+from learndyn.errors import BadInput, listed
 from learndyn.probes.kinds import in_paper_order
+from learndyn.probes.panel import Panel
 from learndyn.record.observation import PROBE_COLUMNS, Observation
 from learndyn.record.run_directory import RunDirectory
 
@@ -35,6 +36,9 @@ class Trajectory:
     n_tokens: Int[np.ndarray, " probe"]
     """Scored tokens of each response, EOS included."""
     columns: dict[str, Float[np.ndarray, "step probe"]]
+    """NaN where a probe was not scored (see `covered`), or the model had diverged."""
+    scored: Bool[np.ndarray, "step probe"] | None = None
+    """As `covered`; None where every probe was scored at every step."""
 
     @classmethod
     def load(cls, path: str | Path) -> "Trajectory":
@@ -42,7 +46,8 @@ class Trajectory:
 
         Raises:
             BadInput: if `path` is no run directory, is of another schema version, has
-                no observation yet, or an observation has other probes.
+                no observation yet, or an observation has other probes: neither all of
+                them nor those of the run's panel.
         """
         run = RunDirectory.open(path)
         steps = run.steps  # once: a run that is still going adds to them
@@ -50,17 +55,24 @@ class Trajectory:
             raise BadInput(f"{path} has no observation yet: nothing to read.")
         probes = run.read_probes()
         observations = [run.read_observation(step) for step in steps]
+        panel = panel_rows(run, probes)
         for observation in observations:
-            if len(observation.logp) != len(probes):
-                raise BadInput(
-                    f"observation {observation.step} of {path} has "
-                    f"{len(observation.logp)} probes, probes.parquet has {len(probes)}."
-                )
-        columns = {
-            name: np.stack([getattr(o, name) for o in observations])
-            for name in PROBE_COLUMNS
-        }
-        return cls(run, probes, np.array(steps), observations[0].n_tokens, columns)
+            _check_rows(observation, probes, panel, str(path))
+        scored = np.zeros((len(steps), len(probes)), dtype=bool)
+        columns = {name: np.full(scored.shape, np.nan) for name in PROBE_COLUMNS}
+        for index, observation in enumerate(observations):
+            scored[index, observation.ids] = True
+            for name, values in columns.items():
+                values[index, observation.ids] = getattr(observation, name)
+        if not scored[0].all():
+            raise BadInput(
+                f"the first observation of {path}, at update {steps[0]}, is of "
+                f"{scored[0].sum()} of {len(probes)} probes (the panel), so there is "
+                "nothing that the others could be compared with. Its file was removed; "
+                "restore it, or train again."
+            )
+        counts = observations[0].n_tokens
+        return cls(run, probes, np.array(steps), counts, columns, scored)
 
     def __repr__(self) -> str:
         """What it holds, in a line."""
@@ -84,6 +96,24 @@ class Trajectory:
     def split_of(self) -> np.ndarray:
         """Split of each probe (text), axis probe."""
         return np.array(self.probes["split"].to_pylist())
+
+    @property
+    def covered(self) -> Bool[np.ndarray, "step probe"]:
+        """Which probes each observation is of: all, or between full observations those
+        of the run's panel."""
+        if self.scored is None:
+            return np.ones((len(self.steps), len(self.probes)), dtype=bool)
+        return self.scored
+
+    @property
+    def lost(self) -> Bool[np.ndarray, "step probe"]:
+        """Values that were scored and are not finite: the model had diverged."""
+        return self.covered & ~np.isfinite(self.columns["logp"])
+
+    @cached_property
+    def panel(self) -> Panel | None:
+        """The panel, if any observation so far is of its prompts alone."""
+        return None if self.covered.all() else Panel.of_run(self.run.info)
 
     @property
     def kinds(self) -> list[str]:
@@ -113,11 +143,18 @@ class Trajectory:
     def values(
         self, column: str, kind: str, split: str | None = None
     ) -> Float[np.ndarray, "step prompt"]:
-        """One column of one kind; prompts sorted by id."""
+        """One column of one kind; prompts sorted by id.
+
+        NaN where an observation is of the panel and the prompt is not in it: compare
+        changes of the same prompts, as `learndyn.diagnose.changes` does, not means.
+        """
         return self.columns[column][:, self.rows(kind, split)]
 
     def observation(self, step: int) -> Observation:
-        """Everything seen at `step`, per-token values included."""
+        """Everything seen at `step`, per-token values included.
+
+        Its rows are `ids`: those of the panel, where the observation is not full.
+        """
         return self.run.read_observation(step)
 
     @cached_property
@@ -126,7 +163,10 @@ class Trajectory:
         return self.run.read_log()
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """Long table: one row per (step, probe), texts left out.
+        """Long table: one row per (step, probe) that was scored, texts left out.
+
+        Means over the rows of a step are of other prompts where an observation is of
+        the panel; the rows with `panel` true are of the same prompts at every step.
 
         Raises:
             ImportError: if pandas is not installed.
@@ -143,6 +183,50 @@ class Trajectory:
                 np.array(self.probes[name].to_pylist()), len(self.steps)
             )
         frame["n_tokens"] = np.tile(self.n_tokens, len(self.steps))
+        frame["panel"] = np.tile(self.covered.all(axis=0), len(self.steps))
         for name, values in self.columns.items():
             frame[name] = values.reshape(-1)
-        return pandas.DataFrame(frame)
+        scored = self.covered.reshape(-1)
+        return pandas.DataFrame({name: v[scored] for name, v in frame.items()})
+
+
+def panel_rows(run: RunDirectory, probes: pa.Table) -> Int[np.ndarray, " row"] | None:
+    """Rows of the probe table whose prompts are in the run's panel; None without one.
+
+    Raises:
+        BadInput: if a prompt of the panel is not in the table.
+    """
+    panel = Panel.of_run(run.info)
+    if panel is None or panel.prompts is None:
+        return None
+    prompt_of = probes["prompt_id"].to_pylist()
+    foreign = sorted(set(panel.prompts) - set(prompt_of))
+    if foreign:
+        raise BadInput(
+            f"{len(foreign)} of {len(panel.prompts)} prompts of the panel in "
+            f"{run.path / 'run.json'} are not in probes.parquet:\n{listed(foreign)}"
+        )
+    wanted = set(panel.prompts)
+    return np.array([i for i, prompt in enumerate(prompt_of) if prompt in wanted])
+
+
+def _check_rows(
+    observation: Observation,
+    probes: pa.Table,
+    panel: Int[np.ndarray, " row"] | None,
+    path: str,
+) -> None:
+    """An observation is of all probes or of the panel's, never of others."""
+    ids, known = observation.ids, len(probes)
+    if len(ids) == known and observation.probe_ids is None:
+        return
+    if panel is not None and np.array_equal(ids, panel):
+        return
+    foreign = np.setdiff1d(ids, np.arange(known))
+    lacks = f" and lacks {len(foreign)} of those" if len(foreign) else ""
+    panels = "is no panel" if panel is None else f"is a panel of {len(panel)} probes"
+    raise BadInput(
+        f"observation {observation.step} of {path} has {len(ids)} probes, "
+        f"probes.parquet has {known}{lacks}; in run.json there {panels}. An "
+        "observation is of all probes or of the panel's, the same ones throughout."
+    )

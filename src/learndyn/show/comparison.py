@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from learndyn.diagnose.comparable import is_sft
 from learndyn.diagnose.compare import By, Comparison, Difference
 from learndyn.diagnose.numbers import nats
 from learndyn.diagnose.paths import GREEDY
-from learndyn.diagnose.words import compare_all, compare_in_words, is_sft, names
+from learndyn.diagnose.two_runs import compare_all, compare_in_words, names
 from learndyn.errors import BadInput
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.canvas import NARROW, save
@@ -75,10 +76,12 @@ def _comparison(result: Comparison, one: str, two: str) -> str:
 
 
 def _where(result: Comparison, one: str, two: str) -> str:
+    fewer = f"; {result.prompts} of {result.of} prompts"
+    fewer = fewer if result.prompts < result.of else ""
     if result.by == "updates":
-        return f"{result.at:g}"
+        return f"{result.at:g}{fewer}"
     lost = f"; {100 * result.lost_share:.1f} % of resamples lost"
     return (
         f"{nats(result.at or 0.0)} nats, at update {result.step_a:.0f} of {one} and "
-        f"{result.step_b:.0f} of {two}{lost if result.lost_share else ''}"
+        f"{result.step_b:.0f} of {two}{fewer}{lost if result.lost_share else ''}"
     )

@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from learndyn.diagnose.changes import Curve, Per, change_curves
+from learndyn.diagnose.comparable import together
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import nats
 from learndyn.diagnose.paths import GREEDY, Paths, mean_path
-from learndyn.diagnose.words import names
+from learndyn.diagnose.two_runs import names
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.canvas import WIDE, Pixels, Sheet, points, shortened, spread_labels
 from learndyn.show.palette import MUTED, SOLID, Style, style_of
@@ -43,7 +44,7 @@ def curves_figure(
         tall + 58,
         _finding(curves),
         f"Change of log π(response) since update {trajectory.steps[0]}, {unit}; "
-        "bands: 95 % over prompts",
+        f"bands: 95 % over prompts{_of_panel(trajectory, curves, digits)}",
     )
     axes = _chart(sheet, tall, "updates")
     for curve in curves.values():
@@ -59,16 +60,20 @@ def curves_figure(
 def comparison_figure(a: Trajectory, b: Trajectory, *, width: int = WIDE) -> Sheet:
     """Chosen, rejected and greedy path of two runs, by updates and by margin.
 
-    Colour is the kind; run a is dashed, run b is solid.
+    Colour is the kind; run a is dashed, run b is solid. Both are over one set of
+    prompts.
     """
     one, other = (shortened(name, 22) for name in names(a, b))
+    both = together(Paths.of(a), Paths.of(b))
+    shown, of = len(both[0].prompts), len(set(a.prompt_of))
     sheet = Sheet(
         width,
         890 if width < 600 else 450,
         f"{other} (solid) against {one} (dashed)",
-        "Change since each run's own start, nats per response",
+        "Change since each run's own start, nats per response"
+        + (f"; {shown} of {of} prompts" if shown < of else ""),
     )
-    sides = [(a, (5.0, 2.5)), (b, SOLID)]
+    sides = [(both[0], (5.0, 2.5)), (both[1], SOLID)]
     for index, clock in enumerate(("updates", "margin, nats")):
         if sheet.narrow:
             begin, left, right = sheet.top + index * 445, 46.0, width - 130.0
@@ -78,8 +83,7 @@ def comparison_figure(a: Trajectory, b: Trajectory, *, width: int = WIDE) -> She
             right = left - 52 + half - 130
         axes = sheet.axes(left, begin + 8, right, begin + 388)
         labels: list[Label] = []
-        for trajectory, dash in sides:
-            paths = Paths.of(trajectory)
+        for paths, dash in sides:
             margin = None if paths.margin is None else mean_path(paths.margin)
             at = paths.steps if index == 0 or margin is None else margin
             for kind in ("chosen", "rejected", GREEDY):
@@ -96,6 +100,19 @@ def comparison_figure(a: Trajectory, b: Trajectory, *, width: int = WIDE) -> She
         _zero(axes)
         _labels(sheet, axes, (right, begin + 8, begin + 388), labels)
     return sheet
+
+
+def _of_panel(trajectory: Trajectory, curves: dict[str, Curve], digits: int) -> str:
+    """Whose curves these are and how sure, where they are of a panel."""
+    panel = trajectory.panel
+    if panel is None:
+        return ""
+    ends = [float(curve.se[-1]) for curve in curves.values()]
+    largest = max((se for se in ends if math.isfinite(se)), default=math.nan)
+    return (
+        f"; {panel.size} of {panel.of} prompts, standard error at the end "
+        f"≤ {largest:.{digits}f}"
+    )
 
 
 def _finding(curves: dict[str, Curve]) -> str:

@@ -105,13 +105,14 @@ def _run(trajectory: Trajectory, folder: Path, prefix: str, text: bool) -> str:
     info = trajectory.run.info
     heading = f"{_name(trajectory)}: what happened" if prefix else "What happened"
     splits = sorted(set(trajectory.split_of.tolist()))
-    looks = len(trajectory.steps)
+    looks, full = len(trajectory.steps), trajectory.covered.all(axis=1).sum()
     prompts = len(set(trajectory.prompt_of.tolist()))
     facts = " · ".join(
         [
             str(info.get("model", "unknown model")),
             str(info.get("method", "unknown method")),
-            f"{looks} observation{'s' if looks > 1 else ''}",
+            f"{looks} observation{'s' if looks > 1 else ''}"
+            + (f", {full} of all prompts" if full < looks else ""),
             f"{prompts} prompts × {len(trajectory.kinds)} kinds",
             *([f"splits pooled: {', '.join(splits)}"] if len(splits) > 1 else []),
         ]
@@ -121,6 +122,7 @@ def _run(trajectory: Trajectory, folder: Path, prefix: str, text: bool) -> str:
         f"<p class='muted'>{escaped(facts)}</p>",
         *(f"<p class='note'>{escaped(note)}</p>" for note in _notes(trajectory)),
         sentences(what_happened(trajectory)),
+        *(f"<p>{escaped(sentence)}</p>" for sentence in _panel(trajectory)),
         _curves(trajectory, folder / f"{prefix}curves"),
         "<h3>First, peak and last of every kind</h3>",
         _kinds(trajectory),
@@ -148,6 +150,19 @@ def _notes(trajectory: Trajectory) -> list[str]:
     if not trajectory.train_log:
         notes.append("The trainer logged nothing (no train.jsonl).")
     return notes
+
+
+def _panel(trajectory: Trajectory) -> list[str]:
+    """What was scored when, where that was not everything every time."""
+    panel = trajectory.panel
+    if panel is None:
+        return []
+    ends = f"all {panel.of}" if trajectory.covered[-1].all() else "those too"
+    return [
+        f"Between full observations {panel.size} of {panel.of} prompts were scored, "
+        f"the same ones throughout (a fixed panel, seed {panel.seed}). Curves and "
+        f"peaks are of those {panel.size}; first, last and change are of {ends}."
+    ]
 
 
 def _curves(trajectory: Trajectory, stem: Path, per: Per = "response") -> str:
@@ -180,10 +195,17 @@ def _kinds(trajectory: Trajectory) -> str:
         for row in kind_table(trajectory)
     ]
     head = ("kind", "change [95 %]", "first", "peak", "last", "fell", "prompts")
+    peak = ""
+    if trajectory.panel is not None:
+        peak = (
+            " peak: looked for on the curves above, so among the panel's prompts; "
+            "where its observation is not full, it is first plus the panel's mean "
+            "change."
+        )
     return table(head, rows) + (
         "<p class='muted'>Mean log π per response, in nats. "
         f"{escaped(GREEDY)}: sum of the largest log-probability along chosen. fell: "
-        "share of prompts that ended lower than they began.</p>"
+        f"share of prompts that ended lower than they began.{peak}</p>"
     )
 
 
@@ -193,7 +215,10 @@ def _examples(trajectory: Trajectory) -> str:
     rows = trajectory.probes.select(columns).to_pylist()
     logp = trajectory.columns["logp"]
     order = {kind: place for place, kind in enumerate(trajectory.kinds)}
-    indexed = sorted(enumerate(rows), key=lambda item: item[1]["prompt_id"])
+    ended = trajectory.covered[-1]  # prompts whose last value is known come first
+    indexed = sorted(
+        enumerate(rows), key=lambda item: (not ended[item[0]], item[1]["prompt_id"])
+    )
     parts = []
     groups = groupby(indexed, key=lambda item: item[1]["prompt_id"])
     for _, (prompt_id, group) in zip(range(EXAMPLE_PROMPTS), groups, strict=False):
@@ -224,6 +249,7 @@ def _data(trajectory: Trajectory) -> list[tuple[str, str]]:
             f"{len(trajectory.steps)}, updates {trajectory.steps[0]} to "
             f"{trajectory.steps[-1]}",
         ),
+        *_full_observations(trajectory),
         (
             "tokens per response",
             f"median {np.median(trajectory.n_tokens):.0f}, "
@@ -239,10 +265,18 @@ def _data(trajectory: Trajectory) -> list[tuple[str, str]]:
         if column in probes.column_names:
             found = sum(item == value for item in probes[column].to_pylist())
             rows.append((name, f"{found} of {total}" + (f" ({meaning})" * bool(found))))
-    lost = int(np.sum(~np.isfinite(trajectory.columns["logp"])))
+    lost = int(np.sum(trajectory.lost))
     if lost:
         rows.append(("not finite", f"{lost} log-probabilities, left out of all means"))
     return rows
+
+
+def _full_observations(trajectory: Trajectory) -> list[tuple[str, str]]:
+    if trajectory.panel is None:
+        return []
+    full = trajectory.steps[trajectory.covered.all(axis=1)]
+    listed = cut(", ".join(map(str, full)), 200)
+    return [("full observations", f"{len(full)}, at updates {listed}")]
 
 
 def _counts(values: list[str]) -> str:

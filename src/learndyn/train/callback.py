@@ -3,15 +3,16 @@
     trainer = DPOTrainer(..., callbacks=[
         LearningDynamicsCallback(probes, out="runs/dpo", every=25)])
 
-It observes the model before the first update, every k updates and after the last one.
-Training is bit-identical with and without it.
+It observes the model before the first update, every k updates and after the last one;
+with `panel=N`, between full observations, on a fixed sample of N prompts. Training is
+bit-identical with and without it.
 """
 
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from torch import nn
 from transformers import (
     PreTrainedTokenizerBase,
@@ -23,19 +24,19 @@ from transformers import (
 )
 
 from learndyn.errors import BadInput
-from learndyn.measure.score import find_route, score
+from learndyn.measure.route import Exactness
+from learndyn.measure.score import Settings
+from learndyn.probes.panel import Panel
 from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import TokenizedProbes, tokenize, tokenizer_hash
+from learndyn.record.observation import Observation
 from learndyn.record.run_directory import RunDirectory, is_run
 from learndyn.train.progress import progress_bar
 from learndyn.train.provenance import describe
-from learndyn.train.trackers import send_means
-
-
-Every = int | Literal["log"]
-
-LOG_STEPS = frozenset(round(10 ** (i / 8)) for i in range(0, 80))
-"""Steps of `every="log"`: eight per decade (1, 2, 3, 4, 6, 7, 10, 13, 18, ...)."""
+from learndyn.train.resume import reopen, same_tokenizer
+from learndyn.train.schedule import Every, Schedule, Subset, is_full
+from learndyn.train.scoring import Scoring
+from learndyn.train.trackers import send, tracked
 
 
 class LearningDynamicsCallback(TrainerCallback):
@@ -46,13 +47,21 @@ class LearningDynamicsCallback(TrainerCallback):
     step are always observed. All processes of a distributed run must have the callback:
     they score together, the first one writes.
 
+    With `panel`, only that many prompts are scored where an observation is due: the
+    same ones throughout, drawn with `panel_seed`. All prompts are scored first, last
+    and, with `full_every`, at multiples of that many updates.
+
+    `exactness`, `precision` and `batch_size` are those of `Scorer.attach`: what to do
+    about a way of scoring that is wrong, and whether to score approximately.
+
     Everything goes to `out`. To send the means to the trainer's own trackers as well,
     use `attach(trainer)` instead of `callbacks=[...]`.
 
     Raises:
-        BadInput: when training begins, if `out` holds a run already (and neither
-            `resume` nor `overwrite` is set, nor does the trainer resume), or if the
-            probes were tokenized for another tokenizer.
+        BadInput: if the schedule is none (see `Schedule`); when training begins, if
+            `out` holds a run already (and neither `resume` nor `overwrite` is set, nor
+            does the trainer resume), if a resumed run has another panel, if the probes
+            were tokenized for another tokenizer, and as `Scorer.attach`.
     """
 
     def __init__(
@@ -61,40 +70,55 @@ class LearningDynamicsCallback(TrainerCallback):
         *,
         out: str | Path,
         every: Every = 25,
+        panel: int | None = None,
+        full_every: int | None = None,
+        panel_seed: int = 0,
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_length: int = 1024,
         max_prompt_length: int | None = None,
         batch_size: int = 8,
+        exactness: Exactness = "auto",
+        precision: Literal["bfloat16"] | None = None,
         resume: bool = False,
         overwrite: bool = False,
         info: dict[str, Any] | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
-        if every != "log" and every < 1:
-            raise BadInput(f"every={every}: give a number of updates >= 1, or 'log'.")
         if resume and overwrite:
             raise BadInput("resume continues a run, overwrite replaces it: choose one.")
         self.probes = probes
         self.out = Path(out)
-        self.every: Every = every
+        self.schedule = Schedule(every, panel, full_every, panel_seed)
         self.tokenizer = tokenizer
-        self.limits = {
-            "max_length": max_length,
-            "max_prompt_length": max_prompt_length,
+        self.limits = {"max_length": max_length, "max_prompt_length": max_prompt_length}
+        self.settings: Settings = {
+            "batch_size": batch_size,
+            "exactness": exactness,
+            "precision": precision,
         }
-        self.batch_size = batch_size
         self.resume = resume
         self.overwrite = overwrite
         self.info = info or {}
         self.config = config or {}
         self.run: RunDirectory | None = None
-        self._tokenized: TokenizedProbes | None = None
-        self._start_ids: np.ndarray | None = None
-        self._last: int | None = None
         self._trainer: Trainer | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Be as before any training: a second one with this callback is a second run,
+        and begins anew."""
+        self.run = None
+        self._tokenized: TokenizedProbes | None = None
+        self._panel: Panel | None = None
+        self._subset: Subset | None = None
+        self._scoring: Scoring | None = None
+        self._first: Observation | None = None
+        self._last: int | None = None
+        self._last_full = True
 
     def attach(self, trainer: Trainer) -> "LearningDynamicsCallback":
-        """Add this callback to `trainer`, and report means through its trackers."""
+        """Add this callback to `trainer`, and report through its trackers: means, and
+        of a panel the paired changes with their standard error."""
         self._trainer = trainer
         trainer.add_callback(self)
         return self
@@ -112,13 +136,17 @@ class LearningDynamicsCallback(TrainerCallback):
         live in the run directory. Returns None on all but the first process.
         """
         self._tokenized = self._tokenize(tokenizer)
+        self._panel = self.schedule.draw(self._tokenized.probes)
         # On every process: the forwards of a sharded model are collective.
+        self._attach(model)
         described = self._describe(model, args)
         continues = is_run(self.out) and (self.resume or step > 0)
         _wait(args)  # until all have looked: the first one creates the directory
         if args.process_index == 0:
             if continues:
-                self.run = self._continue(step)
+                self.run = reopen(self.out, self._tokenized, self.limits, self.schedule)
+                self.run.rewind(step)
+                self.run.update_info(finished=False, route=described["route"])
             else:
                 self.run = RunDirectory.create(
                     self.out,
@@ -130,6 +158,7 @@ class LearningDynamicsCallback(TrainerCallback):
         _wait(args)
         if continues:
             self._adopt(RunDirectory.open(self.out))
+            self._attach(model)  # the run's own probes, in their order
         return self.run
 
     def on_train_begin(
@@ -143,6 +172,8 @@ class LearningDynamicsCallback(TrainerCallback):
         model = kwargs["model"]
         if self._tokenized is None:
             self.begin(model, kwargs["processing_class"], args, state.global_step)
+        elif state.global_step > 0:  # a checkpoint was loaded since
+            self._attach(model)
         if self._last != state.global_step:
             self._observe(model, args, state, control)
 
@@ -155,8 +186,8 @@ class LearningDynamicsCallback(TrainerCallback):
     ) -> None:
         """Observe if this update is due. Runs once per update, after the optimizer."""
         last = state.global_step >= state.max_steps or control.should_training_stop
-        if last or self.is_due(state.global_step):
-            self._observe(kwargs["model"], args, state, control)
+        if last or self.schedule.is_due(state.global_step, self._panel):
+            self._observe(kwargs["model"], args, state, control, full=last)
 
     def on_train_end(
         self,
@@ -165,20 +196,21 @@ class LearningDynamicsCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Observe the final model, unless its step was observed already."""
-        if self._last != state.global_step and args.load_best_model_at_end:
+        """Observe the final model in full, unless that was done already."""
+        seen = self._last == state.global_step
+        if not (seen and self._last_full) and args.load_best_model_at_end:
             warnings.warn(
-                f"the model of update {state.global_step} was not observed: the "
-                "trainer has put the best checkpoint in its place already "
+                f"the model of update {state.global_step} was not observed"
+                f"{' in full, only its panel was' if seen else ''}: the trainer has "
+                "put the best checkpoint in its place already "
                 "(load_best_model_at_end).",
                 stacklevel=2,
             )
-        elif self._last != state.global_step:
-            self._observe(kwargs["model"], args, state, control)
+        elif not (seen and self._last_full):
+            self._observe(kwargs["model"], args, state, control, full=True)
         if self.run is not None:
             self.run.update_info(finished=True, final_step=state.global_step)
-        # A second training with this callback is a second run: it begins anew.
-        self.run = self._tokenized = self._start_ids = self._last = None
+        self._forget()
 
     def on_log(
         self,
@@ -192,12 +224,6 @@ class LearningDynamicsCallback(TrainerCallback):
         if self.run is not None and logs:
             self.run.append_log({"step": state.global_step, **logs})
 
-    def is_due(self, step: int) -> bool:
-        """Whether the schedule asks for an observation after update `step`."""
-        if self.every == "log":
-            return step in LOG_STEPS
-        return step % self.every == 0
-
     def _tokenize(self, tokenizer: PreTrainedTokenizerBase) -> TokenizedProbes:
         tokenizer = self.tokenizer or tokenizer
         if isinstance(self.probes, ProbeSet):
@@ -208,58 +234,42 @@ class LearningDynamicsCallback(TrainerCallback):
                 )
             return tokenize(self.probes, tokenizer, **self.limits)
         if isinstance(tokenizer, PreTrainedTokenizerBase):
-            _same_tokenizer(self.probes.tokenizer_hash, tokenizer_hash(tokenizer))
+            same_tokenizer(self.probes.tokenizer_hash, tokenizer_hash(tokenizer))
         return self.probes
 
     def _describe(self, model: nn.Module, args: TrainingArguments) -> dict[str, Any]:
         assert self._tokenized is not None
-        route = find_route(model, self._tokenized)
+        assert self._scoring is not None
         return {
             **describe(model, args),
             "probe_fingerprint": self._tokenized.probes.fingerprint,
             "probe_manifest": self._tokenized.probes.manifest,
             "tokenizer_sha256": self._tokenized.tokenizer_hash,
-            "every": self.every,
+            "every": self.schedule.every,
+            **({} if self._panel is None else {"panel": self._panel.to_info()}),
             **self.limits,
-            "route": {"name": route.name, "head": route.head, "error": route.error},
+            "route": asdict(self._scoring.route),
             "finished": False,
             **self.info,
         }
 
-    def _continue(self, step: int) -> RunDirectory:
+    def _attach(self, model: nn.Module) -> None:
+        """Lay the probes out for `model`, and test how it may be scored."""
         assert self._tokenized is not None
-        run = RunDirectory.open(self.out)
-        watched = run.info.get("probe_fingerprint")
-        if watched != self._tokenized.probes.fingerprint:
-            raise BadInput(
-                f"cannot continue {self.out}: it watched other probes (fingerprint "
-                f"{str(watched)[:12]}, these have "
-                f"{self._tokenized.probes.fingerprint[:12]}). Give the same probes, or "
-                "choose another --out."
-            )
-        _same_tokenizer(run.info["tokenizer_sha256"], self._tokenized.tokenizer_hash)
-        if sorted(run.read_probes()["n_tokens"].to_pylist()) != sorted(
-            self._tokenized.n_tokens
-        ):
-            raise BadInput(
-                f"cannot continue {self.out}: its probes were cut to max_length "
-                f"{run.info.get('max_length')}, max_prompt_length "
-                f"{run.info.get('max_prompt_length')}; now they are cut to "
-                f"{self.limits['max_length']}, {self.limits['max_prompt_length']}. "
-                "Give the same limits, or choose another --out."
-            )
-        run.rewind(step)
-        run.update_info(finished=False)
-        return run
+        self._subset = Subset.of(self._tokenized, self._panel)
+        self._scoring = Scoring(model, self._tokenized, self._subset, self.settings)
 
     def _adopt(self, run: RunDirectory) -> None:
-        """Go on with the run's own token ids, in their order, and its first argmax."""
+        """Go on with the run's own token ids, in their order, its first argmax and its
+        panel."""
         expected = run.info["tokenizer_sha256"]
         self._tokenized = TokenizedProbes.from_table(run.read_probes(), expected)
+        self._panel = Panel.of_run(run.info)
         if run.steps:
-            first = run.read_observation(run.steps[0])
-            self._start_ids = first.token_argmax_id
+            self._first = run.read_observation(run.steps[0])
             self._last = run.steps[-1]
+            count = len(run.read_observation(self._last).ids)
+            self._last_full = count == len(self._tokenized)
 
     def _observe(
         self,
@@ -267,20 +277,24 @@ class LearningDynamicsCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
+        full: bool = False,
     ) -> None:
         assert self._tokenized is not None
         step = state.global_step
-        observation = score(
-            model,
-            self._tokenized,
-            step=step,
-            start_ids=self._start_ids,
-            batch_size=self.batch_size,
+        full = full or self._first is None or is_full(step, self._panel)
+        if self._scoring is None or not self._scoring.is_for(model):
+            self._attach(model)
+        assert self._scoring is not None
+        observation = self._scoring.observe(
+            step,
+            self._first,
+            full=full,
             progress=progress_bar(f"probing at step {step}", args),
         )
-        if self._start_ids is None:
-            self._start_ids = observation.token_argmax_id
-        self._last = step
+        if self._first is None:
+            self._first = observation
+        self._last, self._last_full = step, full
         if self.run is None:
             return
         problems = observation.violations()
@@ -292,9 +306,9 @@ class LearningDynamicsCallback(TrainerCallback):
             )
         self.run.write_observation(observation)
         if self._trainer is not None:
-            send_means(
-                self._trainer, self._tokenized.probes, observation, args, state, control
-            )
+            probes, first = self._tokenized.probes, self._first
+            values = tracked(probes, observation, first, self._subset)
+            send(self._trainer, values, args, state, control)
 
 
 def _wait(args: TrainingArguments) -> None:
@@ -303,13 +317,3 @@ def _wait(args: TrainingArguments) -> None:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
-
-
-def _same_tokenizer(watched: str, present: str) -> None:
-    if watched != present:
-        raise BadInput(
-            "the probes were tokenized by another tokenizer (SHA-256 "
-            f"{watched[:12]}, this one has {present[:12]}), so their token ids mean "
-            "other texts here. Pass the ProbeSet itself, not TokenizedProbes, or use "
-            "the tokenizer they were made with."
-        )

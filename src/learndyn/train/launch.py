@@ -12,13 +12,14 @@ import yaml
 from learndyn.errors import BadInput
 from learndyn.measure.batches import check_batch_size
 from learndyn.measure.load import load_tokenizer
+from learndyn.measure.route import Exactness
 from learndyn.probes.build import build_probes, load_probes
 from learndyn.probes.data import Data, read_data
 from learndyn.probes.probe import ProbeSet
 from learndyn.record.authors import AUTHORS_KINDS
 from learndyn.record.run_directory import RunDirectory
-from learndyn.train.callback import Every
 from learndyn.train.recipes import dpo, extend, sft
+from learndyn.train.schedule import Every
 from learndyn.train.secrets import HIDDEN, hub_token, redacted, without_secrets
 from learndyn.train.session import Recipe
 
@@ -59,6 +60,11 @@ class RunSettings:
     kinds: list[str] | None = None
     """SFT: the kinds of response to train on."""
     every: Every = 25
+    panel: int | None = None
+    """Prompts scored between full observations; by default all, at every one."""
+    full_every: int | None = None
+    """Updates between full observations, beside the first and the last."""
+    panel_seed: int = 0
     preset: str = "paper"
     seed: int = 0
     dtype: str = "float32"
@@ -69,6 +75,8 @@ class RunSettings:
     max_prompt_length: int | None = None
     batch_size: int = 8
     """Sequences scored at once."""
+    exactness: Exactness = "auto"
+    precision: Literal["bfloat16"] | None = None
     trust_remote_code: bool = False
     trainer: dict[str, Any] | None = None
     """Fields of TRL's config."""

@@ -9,8 +9,11 @@ import yaml
 
 from learndyn.errors import BadInput, listed
 from learndyn.probes.data import Data
+from learndyn.probes.panel import Panel
 from learndyn.probes.probe import ProbeSet
+from learndyn.probes.tokenize import TokenizedProbes
 from learndyn.record.run_directory import RunDirectory, is_run
+from learndyn.train.schedule import Schedule
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -80,6 +83,57 @@ def refuse_other_settings(
         )
 
 
+def reopen(
+    out: Path, probes: TokenizedProbes, limits: dict[str, Any], schedule: Schedule
+) -> RunDirectory:
+    """The run at `out`, to be continued with these probes.
+
+    Raises:
+        BadInput: if it watched other probes, tokenized or cut them otherwise, or has
+            another panel.
+    """
+    run = RunDirectory.open(out)
+    watched = run.info.get("probe_fingerprint")
+    if watched != probes.probes.fingerprint:
+        raise BadInput(
+            f"cannot continue {out}: it watched other probes (fingerprint "
+            f"{str(watched)[:12]}, these have {probes.probes.fingerprint[:12]}). Give "
+            "the same probes, or choose another --out."
+        )
+    same_tokenizer(run.info["tokenizer_sha256"], probes.tokenizer_hash)
+    if sorted(run.read_probes()["n_tokens"].to_pylist()) != sorted(probes.n_tokens):
+        raise BadInput(
+            f"cannot continue {out}: its probes were cut to max_length "
+            f"{run.info.get('max_length')}, max_prompt_length "
+            f"{run.info.get('max_prompt_length')}; now they are cut to "
+            f"{limits['max_length']}, {limits['max_prompt_length']}. "
+            "Give the same limits, or choose another --out."
+        )
+    schedule.check_same(Panel.of_run(run.info), str(out))
+    if run.steps and len(run.read_observation(run.steps[0]).ids) != len(probes):
+        raise BadInput(
+            f"cannot continue {out}: its first observation, at update {run.steps[0]}, "
+            "is of its panel alone, so the full one before it was removed. Restore it, "
+            "or choose another --out."
+        )
+    return run
+
+
+def same_tokenizer(watched: str, present: str) -> None:
+    """Token ids mean their texts under one tokenizer alone.
+
+    Raises:
+        BadInput: if the hashes differ.
+    """
+    if watched != present:
+        raise BadInput(
+            "the probes were tokenized by another tokenizer (SHA-256 "
+            f"{watched[:12]}, this one has {present[:12]}), so their token ids mean "
+            "other texts here. Pass the ProbeSet itself, not TokenizedProbes, or use "
+            "the tokenizer they were made with."
+        )
+
+
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
     """TRL's fields beside ours, as trainer.NAME; their values as text."""
     flat = {}
@@ -94,9 +148,9 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
 def _decides_nothing(name: str) -> bool:
     """Settings that change no number of a run, so may change when it is resumed."""
     field_name = name.rsplit(".", 1)[-1]
-    return field_name in ("batch_size", "disable_tqdm") or field_name.startswith(
-        ("save_", "logging_", "report_to")
-    )
+    if field_name in ("batch_size", "exactness", "disable_tqdm"):
+        return True
+    return field_name.startswith(("save_", "logging_", "report_to"))
 
 
 def step_of(checkpoint: Path) -> int:

@@ -2,9 +2,9 @@
 
 import shutil
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from learndyn.errors import BadInput, listed
 from learndyn.measure.load import load_model, load_tokenizer
+from learndyn.measure.route import Exactness
 from learndyn.probes.data import Data
 from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import PairTokenizer, TokenizedPair
 from learndyn.record.run_directory import RunDirectory, is_run
-from learndyn.train.callback import Every, LearningDynamicsCallback
+from learndyn.train.callback import LearningDynamicsCallback
 from learndyn.train.dropout import disable_dropout
 from learndyn.train.presets import (
     MAX_LENGTH,
@@ -32,6 +33,7 @@ from learndyn.train.resume import (
     remove_empty_folders,
     step_of,
 )
+from learndyn.train.schedule import Every, Schedule
 from learndyn.train.secrets import without_secrets
 
 
@@ -47,6 +49,10 @@ class Recipe:
     """ "paper" or "trl", see `presets`."""
     every: Every = 25
     """Updates between observations, or "log"."""
+    panel: int | None = None
+    """Prompts that are scored between full observations; None: all, every time."""
+    full_every: int | None = None
+    panel_seed: int = 0
     seed: int = 0
     dtype: str = "float32"
     lora: bool = False
@@ -56,6 +62,10 @@ class Recipe:
     max_prompt_length: int | None = None
     batch_size: int = 8
     """Sequences scored at once; decides speed and memory, no number."""
+    exactness: Exactness = "auto"
+    """What to do about a fast way of scoring that is wrong: see `Scorer.attach`."""
+    precision: Literal["bfloat16"] | None = None
+    """Score approximately, in this precision."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Any field of TRL's SFTConfig or DPOConfig; overrides the preset."""
     resume: bool = False
@@ -63,6 +73,8 @@ class Recipe:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        # refuses a schedule that is none, before a model is loaded
+        Schedule(self.every, self.panel, self.full_every, self.panel_seed)
         if self.preset not in PRESETS:
             raise BadInput(
                 f"no preset {self.preset!r}. There are: {', '.join(PRESETS)}."
@@ -97,7 +109,11 @@ class Recipe:
             "split": data.split,
             "probes": str(self.out / "probes.parquet"),
         }
-        for name in ("resume", "overwrite"):
+        # as before there were these, so that a run from then can still be continued
+        newer = ("panel", "full_every", "panel_seed", "exactness", "precision")
+        defaults = {f.name: f.default for f in fields(self) if f.name in newer}
+        unused = [name for name, value in defaults.items() if own[name] == value]
+        for name in ("resume", "overwrite", *unused):
             del own[name]
         return without_secrets(own)
 
@@ -226,9 +242,14 @@ class Session:
             self.probes,
             out=recipe.out,
             every=recipe.every,
+            panel=recipe.panel,
+            full_every=recipe.full_every,
+            panel_seed=recipe.panel_seed,
             max_length=max_length,
             max_prompt_length=max_prompt_length,
             batch_size=recipe.batch_size,
+            exactness=recipe.exactness,
+            precision=recipe.precision,
             resume=recipe.resume,
             overwrite=recipe.overwrite,
             info={

@@ -1,42 +1,81 @@
-"""Means of an observation in the trainer's own trackers (W&B, TensorBoard, trackio)."""
+"""What an observation gives the trainer's own trackers (W&B, TensorBoard, trackio)."""
 
 import math
 
 import numpy as np
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
+from learndyn.diagnose.intervals import standard_error
 from learndyn.probes.probe import ProbeSet
 from learndyn.record.observation import Observation
+from learndyn.train.schedule import Subset
 
 
-def send_means(
+TRACKED = ("logp", "argmax_logp")
+
+
+def send(
     trainer: Trainer,
-    probes: ProbeSet,
-    observation: Observation,
+    values: dict[str, float],
     args: TrainingArguments,
     state: TrainerState,
     control: TrainerControl,
 ) -> None:
-    """Hand the means over probes of each kind to every tracker of `trainer`.
+    """Hand `values` to every tracker of `trainer`; what is not finite is left out.
 
     Past the trainer's own log: `trainer.log` would add rows to its history, flush TRL's
     running averages and cancel the trainer's own row of this step. Trackers are
     callbacks, so they are handed the values themselves, and the flags are restored.
     """
     flags = dict(vars(control))
+    known = {name: value for name, value in values.items() if math.isfinite(value)}
     for callback in trainer.callback_handler.callbacks:
         if type(callback).__module__.startswith("transformers.integrations"):
-            means = means_by_kind(probes, observation)
-            callback.on_log(args, state, control, logs=means, model=None)
+            callback.on_log(args, state, control, logs=dict(known), model=None)
     vars(control).update(flags)
 
 
+def tracked(
+    probes: ProbeSet, observation: Observation, first: Observation, panel: Subset | None
+) -> dict[str, float]:
+    """Means of a full observation; of a run with a panel, at every observation, the
+    changes of the panel. Means over the panel would jump at every full observation."""
+    full = len(observation.ids) == len(probes)
+    values = means_by_kind(probes, observation) if full else {}
+    if panel is not None:
+        values |= panel_changes(panel.probes.probes, first, observation, panel.rows)
+    return values
+
+
 def means_by_kind(probes: ProbeSet, observation: Observation) -> dict[str, float]:
-    """Means over probes, nats per response; what is not finite is left out."""
+    """Means over probes, nats per response, of a full observation."""
     kinds = np.array([probe.kind for probe in probes])
-    means: dict[str, float] = {}
-    for kind in probes.kinds:
-        for column in ("logp", "argmax_logp"):
-            value = float(getattr(observation, column)[kinds == kind].mean())
-            means[f"probes/{kind}/{column}_mean"] = value
-    return {name: value for name, value in means.items() if math.isfinite(value)}
+    return {
+        f"probes/{kind}/{column}_mean": float(
+            getattr(observation, column)[kinds == kind].mean()
+        )
+        for kind in probes.kinds
+        for column in TRACKED
+    }
+
+
+def panel_changes(
+    panel: ProbeSet, first: Observation, observation: Observation, rows: np.ndarray
+) -> dict[str, float]:
+    """Mean change of the panel's probes since the first observation, nats per response,
+    and its standard error over prompts.
+
+    The same probes at every observation, so that the curve has no jump where an
+    observation is full. `rows` are the panel's positions in the first observation.
+    """
+    kinds = np.array([probe.kind for probe in panel])
+    now = np.isin(observation.ids, rows)
+    values: dict[str, float] = {}
+    for column in TRACKED:
+        change = getattr(observation, column)[now] - getattr(first, column)[rows]
+        for kind in panel.kinds:
+            own = change[kinds == kind]
+            name = f"probes/{kind}/{column}_panel_change"
+            values[f"{name}_mean"] = float(own.mean())
+            values[f"{name}_se"] = float(standard_error(own, np.ones_like(own)))
+    return values

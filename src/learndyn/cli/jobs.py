@@ -1,0 +1,195 @@
+"""What each subcommand does.
+
+Each imports what it needs when it runs, so that `learndyn report` never loads torch.
+"""
+
+import argparse
+import json
+from typing import Any
+
+from learndyn.errors import BadInput
+
+
+def demo(args: argparse.Namespace) -> None:
+    """`learndyn demo`."""
+    _quiet()
+    from learndyn.lab.demo import DemoSettings, demo as run_demo
+
+    settings = DemoSettings(
+        out=args.out, seed=args.seed, model=args.model, data=args.data, empty=args.empty
+    )
+    result = run_demo(settings, overwrite=args.overwrite)
+    if args.json:
+        _print_json(result.to_dict())
+    else:
+        print(result.to_text())
+
+
+def probes_build(args: argparse.Namespace) -> None:
+    """`learndyn probes build`."""
+    from learndyn.probes.build import build_probes
+    from learndyn.probes.data import read_data
+    from learndyn.record.atomic import write_whole
+    from learndyn.record.authors import AUTHORS_KINDS
+
+    if args.out.exists() and not args.overwrite:
+        raise BadInput(f"{args.out} exists. Choose another --out, or --overwrite it.")
+    options: dict[str, Any] = {
+        "aliases": AUTHORS_KINDS,
+        "empty": args.empty,
+        "mismatched": args.mismatched,
+        "tokenizer": _tokenizer(args.tokenizer),
+    }
+    train = read_data(args.data, split=args.split, **options)
+    test = None
+    if args.test_data is not None or args.test_split is not None:
+        source = args.test_data or args.data
+        test = read_data(source, split=args.test_split or "test", **options)
+    probes = build_probes(
+        train, test, prompts=args.prompts, seed=args.seed, kinds=args.kinds
+    )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(args.out, probes.save)
+    summary = {
+        "out": str(args.out),
+        "prompts": len(probes.prompt_ids),
+        "kinds": probes.kinds,
+        "probes": len(probes),
+        "fingerprint": probes.fingerprint,
+    }
+    if args.json:
+        _print_json(summary)
+        return
+    print(
+        f"{len(probes)} probes: {len(probes.prompt_ids)} prompts x "
+        f"{len(probes.kinds)} kinds ({', '.join(probes.kinds)})\n"
+        f"written to {args.out}, fingerprint {probes.fingerprint[:12]}"
+    )
+
+
+def probes_check(args: argparse.Namespace) -> None:
+    """`learndyn probes check`."""
+    from learndyn.probes.build import load_probes
+    from learndyn.probes.check import check
+    from learndyn.record.authors import AUTHORS_KINDS
+
+    tokenizer = _tokenizer(args.tokenizer)
+    probes = load_probes(
+        args.file, aliases=AUTHORS_KINDS, empty="keep", tokenizer=tokenizer
+    )
+    found = check(probes, tokenizer)
+    if args.json:
+        _print_json(found.to_dict())
+    else:
+        print(found.to_text())
+
+
+def run(args: argparse.Namespace) -> None:
+    """`learndyn run`."""
+    _quiet()
+    from learndyn.show.report import write_report
+    from learndyn.train.launch import RunSettings, launch, method_and_fields
+
+    own = {
+        name: value
+        for name, value in vars(args).items()
+        if name not in _NOT_SETTINGS and value is not None
+    }
+    method, trainer, sft_trainer = method_and_fields(args.unknown)
+    if method is not None:
+        own["method"] = method
+    overrides = {**own, "trainer": trainer, "sft_trainer": sft_trainer}
+    settings = RunSettings.resolve(args.config, overrides)
+    runs = launch(settings, resume=args.resume, overwrite=args.overwrite)
+    pages = [write_report([run.path], overwrite=True) for run in runs]
+    if args.json:
+        done = [
+            {"run": str(run.path), "steps": run.steps, "report": str(page)}
+            for run, page in zip(runs, pages, strict=True)
+        ]
+        _print_json({"runs": done})
+        return
+    from learndyn.diagnose.words import what_happened
+    from learndyn.record.trajectory import Trajectory
+
+    for run, page in zip(runs, pages, strict=True):
+        print(f"{run.path}: {len(run.steps)} observations, the last at {run.steps[-1]}")
+        for sentence in what_happened(Trajectory.load(run.path)):
+            print(f"  {sentence}")
+        print(f"  report: {page}")
+
+
+def score(args: argparse.Namespace) -> None:
+    """`learndyn score`."""
+    _quiet()
+    from learndyn.measure.offline import score_checkpoint
+
+    result = score_checkpoint(
+        args.model,
+        probes=args.probes,
+        run=args.run,
+        out=args.out,
+        batch_size=args.batch_size,
+        max_length=args.max_length,
+        dtype=args.dtype,
+        trust_remote_code=args.trust_remote_code,
+        overwrite=args.overwrite,
+        exactness=args.exactness,
+        precision=args.precision,
+    )
+    if args.json:
+        _print_json(result.to_dict())
+    else:
+        print(result.to_text())
+
+
+def report(args: argparse.Namespace) -> None:
+    """`learndyn report`."""
+    from learndyn.show.report import write_report
+
+    page = write_report(
+        args.runs, args.out, text=not args.no_text, overwrite=args.overwrite
+    )
+    if args.json:
+        from learndyn.show.summary import summaries
+
+        _print_json({"report": str(page), "runs": summaries(args.runs)})
+    else:
+        print(page)
+
+
+_NOT_SETTINGS = {"job", "unknown", "config", "resume", "overwrite", "json"}
+
+
+def _tokenizer(source: str | None) -> Any:
+    if source is None:
+        return None
+    _quiet()
+    from learndyn.measure.load import load_tokenizer
+
+    return load_tokenizer(source)
+
+
+def _quiet() -> None:
+    """Keep transformers' and datasets' own bars and notes off the screen."""
+    import warnings
+
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # other libraries' use of each other's old names is nothing a user can mend
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.formatwarning = lambda message, *_, **__: f"learndyn: warning: {message}\n"
+    try:
+        import datasets
+    except ImportError:
+        return
+    datasets.disable_progress_bars()
+
+
+def _print_json(value: Any) -> None:
+    from learndyn.record.run_directory import to_plain
+
+    text = json.dumps(to_plain(value), ensure_ascii=False, indent=2, allow_nan=False)
+    print(text)
