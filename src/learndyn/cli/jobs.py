@@ -104,7 +104,12 @@ def run(args: argparse.Namespace) -> None:
     pages = [write_report([run.path], overwrite=True) for run in runs]
     if args.json:
         done = [
-            {"run": str(run.path), "steps": run.steps, "report": str(page)}
+            {
+                "run": str(run.path),
+                "steps": run.steps,
+                "report": str(page),
+                "route": run.info["route"],
+            }
             for run, page in zip(runs, pages, strict=True)
         ]
         _print_json({"runs": done})

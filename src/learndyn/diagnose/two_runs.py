@@ -32,6 +32,12 @@ def compare_in_words(
     found = compare_all(a, b) if found is None else found
     one, other = names(a, b)
     said = [_at_updates(found["updates"], one, other), *_prompts(found)]
+    said += [
+        f"{name} was scored approximately, in {run.approximate}: a small difference "
+        "may be its rounding."
+        for run, name in ((a, one), (b, other))
+        if run.approximate is not None
+    ]
     if "margin" not in found:
         return said
     said.append(_at_match(found["margin"], one, other, "DPO margin"))

@@ -204,6 +204,11 @@ def _hallucination(evidence: Evidence) -> list[str]:
 def _cautions(trajectory: Trajectory, evidence: Evidence) -> list[str]:
     prompts = max((i.n for i in evidence.kinds.values()), default=0)
     said = []
+    if trajectory.approximate is not None:
+        said.append(
+            f"Scored approximately, in {trajectory.approximate}: all numbers carry its "
+            "rounding, and small changes may be nothing else."
+        )
     if prompts < FEW_PROMPTS:
         said.append(f"Only {prompts} prompts: the intervals are too narrow.")
     lost, scored = trajectory.lost[-1], trajectory.covered[-1]

@@ -149,7 +149,8 @@ def _write(
 ) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     table = observation.to_table()
-    table = table.replace_schema_metadata({"learndyn_route": json.dumps(asdict(route))})
+    label = {"learndyn_route": json.dumps(asdict(route))}
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **label})
     for name in ("kind", "prompt_id"):
         values = [getattr(probe, name) for probe in tokenized.probes]
         table = table.append_column(name, [values])

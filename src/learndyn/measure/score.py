@@ -144,7 +144,7 @@ class Scorer:
         """Observe all pairs with the model as it stands; see `rows`."""
         rows = self.rows(start_ids=start_ids, progress=progress)
         n_tokens = np.diff(self.plan.starts).astype(np.int32)
-        return _observation(step, n_tokens, rows)
+        return _observation(step, n_tokens, rows, self.route.approximate)
 
 
 def score(
@@ -196,7 +196,10 @@ def find_route(
 
 
 def _observation(
-    step: int, n_tokens: Int[np.ndarray, " probe"], rows: RowStatistics
+    step: int,
+    n_tokens: Int[np.ndarray, " probe"],
+    rows: RowStatistics,
+    approximate: str | None,
 ) -> Observation:
     probe_of = np.repeat(np.arange(len(n_tokens)), n_tokens)
 
@@ -226,4 +229,5 @@ def _observation(
         token_argmax_logp=single("argmax_logp"),
         token_start_logp=single("start_logp"),
         token_argmax_id=rows.argmax_id.numpy().astype(np.int32),
+        approximate=approximate,
     )

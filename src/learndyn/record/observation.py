@@ -29,6 +29,10 @@ TOKEN_COLUMNS: dict[str, str] = {
 """Columns with one value per response token (float32; ids int32)."""
 
 
+APPROXIMATE = "learndyn_approximate"
+"""Key in an observation file's metadata: the precision, where that is not exact."""
+
+
 @dataclass(frozen=True)
 class Observation:
     """Probes at one step. Per-token arrays are flat: probe after probe."""
@@ -51,6 +55,8 @@ class Observation:
     token_argmax_id: Int[np.ndarray, " token"]
     probe_ids: Int[np.ndarray, " probe"] | None = None
     """Rows of probes.parquet that were scored, ascending; None: all of them."""
+    approximate: str | None = None
+    """The precision of an approximate scoring, such as "bfloat16"; None: exact."""
 
     @property
     def ids(self) -> Int[np.ndarray, " probe"]:
@@ -65,7 +71,10 @@ class Observation:
         return np.concatenate([[0], np.cumsum(self.n_tokens)]).astype(np.int32)
 
     def to_table(self) -> pa.Table:
-        """One row per probe; per-token columns become lists."""
+        """One row per probe; per-token columns become lists.
+
+        An approximate one is labelled in the table's metadata.
+        """
         offsets = pa.array(self.offsets)
         lists = {
             name: pa.ListArray.from_arrays(offsets, pa.array(getattr(self, name)))
@@ -76,7 +85,8 @@ class Observation:
             "n_tokens": pa.array(self.n_tokens),
         }
         values = {name: pa.array(getattr(self, name)) for name in PROBE_COLUMNS}
-        return pa.table(columns | values | lists)
+        label = {} if self.approximate is None else {APPROXIMATE: self.approximate}
+        return pa.table(columns | values | lists, metadata=label)
 
     @classmethod
     def from_table(cls, step: int, table: pa.Table) -> "Observation":
@@ -89,7 +99,15 @@ class Observation:
         ids = table["probe_id"].to_numpy().astype(np.int32)
         if np.array_equal(ids, np.arange(len(ids))):
             ids = None
-        return cls(step, table["n_tokens"].to_numpy(), **values, **flat, probe_ids=ids)
+        label = (table.schema.metadata or {}).get(APPROXIMATE.encode())
+        return cls(
+            step,
+            table["n_tokens"].to_numpy(),
+            **values,
+            **flat,
+            probe_ids=ids,
+            approximate=None if label is None else label.decode(),
+        )
 
     def violations(self) -> list[str]:
         """What cannot be true of any model's log-probabilities, in words.

@@ -39,6 +39,8 @@ class Trajectory:
     """NaN where a probe was not scored (see `covered`), or the model had diverged."""
     scored: Bool[np.ndarray, "step probe"] | None = None
     """As `covered`; None where every probe was scored at every step."""
+    approximate: str | None = None
+    """The precision of observations that were scored approximately; None: all exact."""
 
     @classmethod
     def load(cls, path: str | Path) -> "Trajectory":
@@ -72,7 +74,9 @@ class Trajectory:
                 "restore it, or train again."
             )
         counts = observations[0].n_tokens
-        return cls(run, probes, np.array(steps), counts, columns, scored)
+        labels = [o.approximate for o in observations if o.approximate is not None]
+        label = labels[0] if labels else None
+        return cls(run, probes, np.array(steps), counts, columns, scored, label)
 
     def __repr__(self) -> str:
         """What it holds, in a line."""

@@ -44,7 +44,8 @@ def curves_figure(
         tall + 58,
         _finding(curves),
         f"Change of log π(response) since update {trajectory.steps[0]}, {unit}; "
-        f"bands: 95 % over prompts{_of_panel(trajectory, curves, digits)}",
+        f"bands: 95 % over prompts{_of_panel(trajectory, curves, digits)}"
+        f"{_label(trajectory)}",
     )
     axes = _chart(sheet, tall, "updates")
     for curve in curves.values():
@@ -71,7 +72,8 @@ def comparison_figure(a: Trajectory, b: Trajectory, *, width: int = WIDE) -> She
         890 if width < 600 else 450,
         f"{other} (solid) against {one} (dashed)",
         "Change since each run's own start, nats per response"
-        + (f"; {shown} of {of} prompts" if shown < of else ""),
+        + (f"; {shown} of {of} prompts" if shown < of else "")
+        + _label(a, b),
     )
     sides = [(both[0], (5.0, 2.5)), (both[1], SOLID)]
     for index, clock in enumerate(("updates", "margin, nats")):
@@ -100,6 +102,12 @@ def comparison_figure(a: Trajectory, b: Trajectory, *, width: int = WIDE) -> She
         _zero(axes)
         _labels(sheet, axes, (right, begin + 8, begin + 388), labels)
     return sheet
+
+
+def _label(*trajectories: Trajectory) -> str:
+    """What must stand beside numbers that are not exact."""
+    labels = {t.approximate for t in trajectories if t.approximate is not None}
+    return f"; approximate ({', '.join(sorted(labels))})" if labels else ""
 
 
 def _of_panel(trajectory: Trajectory, curves: dict[str, Curve], digits: int) -> str:

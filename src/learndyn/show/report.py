@@ -142,6 +142,11 @@ def _run(trajectory: Trajectory, folder: Path, prefix: str, text: bool) -> str:
 
 def _notes(trajectory: Trajectory) -> list[str]:
     notes = []
+    if trajectory.approximate is not None:
+        notes.append(
+            f"Approximate: this run was scored in {trajectory.approximate}, so every "
+            "number on this page carries its rounding."
+        )
     if trajectory.run.info.get("finished") is False:
         notes.append(
             f"This run is not finished: its last observation is at update "

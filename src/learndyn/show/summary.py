@@ -27,6 +27,7 @@ def _summary(trajectory: Trajectory) -> dict[str, Any]:
         "run": str(trajectory.run.path),
         "steps": trajectory.steps.tolist(),
         "full_steps": trajectory.steps[trajectory.covered.all(axis=1)].tolist(),
+        "approximate": trajectory.approximate,
         "panel": None if panel is None else panel.to_info(),
         "kinds": [asdict(row) for row in kind_table(trajectory)],
         "curves": {k: _plain(curve) for k, curve in change_curves(trajectory).items()},

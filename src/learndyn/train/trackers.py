@@ -44,7 +44,12 @@ def tracked(
     values = means_by_kind(probes, observation) if full else {}
     if panel is not None:
         values |= panel_changes(panel.probes.probes, first, observation, panel.rows)
-    return values
+    if observation.approximate is None:
+        return values
+    label = f"probes_approximate_{observation.approximate}/"
+    return {
+        label + name.removeprefix("probes/"): value for name, value in values.items()
+    }
 
 
 def means_by_kind(probes: ProbeSet, observation: Observation) -> dict[str, float]:
