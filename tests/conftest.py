@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["LEARNDYN_CACHE"] = ""  # no test leaves scores behind, or finds any
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def nothing_told(monkeypatch):
+    """Warnings are given once in a process: here, once in a test."""
+    route = sys.modules.get("learndyn.measure.route")
+    if route is not None:
+        monkeypatch.setattr(route, "_WARNED", set())
 
 
 @pytest.fixture(scope="session")

@@ -110,7 +110,6 @@ def test_real_logits_are_used_when_the_head_cannot_be_taken_apart(monkeypatch):
     model = tiny_model("gpt2", torch.float64)
     expected = score(model, probes())
     monkeypatch.setattr(route_module, "learn_head", lambda *_: None)
-    route_module._WARNED.clear()
     with pytest.warns(UserWarning, match="GPT2LMHeadModel: .* its own logits are read"):
         got = score(model, probes())
     for name in PROBE_COLUMNS:
@@ -139,7 +138,6 @@ def test_a_head_that_nothing_explains_is_not_learnt():
 
     model.forward = warped.__get__(model)
     assert not learnt(model).is_exact
-    route_module._WARNED.clear()
     with pytest.warns(UserWarning, match=r"LlamaForCausalLM: .* misses by \d\.\de-0"):
         route = find_route(model, probes())
     assert (route.name, route.head) == ("tree", "logits")
@@ -176,7 +174,6 @@ def test_a_model_that_fsdp2_shards_is_scored_from_its_own_logits(one_process):
     expected = score(model, tokenized).logp
     for part in (*model.model.layers, model):
         fully_shard(part, mesh=one_process, reshard_after_forward=True)
-    route_module._WARNED.clear()
     with pytest.warns(UserWarning, match="output embedding is sharded"):
         got = score(model, tokenized)
     np.testing.assert_allclose(got.logp, expected, rtol=1e-6)

@@ -11,7 +11,7 @@ from learndyn.cli import main
 from learndyn.diagnose.two_runs import compare_in_words
 from learndyn.diagnose.words import what_happened
 from learndyn.errors import BadInput
-from learndyn.measure import route as route_module, tree_attention
+from learndyn.measure import tree_attention
 from learndyn.measure.load import load_model, weights_hash
 from learndyn.measure.score import Scorer
 from learndyn.record.run_directory import RunDirectory
@@ -118,7 +118,6 @@ def test_strict_exactness_refuses_a_run_and_a_score(tmp_path, monkeypatch, capsy
 
 def test_a_run_that_stepped_down_says_so_in_its_record(tmp_path, monkeypatch):
     plant_an_error(monkeypatch)
-    route_module._WARNED.clear()
     with pytest.warns(UserWarning, match="It is scored by masked with tiles"):
         run = sft(recipe(tmp_path), data(), probes())
     assert run.info["route"]["name"] == "masked"

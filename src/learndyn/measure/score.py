@@ -199,7 +199,7 @@ def _observation(
     step: int,
     n_tokens: Int[np.ndarray, " probe"],
     rows: RowStatistics,
-    approximate: str | None,
+    approximate: str | None = None,
 ) -> Observation:
     probe_of = np.repeat(np.arange(len(n_tokens)), n_tokens)
 
