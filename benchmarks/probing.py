@@ -29,9 +29,10 @@ made (Linux). On CUDA the unit is synchronised wall time, and memory is what the
 allocator held at most, above what it held before.
 
 The limit is the time of the matrix products that no exact route avoids, at the rate of
-large matrix products measured between the routes: each prompt token once and each
-response token once through all linear layers, each response token once through the
-output embedding. Attention's own products (2-3 % more) are left out.
+large matrix products measured between the routes, by the faster of `torch.mm` and
+oneDNN: each prompt token once and each response token once through all linear layers,
+each response token once through the output embedding. Attention's own products (2-3 %
+more) are left out.
 
 Models are random, their final norm scaled so that logits have a standard deviation of
 4. Texts are tokenized with a byte-level BPE of 8,000 tokens trained on them. On a CPU
@@ -66,7 +67,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from learndyn.lab.chain import make_world
-from learndyn.measure.score import Scorer, find_route
+from learndyn.measure.linear import onednn_is_faster, product
+from learndyn.measure.score import Scorer
 from learndyn.probes.build import load_probes
 from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes, tokenize
@@ -395,7 +397,10 @@ class Result:
     """What is needed once before them, in the same unit."""
     extra_mb: float
     limit: float
-    """Seconds that the matrix products alone take in the dtype of this route."""
+    """Seconds that the matrix products alone take in the dtype of this route, by the
+    fastest library."""
+    mm_limit: float
+    """The same by `torch.mm`."""
     error: float
     """Largest |summed log-probability - the same in float64| of a response, in nats."""
     token_error: float
@@ -443,17 +448,24 @@ def timed(device: str, work: Callable[[], Any]) -> tuple[float, Any]:
     return clock(device) - began, found
 
 
-def gemm_rate(device: str, dtype: torch.dtype) -> float:
+Product = Callable[[Tensor, Tensor], Tensor]
+
+
+def by_onednn(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b by the library that `score` uses where it is the faster one."""
+    return product(a, b.T, None)
+
+
+def gemm_rate(device: str, dtype: torch.dtype, multiply: Product) -> float:
     """Flop/s of the best of several large matrix products."""
     scale = 1 if device == "cpu" else 4
     best = 0.0
     for inner in (512, 2048):
         n, k = 2048 * scale, inner * scale
         a = torch.randn(n, k, device=device).to(dtype)
-        b = torch.randn(k, n, device=device).to(dtype)
-        out = torch.empty(n, n, device=device, dtype=dtype)
+        b = torch.randn(n, k, device=device).to(dtype).T
         for _ in range(3):
-            took, _ = timed(device, partial(torch.mm, a, b, out=out))
+            took, _ = timed(device, partial(multiply, a, b))
             best = max(best, 2 * n * n * k / took)
     return best
 
@@ -512,6 +524,14 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def libraries(device: str, dtype: torch.dtype) -> dict[str, Product]:
+    """Ways to multiply matrices of a dtype, by name; `torch.mm` comes first."""
+    found: dict[str, Product] = {f"{name_of(dtype)} by torch.mm": torch.mm}
+    if device == "cpu" and dtype == torch.float32 and onednn_is_faster():
+        found[f"{name_of(dtype)} by oneDNN"] = by_onednn
+    return found
+
+
 def computes_in(route: str, dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if route == "bf16" else dtype
 
@@ -538,7 +558,9 @@ def measure(
     for number in range(args.repeats):
         for route, work in works.items():
             computed = computes_in(route, dtype)
-            rates.setdefault(name_of(computed), []).append(gemm_rate(device, computed))
+            for name, multiply in libraries(device, computed).items():
+                rate = gemm_rate(device, computed, multiply)
+                rates.setdefault(name, []).append(rate)
             with said(f"{shape}: {route}, round {number + 1}"):
                 began = resource.getrusage(resource.RUSAGE_SELF).ru_stime
                 took, scores[route] = timed(device, work)
@@ -550,13 +572,15 @@ def measure(
     flops = needed_flops(model, probes.pairs)
     results = []
     for route in args.routes:
-        limit = flops / max(rates[name_of(computes_in(route, dtype))])
+        usual, *others = libraries(device, computes_in(route, dtype))
+        limit = flops / max(rate for name in (usual, *others) for rate in rates[name])
+        mm_limit = flops / max(rates[usual])
         with said(f"{shape}: {route}, memory"):
             extra = memory(shape, model, route, probes)
         errors = compared(scores[route], truth, probes.n_tokens)
-        spent = (seconds[route], system[route], ready[route], extra, limit)
+        spent = (seconds[route], system[route], ready[route], extra, limit, mm_limit)
         results.append(Result(route, *spent, *errors))
-    found = find_route(model, probes)
+    found = Scorer.attach(model, probes.pairs).route
     scored_by = f"{found.name}, head {found.head}, error {found.error:.1e} nats/token"
     about = lengths(probes.pairs)
     return Study(shape, name_of(dtype), about, scored_by, flops, rates, results)
@@ -662,6 +686,7 @@ def costs(study: Study, unit: str) -> str:
                 number(study.best("reference") * responses / r.best, ".2f"),
                 number(study.best("trl") * responses / r.best, ".2f"),
                 f"{r.limit / r.best:.0%}",
+                f"{r.mm_limit / r.best:.0%}",
                 f"{r.extra_mb:.0f}",
                 f"{r.error:.1e}",
                 f"{r.token_error:.1e}",
@@ -670,7 +695,8 @@ def costs(study: Study, unit: str) -> str:
         )
     head = [f"{study.shape}, {study.dtype}", f"{unit} / 1000 responses: best", "median"]
     head += ["of it system"]
-    head += ["times as fast as 1", "as 2", "of limit", "extra MB", "error of a sum"]
+    head += ["times as fast as 1", "as 2", "of limit", "of `torch.mm`'s limit"]
+    head += ["extra MB", "error of a sum"]
     return table([*head, "of a token", "argmax ids that differ"], rows)
 
 

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.integrations import TensorBoardCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -242,12 +247,12 @@ def test_a_resumed_run_goes_on_in_its_own_order_of_probes(tmp_path):
         )
 
 
-def resumable(tmp_path, **more):
+def resumable(tmp_path, began=None, **more):
     """A watched run of four updates with a checkpoint at two."""
     folder = save_tiny(tmp_path / "m")
     steps = {"save_strategy": "steps", "save_steps": 2}
     watch = {"out": tmp_path / "run", "every": 2}
-    first = LearningDynamicsCallback(probes(), **watch)
+    first = LearningDynamicsCallback(probes(), **watch, **(began or {}))
     trainer("sft", folder, tmp_path / "t", False, [first], **steps).train()
     second = LearningDynamicsCallback(probes(), **watch, **more)
     return trainer("sft", folder, tmp_path / "t", False, [second], **steps)
@@ -285,6 +290,146 @@ def test_a_second_training_with_one_callback_does_not_erase_the_first(tmp_path):
     with pytest.raises(BadInput, match="holds a run already"):
         host.train()
     assert RunDirectory.open(tmp_path / "run").steps == [0, 2, 4]
+
+
+class Breaks(TrainerCallback):
+    """Raises after an update, once; watches come before it and see the update."""
+
+    def __init__(self, at: int, error: BaseException) -> None:
+        self.at, self.error = at, error
+
+    def on_step_end(self, args, state, control, **kwargs):
+        error, step = self.error, state.global_step
+        if error is not None and step == self.at:
+            self.error = None
+            raise error
+
+
+def interrupted(tmp_path, **more):
+    """A trainer whose training was stopped by hand after update 3 of 4."""
+    watch = {"out": tmp_path / "run", "every": 1, **more}
+    callback = LearningDynamicsCallback(probes(), **watch)
+    steps = {"save_strategy": "steps", "save_steps": 2}
+    both, folder = [callback, Breaks(3, KeyboardInterrupt())], save_tiny(tmp_path / "m")
+    host = trainer("sft", folder, tmp_path / "t", False, both, **steps)
+    with pytest.raises(KeyboardInterrupt):
+        host.train()
+    return host
+
+
+def test_a_training_after_an_interrupted_one_is_not_mixed_into_its_run(tmp_path):
+    host = interrupted(tmp_path)
+    run = RunDirectory.open(tmp_path / "run")
+    before = [run.read_observation(step).logp for step in run.steps]
+    assert run.steps == [0, 1, 2, 3]
+    host.args.max_steps = 2
+    with pytest.raises(BadInput, match=r"holds a run already \(4 observations\)"):
+        host.train()
+    run = RunDirectory.open(tmp_path / "run")
+    assert run.steps == [0, 1, 2, 3]
+    assert run.info["finished"] is False
+    for step, logp in zip(run.steps, before, strict=True):
+        np.testing.assert_array_equal(run.read_observation(step).logp, logp)
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint(tmp_path):
+    host = interrupted(tmp_path)
+    files = tmp_path / "run" / "observations"
+    kept = [(files / f"step-{step:08d}.parquet").read_bytes() for step in (0, 1, 2)]
+    host.train(resume_from_checkpoint=str(tmp_path / "t" / "checkpoint-2"))
+    run = RunDirectory.open(tmp_path / "run")
+    assert run.steps == [0, 1, 2, 3, 4]
+    assert run.info["finished"] is True
+    assert kept == [
+        (files / f"step-{step:08d}.parquet").read_bytes() for step in (0, 1, 2)
+    ]
+    assert [row["step"] for row in run.read_log() if "loss" in row] == [1, 2, 3, 4]
+
+
+def test_a_run_resumed_from_trained_weights_is_observed_anew_at_its_start(tmp_path):
+    host = interrupted(tmp_path, resume=True)
+    run = RunDirectory.open(tmp_path / "run")
+    first = run.read_observation(0)
+    moved = run.read_observation(3)
+    host.train()  # without a checkpoint: from the weights of update 3
+    run = RunDirectory.open(tmp_path / "run")
+    assert run.steps == [0, 1, 2, 3, 4]
+    again = run.read_observation(0)
+    np.testing.assert_allclose(again.logp, moved.logp, rtol=1e-5)
+    assert np.abs(again.logp - first.logp).max() > 1e-3
+    np.testing.assert_array_equal(again.token_start_logp, again.token_argmax_logp)
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_training_that_begins_again_in_a_smaller_batch_is_one_run(tmp_path, at):
+    error = RuntimeError("CUDA out of memory.")
+    callback = LearningDynamicsCallback(probes(), out=tmp_path / "run", every=1)
+    folder, more = save_tiny(tmp_path / "m"), {"auto_find_batch_size": True}
+    both = [callback, Breaks(at, error)]
+    host = trainer("sft", folder, tmp_path / "t", False, both, **more)
+    host.train()
+    run = RunDirectory.open(tmp_path / "run")
+    assert host._train_batch_size == 1
+    assert run.steps == [0, 1, 2, 3, 4]
+    assert run.info["finished"] is True
+    assert [row["step"] for row in run.read_log() if "loss" in row] == [1, 2, 3, 4]
+    # the first attempt moved the weights, which the trainer does not put back
+    started = score(
+        load_model(folder), TokenizedProbes.from_table(run.read_probes(), "")
+    )
+    first = run.read_observation(0)
+    assert np.abs(first.logp - started.logp).max() > 1e-3
+    np.testing.assert_array_equal(first.token_start_logp, first.token_argmax_logp)
+    with pytest.raises(BadInput, match="holds a run already"):
+        host.train()
+    assert RunDirectory.open(tmp_path / "run").steps == [0, 1, 2, 3, 4]
+
+
+def test_an_interrupted_training_that_looked_for_its_batch_size_is_not_erased(tmp_path):
+    callback = LearningDynamicsCallback(probes(), out=tmp_path / "run", every=1)
+    both = [callback, Breaks(2, KeyboardInterrupt())]
+    more = {"auto_find_batch_size": True}
+    folder = save_tiny(tmp_path / "m")
+    host = trainer("sft", folder, tmp_path / "t", False, both, **more)
+    with pytest.raises(KeyboardInterrupt):
+        host.train()
+    with pytest.raises(BadInput, match="holds a run already"):
+        host.train()
+    assert RunDirectory.open(tmp_path / "run").steps == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("began", "now", "words"),
+    [
+        (
+            None,
+            "bfloat16",
+            r"precision='bfloat16', so approximately.* so far \(3\) were "
+            "scored exactly.*Leave precision out",
+        ),
+        (
+            "bfloat16",
+            None,
+            r"precision=None, so exactly.* so far \(3\) were scored "
+            "approximately, in bfloat16.*Give precision='bfloat16'",
+        ),
+    ],
+)
+def test_exact_and_approximate_observations_are_not_mixed(tmp_path, began, now, words):
+    host = resumable(tmp_path, began={"precision": began}, precision=now)
+    with pytest.raises(BadInput, match=f"cannot continue.*{words}.*--out"):
+        host.train(resume_from_checkpoint=str(tmp_path / "t" / "checkpoint-2"))
+    assert RunDirectory.open(tmp_path / "run").steps == [0, 2, 4]
+
+
+@pytest.mark.parametrize("route", [None, {"name": "padded"}])
+def test_a_run_from_before_there_were_routes_goes_on_exactly(tmp_path, route):
+    host = resumable(tmp_path)
+    RunDirectory.open(tmp_path / "run").update_info(route=route)
+    host.train(resume_from_checkpoint=str(tmp_path / "t" / "checkpoint-2"))
+    run = RunDirectory.open(tmp_path / "run")
+    assert run.steps == [0, 2, 4]
+    assert run.info["route"]["approximate"] is None
 
 
 def test_the_last_observation_is_of_the_last_update_not_of_the_best(tmp_path):

@@ -637,6 +637,27 @@ def test_a_bfloat16_run_is_scored_offline_in_its_own_precision(tmp_path, world, 
     assert np.abs(wide - online).max() > 1e-3
 
 
+@pytest.mark.usefixtures("no_page")
+def test_a_finished_run_from_before_there_were_routes_is_told_of(
+    tmp_path, world, capsys, monkeypatch
+):
+    old = RunDirectory.open(world / "run")
+    old.info = {k: v for k, v in old.info.items() if k != "route"}
+    monkeypatch.setattr("learndyn.train.launch.launch", lambda *_, **__: [old])
+    (run,) = answer(capsys, dpo(world, tmp_path / "r"))["runs"]
+    assert run["steps"] == old.steps
+    assert run["route"] is None
+
+
+@pytest.mark.parametrize("job", ["run", "score"])
+def test_help_tells_the_dtype_of_weights_from_the_precision_of_scoring(job, capsys):
+    with pytest.raises(SystemExit):
+        main([job, "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "precision in which the weights are loaded; bfloat16 rounds the" in told
+    assert "score approximately, computing in bfloat16" in told
+
+
 def test_frozen_token_ids_are_not_cut_anew(world, capsys):
     score = ["score", str(world / "model"), "--run", str(world / "run")]
     message = refused(capsys, [*score, "--max-length", "32"])

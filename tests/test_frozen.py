@@ -6,6 +6,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from learndyn.measure.frozen import cache_folder, kept_sums
+from learndyn.measure.score import Scorer
 from learndyn.probes.tokenize import TokenizedPair
 from learndyn.train.reference import check_reference
 from models import tiny_model
@@ -79,12 +80,32 @@ def test_anything_that_decides_a_number_is_in_the_key(folder, change):
     assert compute.calls == 2
 
 
-def test_a_disabled_adapter_is_another_model(folder):
-    model = get_peft_model(tiny_model("llama"), LoraConfig(task_type="CAUSAL_LM"))
-    compute = Counted()
+def adapted(seed: int):
+    base = tiny_model("llama")
+    torch.manual_seed(seed)
+    return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM"))
+
+
+def test_a_disabled_adapter_is_another_model_and_its_weights_decide_nothing(folder):
+    model, compute = adapted(0), Counted()
     kept_sums(model, PAIRS, compute)
     with model.disable_adapter():
         kept_sums(model, PAIRS, compute)
+    assert compute.calls == 2
+    other = adapted(1)  # a fresh adapter on the same base
+    with other.disable_adapter():
+        kept_sums(other, PAIRS, compute)
+    assert compute.calls == 2
+    kept_sums(other, PAIRS, compute)
+    assert compute.calls == 3
+
+
+def test_weights_that_are_elsewhere_are_no_key(folder):
+    # DeepSpeed's ZeRO-3 leaves parameters empty: any two models would look the same.
+    model, compute = tiny_model("llama"), Counted()
+    model.lm_head.weight.data = torch.empty(0)
+    kept_sums(model, PAIRS, compute)
+    kept_sums(model, PAIRS, compute)
     assert compute.calls == 2
 
 
@@ -125,16 +146,13 @@ def test_where_scores_are_kept(monkeypatch, tmp_path):
 
 
 def test_the_check_at_step_0_scores_a_known_reference_no_more(folder, monkeypatch):
-    scored = []
-    import learndyn.train.reference as module
+    scored, real = [], Scorer.attach.__func__
 
-    real = module.score_pairs
-
-    def watched(model, *args, **more):
+    def watched(cls, model, *args, **more):
         scored.append(model)
-        return real(model, *args, **more)
+        return real(cls, model, *args, **more)
 
-    monkeypatch.setattr(module, "score_pairs", watched)
+    monkeypatch.setattr(Scorer, "attach", classmethod(watched))
     policy, reference = tiny_model("llama"), tiny_model("llama")
     first = check_reference(policy, reference, PAIRS)
     again = check_reference(policy, reference, PAIRS)

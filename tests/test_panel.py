@@ -4,7 +4,9 @@ import dataclasses
 import json
 import random
 import shutil
+from functools import partial
 
+import jaxtyping
 import numpy as np
 import pytest
 import yaml
@@ -18,7 +20,7 @@ from learndyn.diagnose.intervals import standard_error
 from learndyn.diagnose.paths import Paths, off_target
 from learndyn.diagnose.squeeze import squeeze_evidence
 from learndyn.diagnose.two_runs import compare_in_words
-from learndyn.diagnose.words import what_happened
+from learndyn.diagnose.words import outside_panel, what_happened
 from learndyn.errors import BadInput
 from learndyn.measure.load import load_model, weights_hash
 from learndyn.probes.panel import Panel
@@ -136,13 +138,41 @@ def test_a_schedule_that_is_none_is_refused(tmp_path, settings, words):
         recipe(tmp_path, **settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"every": 2.5}, "every=2.5: give a number of updates >= 1, or 'log'"),
+        ({"every": True}, "every=True: give a number"),
+        ({"every": "LOG"}, "every='LOG': give a number"),
+        ({"every": None}, "every=None: give a number"),
+        ({"panel": 100.5}, "panel=100.5: give 2 prompts or more"),
+        ({"panel": True}, "panel=True: give 2"),
+        ({"panel": 4, "full_every": 1.5}, "full_every=1.5: give a number of updates"),
+        ({"panel": 4, "full_every": True}, "full_every=True: give a number"),
+    ],
+)
+def test_a_number_of_updates_or_prompts_is_a_whole_one(tmp_path, settings, words):
+    jaxtyping.config.update("jaxtyping_disable", True)  # as it is outside of tests
+    try:
+        for make in (Schedule, partial(recipe, tmp_path)):
+            with pytest.raises(BadInput, match=words):
+                make(**settings)
+        with pytest.raises(BadInput, match=words):
+            LearningDynamicsCallback(probes(), out=tmp_path / "r", **settings)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def test_full_observations_are_due_even_where_no_other_is():
     panel = Panel.draw(probe_set(9), 3, full_every=10)
     schedule = Schedule(4, 3, 10)
     due = [step for step in range(1, 25) if schedule.is_due(step, panel)]
     assert due == [4, 8, 10, 12, 16, 20, 24]
     everyone = Panel.draw(probe_set(3), 3, full_every=10)
-    assert not Schedule(4, 3, 10).is_due(10, everyone)
+    assert everyone.prompts is None
+    assert [s for s in range(1, 25) if schedule.is_due(s, everyone)] == due
+    never = Panel.draw(probe_set(3), 3)
+    assert not Schedule(4, 3).is_due(10, never)
 
 
 # --- a subset of the probes
@@ -248,10 +278,12 @@ def test_run_json_and_config_record_the_panel(runs):
 
 
 def test_a_panel_as_large_as_the_set_scores_everything(tmp_path):
-    settings = recipe(tmp_path, panel=50, full_every=2, trainer={"max_steps": 3})
+    settings = recipe(
+        tmp_path, panel=50, full_every=2, every=25, trainer={"max_steps": 3}
+    )
     run = sft(settings, data(), probes())
     trajectory = Trajectory.load(run.path)
-    assert trajectory.steps.tolist() == [0, 3]  # full_every adds nothing
+    assert trajectory.steps.tolist() == [0, 2, 3]
     assert trajectory.covered.all()
     assert trajectory.panel is None
     assert run.info["panel"]["prompts"] is None
@@ -803,7 +835,27 @@ def test_a_kind_that_no_prompt_of_the_panel_has_keeps_its_full_observations(tmp_
     assert rows["rare"].peak == rows["rare"].last
     difference = compare(trajectory, trajectory, "updates").kinds["rare"]
     assert (difference.a, difference.difference.n) == (pytest.approx(3), 16)
-    write_report([path])
+    assert outside_panel(trajectory) == ["rare"]
+    page = write_report([path]).read_text(encoding="utf-8")
+    assert "Curves and peaks are of those 8 where they have that kind;" in page
+    assert "None of those 8 has rare: there curve and peak are of all" in page
+    svg = (path / "figures" / "curves.svg").read_text()
+    assert "8 of 24 prompts where they have that kind, standard error" in svg
+
+
+def test_a_peak_outside_the_panel_is_not_told_as_scored_every_time(tmp_path):
+    path = bent(write_run(tmp_path / "run"))
+    table = RunDirectory.open(path).read_probes().to_pylist()
+    for row in table:
+        if row["kind"] == "chosen" and row["prompt_id"] in FEW:
+            row["kind"] = "other"
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(table), path / "probes.parquet")
+    trajectory = Trajectory.load(thin(path, FEW, full=(0, 50, 100)))
+    said = " ".join(what_happened(trajectory))
+    assert "among 16 prompts scored at every full observation)" in said
 
 
 # --- what people see
@@ -816,6 +868,8 @@ def test_the_page_says_in_a_sentence_what_was_scored(tmp_path):
         "Between full observations 8 of 24 prompts were scored, the same ones "
         "throughout (a fixed panel, seed 7)." in html
     )
+    assert "Curves and peaks are of those 8; first, last" in html
+    assert "None of those" not in html
     assert "first, last and change are of all 24" in html
     assert "Only 8 prompts in the panel" in html
     assert "5 observations, 2 of all prompts" in html

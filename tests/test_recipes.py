@@ -13,7 +13,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig
 import plain_loop
 from learndyn.errors import BadInput
 from learndyn.measure.load import load_model, load_tokenizer
-from learndyn.measure.score import score_pairs
+from learndyn.measure.score import Scorer
 from learndyn.probes.data import read_data
 from learndyn.probes.tokenize import PairTokenizer
 from learndyn.record.trajectory import Trajectory
@@ -121,9 +121,9 @@ def test_summed_logps_equal_those_that_an_unmodified_dpo_trainer_logs(tmp_path):
         pairs = [encode(row.prompt, row.responses[side]) for row in rows]
         sums = [
             float(part.sum())
-            for part in score_pairs(model, pairs).logp.split(
-                [len(pair.response_ids) for pair in pairs]
-            )
+            for part in Scorer.attach(model, pairs)
+            .rows()
+            .logp.split([len(pair.response_ids) for pair in pairs])
         ]
         ours = np.reshape(sums, (3, 4)).mean(1)
         logged = [
@@ -176,7 +176,7 @@ def test_lora_trains_the_adapter_alone_against_the_base_as_reference(tmp_path):
     encode = PairTokenizer(load_tokenizer(settings.model), 512, 256)
     row = data().rows[0]
     pairs = [encode(row.prompt, row.responses["chosen"])]
-    assert float(score_pairs(reloaded, pairs).logp.sum()) < 0
+    assert float(Scorer.attach(reloaded, pairs).rows().logp.sum()) < 0
 
 
 def test_a_run_is_replayed_from_its_own_config(tmp_path):

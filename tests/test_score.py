@@ -15,7 +15,7 @@ from learndyn.measure import reader, route as route_module, score as score_modul
 from learndyn.measure.head import learn_head
 from learndyn.measure.load import load_model
 from learndyn.measure.neutral import undisturbed
-from learndyn.measure.score import find_route, score
+from learndyn.measure.score import Scorer, score
 from learndyn.measure.statistics import row_statistics
 from learndyn.measure.tiles import Tiles
 from learndyn.probes.probe import Probe, ProbeSet
@@ -99,7 +99,7 @@ def test_row_chunks_change_nothing(head, monkeypatch):
         monkeypatch.setattr(Tiles, "of", lambda *_: None)
     else:
         monkeypatch.setattr(route_module, "learn_head", lambda *_: None)
-    assert find_route(model, probes()).head == head
+    assert Scorer.attach(model, probes().pairs).route.head == head
     whole = score(model, probes())
     np.testing.assert_allclose(whole.logp, tiled.logp, rtol=1e-12)
     monkeypatch.setattr(reader, "ROW_CHUNK_BYTES", 1)
@@ -139,10 +139,12 @@ def test_a_head_that_nothing_explains_is_not_learnt():
     model.forward = warped.__get__(model)
     assert not learnt(model).is_exact
     with pytest.warns(UserWarning, match=r"LlamaForCausalLM: .* misses by \d\.\de-0"):
-        route = find_route(model, probes())
+        route = Scorer.attach(model, probes().pairs).route
     assert (route.name, route.head) == ("tree", "logits")
     assert route.error < 1e-5
-    find_route(model, probes())  # warned once: a second warning would be an error
+    Scorer.attach(
+        model, probes().pairs
+    )  # warned once: a second warning would be an error
 
 
 def test_a_half_precision_soft_cap_is_learnt_up_to_the_models_own_rounding():
@@ -177,7 +179,7 @@ def test_a_model_that_fsdp2_shards_is_scored_from_its_own_logits(one_process):
     with pytest.warns(UserWarning, match="output embedding is sharded"):
         got = score(model, tokenized)
     np.testing.assert_allclose(got.logp, expected, rtol=1e-6)
-    assert find_route(model, tokenized).head == "logits"
+    assert Scorer.attach(model, tokenized.pairs).route.head == "logits"
 
 
 def test_an_adapter_is_loaded_in_the_precision_asked_for(tmp_path, monkeypatch):
@@ -205,7 +207,7 @@ def test_a_probe_without_response_tokens_is_refused_and_takes_no_others_numbers(
     pairs = (tokenized.pairs[0], bare, *tokenized.pairs[2:])
     with pytest.raises(BadInput, match=r"1 of 8 pairs lack .* at position 1"):
         score(model, replace(tokenized, pairs=pairs))
-    rows = score_module.score_pairs(model, tokenized.pairs)
+    rows = Scorer.attach(model, tokenized.pairs).rows()
     counts = np.array([0, *tokenized.n_tokens, 0], np.int32)
     with np.errstate(invalid="ignore"):  # its means are 0 / 0
         seen = score_module._observation(0, counts, rows)
@@ -315,9 +317,10 @@ def test_the_head_is_restored_after_an_error(monkeypatch):
     def fail(*_):
         raise RuntimeError("stop")
 
+    scorer = Scorer.attach(model, probes().pairs)
     monkeypatch.setattr(Tiles, "__call__", fail)
     with pytest.raises(RuntimeError, match="stop"):
-        score(model, probes())
+        scorer.observe()
     assert model.training
     assert "forward" not in model.lm_head.__dict__
 

@@ -1,11 +1,17 @@
 """How a run scores: its route, when it is tested again, and what is approximate."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from learndyn.cli import main
 from learndyn.diagnose.two_runs import compare_in_words
@@ -13,16 +19,19 @@ from learndyn.diagnose.words import what_happened
 from learndyn.errors import BadInput
 from learndyn.measure import tree_attention
 from learndyn.measure.load import load_model, weights_hash
-from learndyn.measure.score import Scorer
+from learndyn.measure.offline import score_checkpoint
+from learndyn.measure.score import Scorer, score
+from learndyn.probes.tokenize import TokenizedProbes
 from learndyn.record.run_directory import RunDirectory
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.figures import curves_figure
 from learndyn.show.report import write_report
 from learndyn.show.summary import summaries
+from learndyn.train.callback import LearningDynamicsCallback
 from learndyn.train.recipes import sft
 from learndyn.train.scoring import Scoring
 from learndyn.train.trackers import tracked
-from models import save_tiny, tiny_model
+from models import byte_tokenizer, save_tiny, tiny_model
 from runs import data, probes, recipe
 from test_score import probes as few_probes
 
@@ -75,6 +84,16 @@ def test_an_exact_run_is_nowhere_called_approximate(exact, tmp_path):
     assert summaries([exact.path])[0]["approximate"] is None
 
 
+def test_weights_that_are_rounded_are_told_from_scoring_that_is(exact):
+    run = Trajectory.load(exact.path)
+    for label, told in (
+        ("bfloat16", "approximately, in bfloat16:"),
+        ("bfloat16 weights", "approximately, with bfloat16 weights:"),
+    ):
+        rounded = dataclasses.replace(run, approximate=label)
+        assert any(told in said for said in what_happened(rounded))
+
+
 def test_approximate_scoring_changes_no_weight(approximate, exact):
     one, other = (load_model(run.path / "model") for run in (approximate, exact))
     assert weights_hash(one) == weights_hash(other)
@@ -91,6 +110,43 @@ def test_the_command_line_labels_what_is_approximate(tmp_path, exact, capsys):
     assert main([*command, "--json"]) == 0
     route = json.loads(capsys.readouterr().out)["route"]
     assert (route["approximate"], route["name"]) == (None, "tree")
+
+
+def test_a_model_is_scored_as_the_run_was_unless_told_otherwise(approximate, capsys):
+    model = str(approximate.path / "model")
+    online = approximate.read_observation(approximate.steps[-1])
+    own = score_checkpoint(model, run=approximate.path)
+    assert own.route.approximate == own.observation.approximate == "bfloat16"
+    np.testing.assert_allclose(own.observation.logp, online.logp, rtol=1e-6)
+    np.testing.assert_allclose(
+        own.observation.token_start_logp, online.token_start_logp, atol=1e-5
+    )
+    true = score_checkpoint(model, run=approximate.path, precision=None)
+    assert true.route.approximate is None
+    assert np.abs(true.observation.logp - online.logp).max() > 1e-4
+    command = ["score", model, "--run", str(approximate.path)]
+    assert main(command) == 0
+    assert "APPROXIMATE" in capsys.readouterr().out
+    assert main([*command, "--precision", "exact"]) == 0
+    assert "APPROXIMATE" not in capsys.readouterr().out
+    assert main([*command, "--exactness", "strict"]) == 2
+    assert "give --precision exact" in capsys.readouterr().err
+    assert main([*command, "--exactness", "strict", "--precision", "exact"]) == 0
+
+
+def test_a_run_without_its_first_full_observation_is_no_guide_to_score_by(
+    exact, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    shutil.copytree(exact.path, out)
+    run = RunDirectory.open(out)
+    second = run.observation_path(run.steps[1])
+    pq.write_table(pq.read_table(second).slice(0, 4), second)
+    run.observation_path(0).unlink()
+    assert main(["score", str(out / "model"), "--run", str(out)]) == 2
+    told = capsys.readouterr().err
+    assert f"at update {run.steps[0]}, is of 4 of" in told
+    assert "Restore its file, or score the texts with --probes" in told
 
 
 def plant_an_error(monkeypatch) -> None:
@@ -135,13 +191,18 @@ def test_the_self_test_runs_again_on_the_weights_that_a_resumed_run_loads(
 
     def watched(cls, model, *args, **more):
         tested.append(weights_hash(model))
-        return attach(cls, model, *args, **more)
+        scorer = attach(cls, model, *args, **more)
+        scorer.route = dataclasses.replace(scorer.route, error=1e-9 * len(tested))
+        return scorer
 
     monkeypatch.setattr(Scorer, "attach", classmethod(watched))
     settings = recipe(tmp_path, trainer={**trainer, "max_steps": 8}, resume=True)
     again = sft(settings, data(), probes())
     assert tested[-1] != tested[0]  # the checkpoint's weights, not the first ones
     assert again.info["route"]["name"] == "tree"
+    # the record is of the weights that were loaded last
+    assert again.info["route"]["error"] == 1e-9 * len(tested)
+    assert len(tested) > 1
 
 
 def test_another_model_object_is_laid_out_anew():
@@ -150,6 +211,49 @@ def test_another_model_object_is_laid_out_anew():
     scoring = Scoring(model, tokenized, None, {})
     assert scoring.is_for(model)
     assert not scoring.is_for(other)
+
+
+@pytest.fixture
+def one_process():
+    """A group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def shard(model, mesh) -> None:
+    """In place, as accelerate does it for FSDP2."""
+    for part in (*model.model.layers, model):
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*output embedding is sharded:UserWarning")
+def test_a_model_that_is_sharded_after_it_was_laid_out_is_laid_out_anew(one_process):
+    tokenized, model = few_probes(), tiny_model("llama")
+    scoring = Scoring(model, tokenized, None, {})
+    shard(model, one_process)
+    assert not scoring.is_for(model)
+    again = Scoring(model, tokenized, None, {})
+    assert again.route.head == "logits"
+    assert again.is_for(model)
+    again.observe(0, None, full=True, progress=iter)
+    assert again.is_for(model)  # whatever a forward left gathered
+
+
+@pytest.mark.filterwarnings("ignore:.*output embedding is sharded:UserWarning")
+def test_a_run_opened_before_fsdp2_shards_its_model_is_watched(tmp_path, one_process):
+    model, tokenizer = tiny_model("llama"), byte_tokenizer()
+    args = TrainingArguments(str(tmp_path / "t"), use_cpu=True, report_to="none")
+    callback = LearningDynamicsCallback(probes(), out=tmp_path / "run")
+    run = callback.begin(model, tokenizer, args)  # as a recipe does
+    assert run is not None
+    assert run.info["route"]["head"] == "tiles"
+    frozen = TokenizedProbes.from_table(run.read_probes(), "")
+    expected = score(model, frozen).logp
+    shard(model, one_process)
+    callback.on_train_begin(args, TrainerState(), TrainerControl(), model=model)
+    assert RunDirectory.open(run.path).info["route"]["head"] == "logits"
+    np.testing.assert_allclose(run.read_observation(0).logp, expected, rtol=1e-6)
 
 
 def test_one_scorer_follows_the_weights_through_training():

@@ -363,7 +363,8 @@ def test_a_tier_that_raises_is_stepped_down_from(monkeypatch):
 
     replace_attention(monkeypatch, stop)
     before = traces(model)
-    scorer = Scorer.attach(model, PAIRS)
+    with pytest.warns(UserWarning, match=r"scoring by tree failed \(Stop: no atten"):
+        scorer = Scorer.attach(model, PAIRS)
     assert scorer.route.name == "masked"
     assert scorer.route.dropped["tree"] == "Stop: no attention today"
     assert_right(scorer.observe(), truth)

@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
                 "run": str(run.path),
                 "steps": run.steps,
                 "report": str(page),
-                "route": run.info["route"],
+                "route": run.info.get("route"),
             }
             for run, page in zip(runs, pages, strict=True)
         ]
@@ -140,7 +140,7 @@ def score(args: argparse.Namespace) -> None:
         trust_remote_code=args.trust_remote_code,
         overwrite=args.overwrite,
         exactness=args.exactness,
-        precision=args.precision,
+        **_precision(args.precision),
     )
     if args.json:
         _print_json(result.to_dict())
@@ -161,6 +161,11 @@ def report(args: argparse.Namespace) -> None:
         _print_json({"report": str(page), "runs": summaries(args.runs)})
     else:
         print(page)
+
+
+def _precision(asked: str | None) -> Any:
+    """What to tell `score_checkpoint`: nothing where nothing was asked for."""
+    return {} if asked is None else {"precision": None if asked == "exact" else asked}
 
 
 _NOT_SETTINGS = {"job", "unknown", "config", "resume", "overwrite", "json"}

@@ -10,6 +10,11 @@ from learndyn.cli import jobs
 
 _DTYPES = ("float32", "bfloat16", "float64")
 
+_LOADED_IN = (
+    "precision in which the weights are loaded; bfloat16 rounds the model itself, "
+    "which --precision does not (default: "
+)
+
 
 def make_parser() -> argparse.ArgumentParser:
     """All subcommands and their flags."""
@@ -129,7 +134,7 @@ def _add_run(found: Any) -> None:
     job.add_argument("--panel-seed", type=int, help="which prompts (default: 0)")
     job.add_argument("--preset", choices=["paper", "trl"], help="default: paper")
     job.add_argument("--seed", type=int)
-    job.add_argument("--dtype", choices=_DTYPES)
+    job.add_argument("--dtype", choices=_DTYPES, help=_LOADED_IN + "float32)")
     job.add_argument("--lora", action="store_true", default=None)
     job.add_argument("--lora-rank", type=int)
     job.add_argument("--lora-alpha", type=int)
@@ -158,8 +163,10 @@ def _add_scoring(job: argparse.ArgumentParser) -> None:
     )
     job.add_argument(
         "--precision",
-        choices=["bfloat16"],
-        help="score approximately (default: exactly)",
+        choices=["bfloat16", "exact"] if own else ["bfloat16"],
+        help="bfloat16: score approximately, computing in bfloat16 with the weights as "
+        "loaded, such as float32; all numbers are labelled (default: "
+        + ("as the run of --run was scored, else exact)" if own else "exactly)"),
     )
 
 
@@ -180,7 +187,7 @@ def _add_score(found: Any) -> None:
         "--max-length", type=int, help="with --probes (default: 1024 tokens)"
     )
     job.add_argument(
-        "--dtype", choices=_DTYPES, help="default: the run's, else float32"
+        "--dtype", choices=_DTYPES, help=_LOADED_IN + "the run's, else float32)"
     )
     job.add_argument("--trust-remote-code", action="store_true")
     job.add_argument("--overwrite", action="store_true")

@@ -28,3 +28,8 @@ def number(interval: Interval, digits: int = 1) -> str:
 def percent(share: float) -> str:
     """A share as a signed percentage."""
     return f"{nats(100 * share)}\N{NO-BREAK SPACE}%"
+
+
+def rounded_by(label: str) -> str:
+    """How a run was scored whose numbers are not exact, for a sentence."""
+    return f"{'with' if label.endswith('weights') else 'in'} {label}"

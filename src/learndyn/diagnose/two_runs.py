@@ -2,7 +2,7 @@
 
 from learndyn.diagnose.comparable import is_sft
 from learndyn.diagnose.compare import By, Comparison, Difference, compare
-from learndyn.diagnose.numbers import nats, number
+from learndyn.diagnose.numbers import nats, number, rounded_by
 from learndyn.record.trajectory import Trajectory
 
 
@@ -33,8 +33,8 @@ def compare_in_words(
     one, other = names(a, b)
     said = [_at_updates(found["updates"], one, other), *_prompts(found)]
     said += [
-        f"{name} was scored approximately, in {run.approximate}: a small difference "
-        "may be its rounding."
+        f"{name} was scored approximately, {rounded_by(run.approximate)}: a small "
+        "difference may be its rounding."
         for run, name in ((a, one), (b, other))
         if run.approximate is not None
     ]

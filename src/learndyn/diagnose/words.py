@@ -11,7 +11,7 @@ import numpy as np
 from learndyn.diagnose.changes import kind_table
 from learndyn.diagnose.comparable import is_sft
 from learndyn.diagnose.intervals import Interval
-from learndyn.diagnose.numbers import nats, number, percent
+from learndyn.diagnose.numbers import nats, number, percent, rounded_by
 from learndyn.diagnose.squeeze import Evidence, squeeze_evidence
 from learndyn.diagnose.two_runs import compare_in_words
 from learndyn.record.trajectory import Trajectory
@@ -58,6 +58,17 @@ def what_happened(
     if baseline is not None:
         said += compare_in_words(baseline, trajectory)
     return said
+
+
+def outside_panel(trajectory: Trajectory, split: str | None = None) -> list[str]:
+    """Kinds that no prompt of the panel has: they are followed over all prompts, at the
+    full observations alone. None of them without a panel."""
+    always = trajectory.covered.all(axis=0)
+    start = np.isfinite(trajectory.columns["logp"][0])
+    here = True if split is None else trajectory.split_of == split
+    inside = set(trajectory.kind_of[always & start & here])
+    wanted = set(trajectory.kind_of[~always & here])
+    return [kind for kind in trajectory.kinds if kind in wanted - inside]
 
 
 def _what_moved(trajectory: Trajectory, evidence: Evidence, sft: bool) -> str:
@@ -182,7 +193,10 @@ def _turned_back(trajectory: Trajectory, split: str | None) -> list[str]:
         return []
     among = ""
     if trajectory.panel is not None:
-        among = f" among {chosen.peak_prompts} prompts scored at every observation"
+        full = "full " if "chosen" in outside_panel(trajectory, split) else ""
+        among = (
+            f" among {chosen.peak_prompts} prompts scored at every {full}observation"
+        )
     return [
         f"Chosen was highest at update {chosen.peak_step}, {nats(chosen.rise)} nats "
         f"above its start, and ended {nats(chosen.turn)} nats from there (peak picked "
@@ -206,8 +220,8 @@ def _cautions(trajectory: Trajectory, evidence: Evidence) -> list[str]:
     said = []
     if trajectory.approximate is not None:
         said.append(
-            f"Scored approximately, in {trajectory.approximate}: all numbers carry its "
-            "rounding, and small changes may be nothing else."
+            f"Scored approximately, {rounded_by(trajectory.approximate)}: all numbers "
+            "carry its rounding, and small changes may be nothing else."
         )
     if prompts < FEW_PROMPTS:
         said.append(f"Only {prompts} prompts: the intervals are too narrow.")

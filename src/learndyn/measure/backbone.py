@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from learndyn.measure.batches import Padded, pad
-from learndyn.measure.forward import Forward, adds_virtual_tokens
+from learndyn.measure.forward import Forward, adds_virtual_tokens, base_of
 from learndyn.measure.plan import Pack, ProbePlan, Targets, Tree
 from learndyn.measure.tree_attention import attending
 
@@ -42,16 +42,6 @@ class Limits:
     batch_size: int = 8
     """Sequences side by side."""
     padding_side: Literal["right", "left"] = "right"
-
-
-@runtime_checkable
-class Piece(Protocol):
-    """A unit of work."""
-
-    @property
-    def targets(self) -> Targets:
-        """The labels that its rows predict."""
-        ...
 
 
 @runtime_checkable
@@ -83,7 +73,7 @@ class TreeTier:
 
     def why_not(self, model: nn.Module) -> str | None:
         """Stateful models carry one token into the next outside attention."""
-        base = getattr(model, "get_base_model", lambda: model)()
+        base = base_of(model)
         if not getattr(base, "_supports_attention_backend", False):
             return "does not look its attention up"
         return _sequential(model)
@@ -267,7 +257,7 @@ TIERS: tuple[Tier, ...] = (
 
 
 def _sequential(model: nn.Module) -> str | None:
-    base = getattr(model, "get_base_model", lambda: model)()
+    base = base_of(model)
     if getattr(base, "_is_stateful", False):
         return "carries a state from token to token"
     if adds_virtual_tokens(model):

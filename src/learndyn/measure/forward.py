@@ -36,7 +36,7 @@ class Forward:
     def of(cls, model: nn.Module, tap: nn.Module | None) -> "Forward":
         """A wrapper such as PEFT's takes **kwargs for the model within."""
         accepts = frozenset(inspect.signature(type(model).forward).parameters)
-        base = getattr(model, "get_base_model", lambda: model)()
+        base = base_of(model)
         accepts |= frozenset(inspect.signature(type(base).forward).parameters)
         if adds_virtual_tokens(model):  # then positions are not those of `ids`
             accepts -= {"logits_to_keep"}
@@ -92,3 +92,9 @@ def adds_virtual_tokens(model: nn.Module) -> bool:
     """Whether PEFT puts learnt tokens before the prompt (prompt tuning and its kin)."""
     config = getattr(model, "active_peft_config", None)
     return bool(getattr(config, "is_prompt_learning", False))
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The model within PEFT's wrapper, or the model itself."""
+    unwrap = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()

@@ -10,16 +10,16 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
 from jaxtyping import Float
 from torch import nn
 
 from learndyn.measure.load import weights_hash
+from learndyn.measure.neutral import device_of
 from learndyn.probes.tokenize import TokenizedPair
 from learndyn.record.atomic import StorageFull, write_whole
 
@@ -31,12 +31,14 @@ def kept_sums(
 ) -> Float[np.ndarray, " pair"]:
     """log pi of each response under `model`, in nats: as kept, or from `compute`.
 
-    The key holds all that decides the numbers: parameters and buffers, config, the
-    versions of torch and transformers, and every token id. A file that cannot be read
-    or written only costs time.
+    The key holds all that decides the numbers: parameters and buffers, config, kind of
+    device, the versions of torch, transformers and learndyn, and every token id. A file
+    that cannot be read or written only costs time.
     """
     folder = cache_folder()
-    if folder is None or any(hasattr(p, "full_tensor") for p in model.parameters()):
+    if folder is None or any(
+        hasattr(p, "full_tensor") or p.numel() == 0 for p in model.parameters()
+    ):
         return compute()  # a sharded model's weights are not all here
     path = folder / "frozen" / f"{_key(model, pairs)}.npy"
     kept = _read(path, len(pairs))
@@ -61,8 +63,9 @@ def _key(model: nn.Module, pairs: Sequence[TokenizedPair]) -> str:
         type(model).__qualname__,
         config.to_json_string() if config is not None else "",
         f"{config._attn_implementation}" if config is not None else "",
-        f"{torch.__version__} {transformers.__version__}",
-        weights_hash(model),
+        *(version(name) for name in ("torch", "transformers", "learndyn")),
+        device_of(model).type,
+        _weights(model),
         *sorted({_adapters(module) for module in model.modules()}),
     ]
     digest = hashlib.sha256("\n".join(parts).encode())
@@ -70,6 +73,17 @@ def _key(model: nn.Module, pairs: Sequence[TokenizedPair]) -> str:
         digest.update(np.array([len(pair.prompt_ids), len(pair.response_ids)]).data)
         digest.update(np.array([*pair.prompt_ids, *pair.response_ids]).data)
     return digest.hexdigest()
+
+
+def _weights(model: nn.Module) -> str:
+    """Hash of the weights that are used: adapters that are switched off are not."""
+    unused = tuple(
+        f"{name}.{part}."
+        for name, module in model.named_modules()
+        if getattr(module, "disable_adapters", False) is True
+        for part in getattr(module, "adapter_layer_names", ())
+    )
+    return weights_hash(model, without=unused)
 
 
 def _adapters(module: nn.Module) -> str:

@@ -96,10 +96,15 @@ def load_tokenizer(
     return tokenizer
 
 
-def weights_hash(model: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers, by name: equal iff bit-identical."""
+def weights_hash(model: nn.Module, without: tuple[str, ...] = ()) -> str:
+    """SHA-256 of all parameters and buffers, by name: equal iff bit-identical.
+
+    Names that begin with one of `without` are left out.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith(without):
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes())

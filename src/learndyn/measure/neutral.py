@@ -24,6 +24,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         with (
             _random_state(),
             _own_forward(model),
+            _full_float32(),
+            _uncompiled(model),
             torch.no_grad(),
             torch.autocast(device, enabled=False),
         ):
@@ -31,6 +33,34 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags.items():
             module.training = training
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Multiply float32 as float32, also where training runs in TF32."""
+    chosen = torch.get_float32_matmul_precision()
+    if chosen == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(chosen)
+
+
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """Leave what `model.compile()` traced as it is.
+
+    Other shapes would make the compiler trace training's graph anew, with dynamic
+    shapes.
+    """
+    if all(module._compiled_call_impl is None for module in model.modules()):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from jaxtyping import Int
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -95,34 +96,37 @@ def score_checkpoint(
 ) -> Scored:
     """Score a model on disk with a probe file, or with the frozen probes of a run.
 
-    With `run`, the token ids and, unless `dtype` is given, the precision are the run's
-    own, and `token_start_logp` follows the argmax of its first observation: the result
-    equals what the callback would have seen. Otherwise the model is in float32 and the
-    probes are cut to `max_length` (1024). `settings` are those of `Scorer.attach`; what
-    is approximate says so wherever it is shown or written.
+    With `run`, the token ids are the run's own, and so are, unless given, `dtype` and
+    `precision` (None scores exactly also what the run scored approximately);
+    `token_start_logp` follows the argmax of its first observation: the result equals
+    what the callback would have seen. Otherwise the model is in float32, scored
+    exactly unless `precision` is given, and the probes are cut to `max_length` (1024).
+    `settings` are those of `Scorer.attach`; what is approximate says so wherever it is
+    shown or written.
 
     Raises:
         BadInput: if neither or both of `probes` and `run` are given, if `max_length`
             is given with `run`, if `out` exists or is a folder, if the run was
-            tokenized for another tokenizer, and as `score`.
+            tokenized for another tokenizer or has lost its first full observation, if
+            strict exactness is asked for what the run scored approximately, and as
+            `score`.
     """
     _check_asked(probes, run, max_length)
     check_batch_size(settings.get("batch_size", 1))
     _check_out(out, overwrite)
     trust = {"trust_remote_code": trust_remote_code}
     directory = None if run is None else RunDirectory.open(run)
-    watched = "float32" if directory is None else directory.info["dtype"]
-    loaded = load_model(model, dtype=getattr(torch, dtype or watched), **trust)
-    start_ids = None
+    watched, start_ids = "float32", None
     if directory is not None:
+        watched = directory.info["dtype"]
         expected = directory.info["tokenizer_sha256"]
         _check_tokenizer(model, directory.path, expected, trust_remote_code)
         tokenized = TokenizedProbes.from_table(directory.read_probes(), expected)
-        if directory.steps:
-            first = directory.read_observation(directory.steps[0])
-            start_ids = first.token_argmax_id
+        start_ids = _first_argmax(directory, len(tokenized))
+        settings = _as_the_run(directory, settings)
     else:
         tokenized = _read(str(probes), load_tokenizer(model, **trust), max_length)
+    loaded = load_model(model, dtype=getattr(torch, dtype or watched), **trust)
     began = time.perf_counter()
     scorer = Scorer.attach(loaded, tokenized.pairs, **settings)
     observation = scorer.observe(
@@ -133,6 +137,36 @@ def score_checkpoint(
     if out is not None:
         _write(out, tokenized, observation, scorer.route)
     return Scored(model, tokenized, observation, seconds, out, scorer.route)
+
+
+def _first_argmax(run: RunDirectory, probes: int) -> Int[np.ndarray, " token"] | None:
+    """The argmax that a run's observations follow; None if it has none yet."""
+    if not run.steps:
+        return None
+    first = run.read_observation(run.steps[0])
+    if len(first.ids) != probes:
+        raise BadInput(
+            f"the first observation of {run.path}, at update {run.steps[0]}, is of "
+            f"{len(first.ids)} of {probes} probes (the panel), so the argmax that the "
+            "others follow is not known: the full one before it was removed. Restore "
+            "its file, or score the texts with --probes."
+        )
+    return first.token_argmax_id
+
+
+def _as_the_run(run: RunDirectory, settings: Settings) -> Settings:
+    """With the run's own precision, unless one is given."""
+    # a run from before there was an approximate way has no such entry
+    approximate = (run.info.get("route") or {}).get("approximate")
+    if "precision" in settings or approximate is None:
+        return settings
+    if settings.get("exactness") == "strict":
+        raise BadInput(
+            f"{run.path} was scored approximately, in {approximate}, and so is what is "
+            "compared with it, which strict exactness refuses. Leave --exactness out, "
+            "or give --precision exact (precision=None) for numbers that are exact."
+        )
+    return {**settings, "precision": approximate}
 
 
 def _read(

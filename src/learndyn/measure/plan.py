@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from learndyn.measure.linear import MANY, STEP
 from learndyn.probes.tokenize import TokenizedPair
 
 
@@ -115,10 +116,6 @@ class ProbePlan:
         trees = [Tree(ids, tuple(pairs)) for ids, pairs in found.items()]
         return tuple(sorted(trees, key=self._size, reverse=True))
 
-    def encoded(self) -> int:
-        """Tokens that the backbone reads where every prompt is encoded once."""
-        return sum(map(self._size, self.trees))
-
     def targets(
         self, pairs: Sequence[int], source: Int[np.ndarray, " label"]
     ) -> Targets:
@@ -199,6 +196,14 @@ class ProbePlan:
                 if read:
                     segments.append(Segment(prompt, own))
         owners = np.repeat(range(len(trees)), [self._size(tree) for tree in trees])
+        if len(ids) >= MANY:  # a tree of its own that predicts nothing
+            filler = -len(ids) % STEP
+            own = slice(len(ids), len(ids) + filler)
+            ids += [0] * filler
+            positions += [0] * filler
+            branches += [0] * filler
+            owners = np.append(owners, np.full(filler, len(trees)))
+            segments += [Segment(own, own)] * (filler > 0)
         pairs = [pair for tree in trees for pair in tree.pairs]
         return Pack(
             torch.tensor(ids),

@@ -7,7 +7,6 @@ what disagreed is dropped, with one warning that names the family and the error.
 
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,16 +16,20 @@ from torch import Tensor, nn
 
 from learndyn.errors import BadInput
 from learndyn.measure.backbone import ALONE, TIERS, Limits, Tier
-from learndyn.measure.forward import Forward
+from learndyn.measure.forward import Forward, base_of
 from learndyn.measure.head import learn_head
+from learndyn.measure.linear import onednn_is_faster
+from learndyn.measure.neutral import device_of
 from learndyn.measure.plan import ProbePlan
-from learndyn.measure.reader import ROW_CHUNK_BYTES, Reader
-from learndyn.measure.selftest import PlainForward, sample_of
+from learndyn.measure.reader import Reader, most_rows
+from learndyn.measure.selftest import PlainForward, coarsest, sample_of
 from learndyn.measure.tiles import Tiles
-from learndyn.probes.tokenize import TokenizedPair
 
 
 Exactness = Literal["auto", "strict"]
+
+SHARES = (1, 2, 4, 8)
+"""Packs are tried whole, then in these parts of their size."""
 
 _WARNED: set[tuple[str, ...]] = set()
 """Families, and the ways of scoring of which users of this process were told."""
@@ -52,6 +55,9 @@ class Route:
     """The precision of a scoring that is not exact: "bfloat16"; otherwise None."""
     approximation: float = 0.0
     """What that precision cost in the self-test, in nats per token."""
+    weights: str | None = None
+    """The dtype of the model's own weights where that is below float32: then exactness
+    is up to their rounding."""
 
     @property
     def is_exact(self) -> bool:
@@ -65,16 +71,27 @@ class Route:
             f"scored by {self.name} with {self.head}, {self.error:.1e} nats per token "
             "from the plain forward in the self-test"
         )
+        if self.weights is not None:
+            told += (
+                f"; its weights are {self.weights}, whose rounding all numbers carry"
+            )
         if self.is_exact:
             return told
         return (
             f"APPROXIMATE: {told}, and {self.approximation:.1e} for {self.approximate}"
         )
 
+    @property
+    def label(self) -> str | None:
+        """What must stand beside every number; None where all are exact."""
+        if self.approximate is not None or self.weights is None:
+            return self.approximate
+        return f"{self.weights} weights"
+
 
 def choose(
     model: nn.Module,
-    pairs: Sequence[TokenizedPair],
+    plan: ProbePlan,
     limits: Limits,
     *,
     exactness: Exactness = "auto",
@@ -83,32 +100,43 @@ def choose(
 ) -> tuple[Reader, Route]:
     """The fastest reader that is right, and how right it is.
 
-    `tier` names the only one to try. Must be called where the model is undisturbed.
+    `tier` names the only one to try. Where none is right, logits are read from one
+    sequence at a time: that is the plain forward. Must be called where the model is
+    undisturbed.
 
     Raises:
         BadInput: if `exactness` is "strict" and a tier or head disagrees with the plain
             forward, or if `tier` cannot be used.
     """
-    sample = ProbePlan(sample_of(pairs))
+    sample = ProbePlan(sample_of(plan.pairs))
     truth = PlainForward.of(Forward.of(model, None), sample)
     found = _Findings({}, {}, {})
-    reader, after = _find_head(model, sample, truth, limits, found)
+    trial = _Trial(model, sample, truth, plan, found)
+    reader, after = _find_head(trial, limits)
+    taken: tuple[Reader, float] | None = None
     for candidate in TIERS if tier is None else _named(tier):
-        reader = replace(reader, tier=candidate)
-        error = _tried(reader, model, sample, truth, found)
-        if error is not None:
+        taken = trial.of(replace(reader, tier=candidate))
+        if taken is not None:
             break
-    else:
+    if taken is None and tier is not None:
         raise BadInput(
             f"{type(model).__name__} cannot be scored by the tier {tier!r}: "
-            f"{found.dropped.get(str(tier), found.dropped)}. Leave tier out."
+            f"{found.dropped.get(tier, found.dropped)}. Leave tier out."
         )
+    if taken is None:
+        reader, after = _logits_of(trial, limits), ""
+        taken = reader, truth.error(reader, sample)
+    reader, error = taken
     name = reader.tier.name
     found.tell(model, f"{name} with {reader.head_name}", exactness)
-    route = Route(name, reader.head_name, after, error, found.dropped)
+    info = coarsest(model)
+    weights = None if info.bits >= 32 else info.dtype
+    route = Route(name, reader.head_name, after, error, found.dropped, weights=weights)
     if precision is None:
         return reader, route
-    return _lowered(reader, route, truth, sample, precision)
+    lowered = replace(reader, autocast=torch.bfloat16)
+    cost = truth.error(lowered, sample)
+    return lowered, replace(route, approximate=precision, approximation=cost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +167,7 @@ class _Findings:
         told = self.wrong | self.slow
         if not told:
             return
-        family = type(getattr(model, "get_base_model", lambda: model)()).__name__
+        family = type(base_of(model)).__name__
         text = f"{family}: {'; '.join(told.values())}"
         if self.wrong and exactness == "strict":
             raise BadInput(
@@ -151,63 +179,97 @@ class _Findings:
             warnings.warn(f"{text}. It is scored by {taken}.", stacklevel=2)
 
 
-def _tried(
-    reader: Reader,
-    model: nn.Module,
-    sample: ProbePlan,
-    truth: PlainForward,
-    found: _Findings,
-) -> float | None:
-    """The error of a reader that is right; None, and the reason noted, if it is not."""
-    name = reader.tier.name
-    reason = reader.tier.why_not(model)
-    if reason is None:
-        try:
-            error = truth.error(reader, sample)
-        except torch.OutOfMemoryError:
-            reason = "ran out of memory"
-            found.slow[name] = f"scoring by {name} {reason}"
-        except Exception as failure:  # models refuse masks and caches in many ways
-            reason = f"{type(failure).__name__}: {failure}".split("\n", 1)[0][:200]
-        else:
-            if error <= truth.tolerance:
-                return error
-            found.off(name, error, truth.tolerance)
-            return None
-    found.dropped[name] = reason
-    return None
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """Tries readers on a sample, and once on a piece of real size."""
+
+    model: nn.Module
+    sample: ProbePlan
+    truth: PlainForward
+    plan: ProbePlan
+    found: _Findings
+
+    def of(self, reader: Reader) -> tuple[Reader, float] | None:
+        """A reader that is right and its error; None, and the reason noted, if it is
+        not. It may read less at once than the one that was given."""
+        name = reader.tier.name
+        reason = reader.tier.why_not(self.model)
+        if reason is None:
+            try:
+                right, error = self.error(reader)
+                if error <= self.truth.tolerance:
+                    return self._at_size(right), error
+            except Exception as failure:  # models refuse masks and caches in many ways
+                reason = _in_a_line(failure)
+                if name == "tree" or isinstance(failure, torch.OutOfMemoryError):
+                    self.found.slow[name] = f"scoring by {name} failed ({reason})"
+            else:
+                self.found.off(name, error, self.truth.tolerance)
+                return None
+        self.found.dropped[name] = reason
+        return None
+
+    def error(self, reader: Reader) -> tuple[Reader, float]:
+        """A reader and its error on the sample.
+
+        oneDNN adds up in another order than MKL and a little less exactly: where that
+        is too much, the same reader without it.
+        """
+        error = self.truth.error(reader, self.sample)
+        if error <= self.truth.tolerance or not (reader.fast and onednn_is_faster()):
+            return reader, error
+        exact = replace(reader, fast=False)
+        return exact, self.truth.error(exact, self.sample)
+
+    def _at_size(self, reader: Reader) -> Reader:
+        """The same, with packs small enough for memory and for the model's buffers.
+
+        Raises what the model raises where even the smallest fail.
+        """
+        if len(self.plan.pairs) <= len(self.sample.pairs):
+            return reader  # the sample was all there is
+        for share in SHARES:
+            limits = replace(reader.limits, tokens=reader.limits.tokens // share)
+            smaller = replace(reader, limits=limits)
+            pieces = reader.tier.pieces(self.plan, limits)
+            try:
+                smaller.read_all(self.plan, pieces[:1])
+            except Exception:
+                if share == SHARES[-1]:
+                    raise
+            else:
+                return smaller
+        raise AssertionError("SHARES is empty")
 
 
-def _lowered(
-    reader: Reader,
-    route: Route,
-    truth: PlainForward,
-    sample: ProbePlan,
-    precision: str,
-) -> tuple[Reader, Route]:
-    """The same in lower precision, and what that costs."""
-    lowered = replace(reader, autocast=torch.bfloat16)
-    cost = truth.error(lowered, sample)
-    return lowered, replace(route, approximate=precision, approximation=cost)
+def _in_a_line(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {failure}".split("\n", 1)[0][:200]
 
 
-def _find_head(
-    model: nn.Module,
-    sample: ProbePlan,
-    truth: PlainForward,
-    limits: Limits,
-    found: _Findings,
-) -> tuple[Reader, str]:
+def _logits_of(trial: _Trial, limits: Limits) -> Reader:
+    """Reads the model's own logits, in bounded numbers."""
+    rows = most_rows(trial.truth.vocabulary, device_of(trial.model))
+    plain = Forward.of(trial.model, None)
+    return Reader(plain, ALONE, replace(limits, rows=rows), None, False)
+
+
+def _find_head(trial: _Trial, limits: Limits) -> tuple[Reader, str]:
     """The fastest way to read logits that agrees, tried on one sequence at a time."""
-    plain = Forward.of(model, None)
-    most = max(1, ROW_CHUNK_BYTES // (4 * truth.vocabulary))
-    logits = Reader(plain, ALONE, replace(limits, rows=most), None, False)
-    head = learn_head(model, _some_ids(sample, plain.device))
+    found, logits = trial.found, _logits_of(trial, limits)
+    more = "so its own logits are read, which takes more time and memory"
+    try:
+        head = learn_head(trial.model, _some_ids(trial.sample, logits.forward.device))
+    except Exception as failure:  # heads are called in more ways than one
+        head = None
+        found.dropped["rows"] = _in_a_line(failure)
+        found.slow["rows"] = f"its head cannot be called alone, {more}"
     if head is None:
-        found.dropped["rows"] = "output embedding sharded, or not called just once"
-        found.slow["rows"] = (
-            "its output embedding is sharded, or is not called just once in a forward, "
-            "so its own logits are read, which takes more time and memory"
+        reason = "output embedding sharded, or not called just once"
+        found.dropped.setdefault("rows", reason)
+        found.slow.setdefault(
+            "rows",
+            "its output embedding is sharded, or is not called just once in a "
+            f"forward, {more}",
         )
         return logits, ""
     if not head.is_exact:
@@ -217,23 +279,27 @@ def _find_head(
         )
         found.dropped["rows"] = told
         if not math.isnan(head.error):  # where nothing is finite, no head is to blame
-            found.wrong["rows"] = (
-                f"{told}, so its own logits are read, which takes more time and memory"
-            )
+            found.wrong["rows"] = f"{told}, {more}"
         return logits, ""
-    rows = Reader(Forward.of(model, head.module), ALONE, limits, head, False)
-    plain_linear = Tiles.of(head.module, head.after) is not None
-    if not plain_linear:
+    rows = Reader(Forward.of(trial.model, head.module), ALONE, limits, head, False)
+    ways = [rows]
+    if Tiles.of(head.module, head.after) is not None:
+        ways = [replace(rows, tiled=True), rows]
+    else:
         kind = type(head.module)
         found.dropped["tiles"] = (
             f"the output embedding is no plain linear layer: {kind.__module__}."
             f"{kind.__qualname__}"
         )
-    for reader in [replace(rows, tiled=True)] * plain_linear + [rows]:
-        error = truth.error(reader, sample)
-        if error <= truth.tolerance:
-            return reader, head.name
-        found.off(reader.head_name, error, truth.tolerance)
+    for reader in ways:
+        try:
+            right, error = trial.error(reader)
+        except Exception as failure:  # such as a head on a device of its own
+            found.dropped[reader.head_name] = _in_a_line(failure)
+            continue
+        if error <= trial.truth.tolerance:
+            return right, head.name
+        found.off(reader.head_name, error, trial.truth.tolerance)
     return logits, ""
 
 

@@ -86,19 +86,33 @@ class Scorer:
         batch_size = settings.get("batch_size", 8)
         precision = settings.get("precision")
         check_batch_size(batch_size)
-        if precision not in (None, "bfloat16"):
-            raise BadInput(f"precision {precision!r}: give bfloat16, or leave it out.")
+        exactness = settings.get("exactness", "auto")
+        side = settings.get("padding_side", "right")
+        for value, allowed in (
+            (precision, (None, "bfloat16")),
+            (exactness, ("auto", "strict")),
+            (side, ("right", "left")),
+        ):
+            if value not in allowed:
+                names = " or ".join(str(name) for name in allowed if name is not None)
+                raise BadInput(
+                    f"{value!r} is not known: give {names}, or leave it out."
+                )
+        if precision is not None and exactness == "strict":
+            raise BadInput(
+                f'exactness="strict" and precision {precision!r} exclude each other: '
+                "the first refuses what is not exact. Leave one out."
+            )
         check_fits(model, pairs)
         plan = ProbePlan(tuple(pairs))
         tokens = PACK_TOKENS.get(device_of(model).type, WIDE_PACK)
-        side = settings.get("padding_side", "right")
         limits = Limits(tokens, None, batch_size, side)
         with undisturbed(model):
             reader, route = choose(
                 model,
-                plan.pairs,
+                plan,
                 limits,
-                exactness=settings.get("exactness", "auto"),
+                exactness=exactness,
                 tier=settings.get("tier"),
                 precision=precision,
             )
@@ -144,7 +158,7 @@ class Scorer:
         """Observe all pairs with the model as it stands; see `rows`."""
         rows = self.rows(start_ids=start_ids, progress=progress)
         n_tokens = np.diff(self.plan.starts).astype(np.int32)
-        return _observation(step, n_tokens, rows, self.route.approximate)
+        return _observation(step, n_tokens, rows, self.route.label)
 
 
 def score(
@@ -167,32 +181,6 @@ def score(
     """
     scorer = Scorer.attach(model, probes.pairs, **settings)
     return scorer.observe(step=step, start_ids=start_ids, progress=progress)
-
-
-def score_pairs(
-    model: nn.Module,
-    pairs: Sequence[TokenizedPair],
-    *,
-    progress: Progress = iter,
-    **settings: Unpack[Settings],
-) -> RowStatistics:
-    """Statistics of every response token of every pair, flat, in the pairs' order.
-
-    Raises:
-        BadInput: as `Scorer.attach`.
-    """
-    return Scorer.attach(model, pairs, **settings).rows(progress=progress)
-
-
-def find_route(
-    model: nn.Module, probes: TokenizedProbes, **settings: Unpack[Settings]
-) -> Route:
-    """How `score` scores `probes` with this model.
-
-    Raises:
-        BadInput: as `Scorer.attach`.
-    """
-    return Scorer.attach(model, probes.pairs, **settings).route
 
 
 def _observation(

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from learndyn.measure.linear import goes_by_onednn, in_few_shapes, product
 from learndyn.measure.statistics import RowStatistics, VocabularySums, row_statistics
 
 
@@ -92,7 +93,7 @@ class Tiles:
         rows = -(-len(hidden) // -(-len(hidden) // most))  # blocks of one size
         parts, where = [], []
         for first in range(0, len(hidden), rows):
-            block = hidden[first : first + rows]
+            block = in_few_shapes(hidden[first : first + rows])
             mine = ((source >= first) & (source < first + rows)).nonzero().squeeze(-1)
             starts = None if start_ids is None else start_ids[mine]
             parts.append(self._block(block, source[mine] - first, labels[mine], starts))
@@ -123,6 +124,7 @@ class Tiles:
         swept = fold.sums().take(source)
         found = swept.statistics(labels, *(tokens.logits for tokens in wanted))
         lost = ~(swept.total > TAIL) | ~torch.isfinite(swept.spread)
+        lost &= ~torch.isnan(swept.top)  # a model that has diverged
         again = lost.nonzero().squeeze(-1)
         for rows in again.split(AGAIN) if len(again) else ():
             logits = self._logits(hidden[source[rows]], 0, vocabulary, hidden[:0])
@@ -134,6 +136,9 @@ class Tiles:
         self, hidden: Tensor, begin: int, end: int, buffer: Tensor
     ) -> Float[Tensor, "row tile"]:
         """Final logits of some tokens, in float32 or wider; in `buffer` if they fit."""
+        if goes_by_onednn(hidden):
+            bias = None if self.bias is None else self.bias[begin:end]
+            return self.after(product(hidden, self.weight[begin:end], bias))
         columns = self.weight[begin:end].T
         out = buffer if buffer.shape == (len(hidden), columns.shape[1]) else None
         if self.bias is None:

@@ -56,7 +56,8 @@ class Observation:
     probe_ids: Int[np.ndarray, " probe"] | None = None
     """Rows of probes.parquet that were scored, ascending; None: all of them."""
     approximate: str | None = None
-    """The precision of an approximate scoring, such as "bfloat16"; None: exact."""
+    """Whose rounding its numbers carry: that of "bfloat16" scoring, or of "bfloat16
+    weights"; None where they are exact."""
 
     @property
     def ids(self) -> Int[np.ndarray, " probe"]:

@@ -40,7 +40,7 @@ class Trajectory:
     scored: Bool[np.ndarray, "step probe"] | None = None
     """As `covered`; None where every probe was scored at every step."""
     approximate: str | None = None
-    """The precision of observations that were scored approximately; None: all exact."""
+    """As of its observations; None where all are exact."""
 
     @classmethod
     def load(cls, path: str | Path) -> "Trajectory":

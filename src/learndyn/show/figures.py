@@ -17,6 +17,7 @@ from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import nats
 from learndyn.diagnose.paths import GREEDY, Paths, mean_path
 from learndyn.diagnose.two_runs import names
+from learndyn.diagnose.words import outside_panel
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.canvas import WIDE, Pixels, Sheet, points, shortened, spread_labels
 from learndyn.show.palette import MUTED, SOLID, Style, style_of
@@ -117,8 +118,9 @@ def _of_panel(trajectory: Trajectory, curves: dict[str, Curve], digits: int) -> 
         return ""
     ends = [float(curve.se[-1]) for curve in curves.values()]
     largest = max((se for se in ends if math.isfinite(se)), default=math.nan)
+    but = " where they have that kind" if outside_panel(trajectory) else ""
     return (
-        f"; {panel.size} of {panel.of} prompts, standard error at the end "
+        f"; {panel.size} of {panel.of} prompts{but}, standard error at the end "
         f"≤ {largest:.{digits}f}"
     )
 

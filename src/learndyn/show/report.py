@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from learndyn.diagnose.changes import Per, kind_table
-from learndyn.diagnose.numbers import nats
+from learndyn.diagnose.numbers import nats, rounded_by
 from learndyn.diagnose.paths import GREEDY
-from learndyn.diagnose.words import what_happened
+from learndyn.diagnose.words import outside_panel, what_happened
 from learndyn.errors import BadInput
 from learndyn.record.atomic import write_whole
 from learndyn.record.trajectory import Trajectory
@@ -144,8 +144,8 @@ def _notes(trajectory: Trajectory) -> list[str]:
     notes = []
     if trajectory.approximate is not None:
         notes.append(
-            f"Approximate: this run was scored in {trajectory.approximate}, so every "
-            "number on this page carries its rounding."
+            f"Approximate: this run was scored {rounded_by(trajectory.approximate)}, "
+            "so every number on this page carries its rounding."
         )
     if trajectory.run.info.get("finished") is False:
         notes.append(
@@ -163,11 +163,18 @@ def _panel(trajectory: Trajectory) -> list[str]:
     if panel is None:
         return []
     ends = f"all {panel.of}" if trajectory.covered[-1].all() else "those too"
-    return [
+    others = " or ".join(outside_panel(trajectory))
+    where = " where they have that kind" if others else ""
+    said = (
         f"Between full observations {panel.size} of {panel.of} prompts were scored, "
         f"the same ones throughout (a fixed panel, seed {panel.seed}). Curves and "
-        f"peaks are of those {panel.size}; first, last and change are of {ends}."
-    ]
+        f"peaks are of those {panel.size}{where}; first, last and change are of {ends}."
+    )
+    but = (
+        f"None of those {panel.size} has {others}: there curve and peak are of all "
+        "prompts that do, at the full observations alone."
+    )
+    return [said, but] if others else [said]
 
 
 def _curves(trajectory: Trajectory, stem: Path, per: Per = "response") -> str:
@@ -203,8 +210,8 @@ def _kinds(trajectory: Trajectory) -> str:
     peak = ""
     if trajectory.panel is not None:
         peak = (
-            " peak: looked for on the curves above, so among the panel's prompts; "
-            "where its observation is not full, it is first plus the panel's mean "
+            " peak: looked for on the curves above, so among the prompts that they are "
+            "of; where its observation is not full, it is first plus the panel's mean "
             "change."
         )
     return table(head, rows) + (

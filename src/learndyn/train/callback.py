@@ -28,14 +28,14 @@ from learndyn.measure.route import Exactness
 from learndyn.measure.score import Settings
 from learndyn.probes.panel import Panel
 from learndyn.probes.probe import ProbeSet
-from learndyn.probes.tokenize import TokenizedProbes, tokenize, tokenizer_hash
+from learndyn.probes.tokenize import TokenizedProbes
 from learndyn.record.observation import Observation
 from learndyn.record.run_directory import RunDirectory, is_run
 from learndyn.train.progress import progress_bar
 from learndyn.train.provenance import describe
-from learndyn.train.resume import reopen, same_tokenizer
+from learndyn.train.resume import Attempt, reopen
 from learndyn.train.schedule import Every, Schedule, Subset, is_full
-from learndyn.train.scoring import Scoring
+from learndyn.train.scoring import Scoring, tokenize_for, wait_for_all
 from learndyn.train.trackers import send, tracked
 
 
@@ -60,8 +60,9 @@ class LearningDynamicsCallback(TrainerCallback):
     Raises:
         BadInput: if the schedule is none (see `Schedule`); when training begins, if
             `out` holds a run already (and neither `resume` nor `overwrite` is set, nor
-            does the trainer resume), if a resumed run has another panel, if the probes
-            were tokenized for another tokenizer, and as `Scorer.attach`.
+            does the trainer resume), if a resumed run has another panel or was scored
+            in another precision, if the probes were tokenized for another tokenizer,
+            and as `Scorer.attach`.
     """
 
     def __init__(
@@ -100,14 +101,16 @@ class LearningDynamicsCallback(TrainerCallback):
         self.overwrite = overwrite
         self.info = info or {}
         self.config = config or {}
-        self.run: RunDirectory | None = None
         self._trainer: Trainer | None = None
+        self._trained = False  # whether weights may have moved since
+        self._attempt: Attempt | None = None  # the training that has not ended
         self._forget()
 
     def _forget(self) -> None:
         """Be as before any training: a second one with this callback is a second run,
         and begins anew."""
-        self.run = None
+        self.run: RunDirectory | None = None
+        self._begun = False
         self._tokenized: TokenizedProbes | None = None
         self._panel: Panel | None = None
         self._subset: Subset | None = None
@@ -129,24 +132,31 @@ class LearningDynamicsCallback(TrainerCallback):
         tokenizer: PreTrainedTokenizerBase,
         args: TrainingArguments,
         step: int = 0,
+        *,
+        again: bool = False,
     ) -> RunDirectory | None:
         """Open the run directory: a new one, or the one that a resumed run continues.
 
         Done when training begins; a recipe calls it earlier, so that checkpoints can
-        live in the run directory. Returns None on all but the first process.
+        live in the run directory. `again` says that this very training made it and
+        starts over. Returns None on all but the first process.
         """
-        self._tokenized = self._tokenize(tokenizer)
+        self._forget()
+        tokenizer = self.tokenizer or tokenizer
+        self._tokenized = tokenize_for(self.probes, tokenizer, self.limits)
         self._panel = self.schedule.draw(self._tokenized.probes)
         # On every process: the forwards of a sharded model are collective.
         self._attach(model)
         described = self._describe(model, args)
-        continues = is_run(self.out) and (self.resume or step > 0)
-        _wait(args)  # until all have looked: the first one creates the directory
+        continues = is_run(self.out) and (self.resume or step > 0 or again)
+        wait_for_all(args)  # until all have looked: the first one creates the directory
         if args.process_index == 0:
             if continues:
-                self.run = reopen(self.out, self._tokenized, self.limits, self.schedule)
-                self.run.rewind(step)
-                self.run.update_info(finished=False, route=described["route"])
+                asked = (self.limits, self.schedule, self.settings.get("precision"))
+                self.run = reopen(self.out, self._tokenized, *asked)
+                # trained since, the weights are no longer those of its update 0
+                self.run.rewind(-1 if step == 0 and self._trained else step)
+                self.run.update_info(finished=False)
             else:
                 self.run = RunDirectory.create(
                     self.out,
@@ -155,10 +165,11 @@ class LearningDynamicsCallback(TrainerCallback):
                     config=self.config,
                     overwrite=self.overwrite,
                 )
-        _wait(args)
+        wait_for_all(args)
         if continues:
             self._adopt(RunDirectory.open(self.out))
             self._attach(model)  # the run's own probes, in their order
+        self._begun = True
         return self.run
 
     def on_train_begin(
@@ -169,11 +180,14 @@ class LearningDynamicsCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Observe the model as it stands before its first update."""
-        model = kwargs["model"]
-        if self._tokenized is None:
-            self.begin(model, kwargs["processing_class"], args, state.global_step)
-        elif state.global_step > 0:  # a checkpoint was loaded since
+        model, step = kwargs["model"], state.global_step
+        if not self._begun:  # the first training, or one after another
+            again = bool(self._attempt and self._attempt.begins_again(args, state))
+            self.begin(model, kwargs["processing_class"], args, step, again=again)
+        elif step > 0:  # a checkpoint was loaded since
             self._attach(model)
+        self._begun, self._trained = False, True
+        self._attempt = Attempt(args, state.train_batch_size)
         if self._last != state.global_step:
             self._observe(model, args, state, control)
 
@@ -210,6 +224,7 @@ class LearningDynamicsCallback(TrainerCallback):
             self._observe(kwargs["model"], args, state, control, full=True)
         if self.run is not None:
             self.run.update_info(finished=True, final_step=state.global_step)
+        self._attempt = None
         self._forget()
 
     def on_log(
@@ -223,19 +238,6 @@ class LearningDynamicsCallback(TrainerCallback):
         """Keep what the trainer logs, under its own keys."""
         if self.run is not None and logs:
             self.run.append_log({"step": state.global_step, **logs})
-
-    def _tokenize(self, tokenizer: PreTrainedTokenizerBase) -> TokenizedProbes:
-        tokenizer = self.tokenizer or tokenizer
-        if isinstance(self.probes, ProbeSet):
-            if not isinstance(tokenizer, PreTrainedTokenizerBase):
-                raise BadInput(
-                    "the trainer has no tokenizer to tokenize the probes with. Pass "
-                    "tokenizer= to LearningDynamicsCallback."
-                )
-            return tokenize(self.probes, tokenizer, **self.limits)
-        if isinstance(tokenizer, PreTrainedTokenizerBase):
-            same_tokenizer(self.probes.tokenizer_hash, tokenizer_hash(tokenizer))
-        return self.probes
 
     def _describe(self, model: nn.Module, args: TrainingArguments) -> dict[str, Any]:
         assert self._tokenized is not None
@@ -258,6 +260,8 @@ class LearningDynamicsCallback(TrainerCallback):
         assert self._tokenized is not None
         self._subset = Subset.of(self._tokenized, self._panel)
         self._scoring = Scoring(model, self._tokenized, self._subset, self.settings)
+        if self.run is not None:
+            self.run.update_info(route=asdict(self._scoring.route))
 
     def _adopt(self, run: RunDirectory) -> None:
         """Go on with the run's own token ids, in their order, its first argmax and its
@@ -309,11 +313,3 @@ class LearningDynamicsCallback(TrainerCallback):
             probes, first = self._tokenized.probes, self._first
             values = tracked(probes, observation, first, self._subset)
             send(self._trainer, values, args, state, control)
-
-
-def _wait(args: TrainingArguments) -> None:
-    """Let all processes come to this point."""
-    if args.world_size > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()

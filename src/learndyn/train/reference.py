@@ -16,12 +16,15 @@ from torch import nn
 
 from learndyn.errors import BadInput
 from learndyn.measure.frozen import kept_sums
-from learndyn.measure.score import score_pairs
+from learndyn.measure.score import Scorer
 from learndyn.probes.tokenize import TokenizedPair
 
 
 TOLERANCE = 1e-4
 """Nats per response. Two float32 scorings of one model differ by about 1e-5."""
+
+SLICE = 2048
+"""Responses whose tokens are held at once: training sets are larger than probe sets."""
 
 
 def check_reference(
@@ -68,9 +71,14 @@ def _sums(
     batch_size: int,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> Float[np.ndarray, " pair"]:
-    rows = score_pairs(model, pairs, batch_size=batch_size, progress=progress)
-    sizes = [len(pair.response_ids) for pair in pairs]
-    return np.array([float(part.sum()) for part in rows.logp.split(sizes)])
+    scorer = Scorer.attach(model, pairs, batch_size=batch_size)
+    sums = np.zeros(len(pairs))
+    for first in progress(range(0, len(pairs), SLICE)):
+        rows = range(len(pairs))[first : first + SLICE]
+        logp = scorer.select(rows).rows().logp
+        parts = logp.split([len(pairs[i].response_ids) for i in rows])
+        sums[first : first + SLICE] = [float(part.sum()) for part in parts]
+    return sums
 
 
 def _cause(policy: nn.Module, reference: nn.Module | None) -> str:

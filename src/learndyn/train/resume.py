@@ -2,10 +2,12 @@
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import TrainerState, TrainingArguments
 
 from learndyn.errors import BadInput, listed
 from learndyn.probes.data import Data
@@ -83,14 +85,38 @@ def refuse_other_settings(
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A training that has begun and not ended."""
+
+    args: TrainingArguments
+    batch_size: int | None
+
+    def begins_again(self, args: TrainingArguments, state: TrainerState) -> bool:
+        """Whether what begins now is this training once more, in a smaller batch.
+
+        That is what `auto_find_batch_size` does within one `trainer.train()` when
+        memory runs out. A second call of `train` begins with the batch size that the
+        first one ended with.
+        """
+        now, before = state.train_batch_size, self.batch_size
+        if args is not self.args or not args.auto_find_batch_size:
+            return False
+        return now is not None and before is not None and now < before
+
+
 def reopen(
-    out: Path, probes: TokenizedProbes, limits: dict[str, Any], schedule: Schedule
+    out: Path,
+    probes: TokenizedProbes,
+    limits: dict[str, Any],
+    schedule: Schedule,
+    precision: str | None = None,
 ) -> RunDirectory:
     """The run at `out`, to be continued with these probes.
 
     Raises:
-        BadInput: if it watched other probes, tokenized or cut them otherwise, or has
-            another panel.
+        BadInput: if it watched other probes, tokenized or cut them otherwise, has
+            another panel, or was scored in another precision.
     """
     run = RunDirectory.open(out)
     watched = run.info.get("probe_fingerprint")
@@ -110,6 +136,7 @@ def reopen(
             "Give the same limits, or choose another --out."
         )
     schedule.check_same(Panel.of_run(run.info), str(out))
+    _same_precision(run, precision)
     if run.steps and len(run.read_observation(run.steps[0]).ids) != len(probes):
         raise BadInput(
             f"cannot continue {out}: its first observation, at update {run.steps[0]}, "
@@ -117,6 +144,26 @@ def reopen(
             "or choose another --out."
         )
     return run
+
+
+def _same_precision(run: RunDirectory, precision: str | None) -> None:
+    """One run is scored in one precision, so that its changes are the model's."""
+    # a run from before there was any other has no such entry
+    began = (run.info.get("route") or {}).get("approximate")
+    if began == precision:
+        return
+    known = f"precision={precision!r}, so {_scored_in(precision)}"
+    advice = "Leave precision out" if began is None else f"Give precision={began!r}"
+    raise BadInput(
+        f"cannot continue {run.path} with {known}: its observations so far "
+        f"({len(run.steps)}) were scored {_scored_in(began)}, and the rounding between "
+        f"the two would look like a change of the model. {advice}, or choose another "
+        "--out."
+    )
+
+
+def _scored_in(precision: str | None) -> str:
+    return "exactly" if precision is None else f"approximately, in {precision}"
 
 
 def same_tokenizer(watched: str, present: str) -> None:

@@ -1,7 +1,8 @@
 """When a run is observed, and whether in full or on its panel."""
 
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -23,8 +24,8 @@ class Schedule:
     """What a user asks for; all numbers but the last are updates or prompts.
 
     Raises:
-        BadInput: if a number is too small, or something is said of a panel that is not
-            asked for.
+        BadInput: if a number is too small or no whole number, or something is said of a
+            panel that is not asked for.
     """
 
     every: Every = 25
@@ -36,9 +37,9 @@ class Schedule:
     panel_seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.every != "log" and self.every < 1:
+        if self.every != "log" and not _is_count(self.every, 1):
             raise BadInput(
-                f"every={self.every}: give a number of updates >= 1, or 'log'."
+                f"every={self.every!r}: give a number of updates >= 1, or 'log'."
             )
         if self.panel is None:
             if self.full_every is not None or self.panel_seed != 0:
@@ -48,14 +49,14 @@ class Schedule:
                     "observation is full. Give panel=N as well, or leave them out."
                 )
             return
-        if self.panel < 2:
+        if not _is_count(self.panel, 2):
             raise BadInput(
-                f"panel={self.panel}: give 2 prompts or more, since fewer have no "
+                f"panel={self.panel!r}: give 2 prompts or more, since fewer have no "
                 "standard error. 50 or more are of use."
             )
-        if self.full_every is not None and self.full_every < 1:
+        if self.full_every is not None and not _is_count(self.full_every, 1):
             raise BadInput(
-                f"full_every={self.full_every}: give a number of updates >= 1, or "
+                f"full_every={self.full_every!r}: give a number of updates >= 1, or "
                 "leave it out: the first and the last observation are full anyway."
             )
 
@@ -69,7 +70,7 @@ class Schedule:
 
     def is_due(self, step: int, panel: Panel | None = None) -> bool:
         """Whether an observation is asked for after update `step`."""
-        if is_full(step, panel) and panel is not None and panel.prompts is not None:
+        if panel is not None and _is_multiple(step, panel.full_every):
             return True
         if self.every == "log":
             return step in LOG_STEPS
@@ -126,4 +127,17 @@ def is_full(step: int, panel: Panel | None) -> bool:
     """
     if panel is None or panel.prompts is None:
         return True
-    return panel.full_every is not None and step % panel.full_every == 0
+    return _is_multiple(step, panel.full_every)
+
+
+def _is_multiple(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _is_count(value: Any, least: int) -> bool:
+    """Whether it is a whole number, at least `least`: True is none."""
+    return (
+        isinstance(value, Integral)
+        and not isinstance(value, bool)
+        and int(value) >= least
+    )

@@ -1,18 +1,23 @@
 """The probes of one run, laid out for its model: all of them, and its panel's."""
 
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from learndyn.errors import BadInput
 from learndyn.measure.route import Route
 from learndyn.measure.score import Progress, Scorer, Settings
-from learndyn.probes.tokenize import TokenizedProbes
+from learndyn.probes.probe import ProbeSet
+from learndyn.probes.tokenize import TokenizedProbes, tokenize, tokenizer_hash
 from learndyn.record.observation import Observation
+from learndyn.train.resume import same_tokenizer
 from learndyn.train.schedule import Subset
 
 
 class Scoring:
-    """All scoring of a run happens here; made anew when weights were loaded.
+    """All scoring of a run happens here; made anew when weights were loaded or sharded.
 
     Raises:
         BadInput: as `Scorer.attach`.
@@ -26,6 +31,7 @@ class Scoring:
         settings: Settings,
     ) -> None:
         self._given = model
+        self._sharded = _is_sharded(model)  # before a forward gathers it
         self._whole = Scorer.attach(model, probes.pairs, **settings)
         self._subset = subset
         self._part = None
@@ -38,8 +44,11 @@ class Scoring:
         return self._whole.route
 
     def is_for(self, model: nn.Module) -> bool:
-        """Whether it scores this very model."""
-        return self._given is model
+        """Whether it scores this very model, and as it is kept now.
+
+        FSDP2 shards a model in place, after which its head cannot be read by itself.
+        """
+        return self._given is model and (self._sharded or not _is_sharded(model))
 
     def observe(
         self, step: int, first: Observation | None, *, full: bool, progress: Progress
@@ -52,3 +61,36 @@ class Scoring:
             step=step, start_ids=starts[self._subset.tokens], progress=progress
         )
         return replace(seen, probe_ids=self._subset.rows)
+
+
+def tokenize_for(
+    probes: ProbeSet | TokenizedProbes, tokenizer: Any, limits: dict[str, Any]
+) -> TokenizedProbes:
+    """The probes as token ids of the tokenizer that the trainer uses, if it has one.
+
+    Raises:
+        BadInput: if it has none and needs one, or theirs is another.
+    """
+    if isinstance(probes, ProbeSet):
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise BadInput(
+                "the trainer has no tokenizer to tokenize the probes with. Pass "
+                "tokenizer= to LearningDynamicsCallback."
+            )
+        return tokenize(probes, tokenizer, **limits)
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        same_tokenizer(probes.tokenizer_hash, tokenizer_hash(tokenizer))
+    return probes
+
+
+def wait_for_all(args: TrainingArguments) -> None:
+    """Let all processes come to this point: they score together."""
+    if args.world_size > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether any weight is a DTensor, as FSDP2 makes them."""
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())

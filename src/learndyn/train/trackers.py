@@ -46,7 +46,7 @@ def tracked(
         values |= panel_changes(panel.probes.probes, first, observation, panel.rows)
     if observation.approximate is None:
         return values
-    label = f"probes_approximate_{observation.approximate}/"
+    label = f"probes_approximate_{observation.approximate.replace(' ', '_')}/"
     return {
         label + name.removeprefix("probes/"): value for name, value in values.items()
     }

@@ -1,0 +1,120 @@
+"""Matrix products by the faster of two libraries.
+
+torch multiplies float32 matrices on a CPU by MKL, which leaves half of an AMD processor
+idle: oneDNN, which torch has as well, was measured 2.2 times as fast on a Zen 5 core
+(262 against 118 Gflop/s), with errors of the same size (2e-7 of the result). Within
+`fast_linear` linear layers use it, where a trial at the first use finds it faster.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+
+STEP = 64
+"""Numbers of rows that differ by less are made equal ..."""
+
+MANY = 8 * STEP
+"""... where there are this many: a few zeros more are then below 6 %, 2 % on average of
+packs of 2,048 tokens."""
+
+_ACTIVE: ContextVar[bool] = ContextVar("learndyn_fast_linear", default=False)
+
+WORTH = 1.3
+"""How much faster oneDNN must be: below it, both are as good."""
+
+
+def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """rows @ weight.T + bias, by oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+
+
+@contextmanager
+def fast_linear() -> Iterator[None]:
+    """Within the block, float32 linear layers on a CPU use the faster library."""
+    if not onednn_is_faster():
+        yield
+        return
+    token = _ACTIVE.set(True)
+    try:
+        with _ByOneDnn():
+            yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+def goes_by_onednn(rows: Tensor) -> bool:
+    """Whether `product` takes these rows: within `fast_linear` alone."""
+    return _ACTIVE.get() and _is_plain((rows,))
+
+
+def in_few_shapes(rows: Float[Tensor, "row d"]) -> Float[Tensor, "more d"]:
+    """The same with rows of zeros below, up to a multiple of `STEP` if they are many.
+
+    oneDNN compiles a kernel for every shape, and keeps about 0.5 MB of each.
+    """
+    if len(rows) < MANY or not goes_by_onednn(rows):
+        return rows
+    return functional.pad(rows, (0, 0, 0, -len(rows) % STEP))
+
+
+class _ByOneDnn(TorchFunctionMode):
+    """Sends `linear` of plain float32 tensors to oneDNN; all else stays."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """One call of a torch function."""
+        if not kwargs and _is_plain(args):
+            if func is functional.linear:
+                return product(*args, *([None] if len(args) == 2 else []))
+            if func is torch.addmm and args[0].ndim == 1:  # GPT-2's layers
+                bias, rows, columns = args
+                return product(rows, columns.T, bias)
+        return func(*args, **(kwargs or {}))
+
+
+def _is_plain(tensors: tuple[Any, ...]) -> bool:
+    return all(
+        t is None
+        or (
+            type(t) in (Tensor, torch.nn.Parameter)
+            and t.dtype == torch.float32
+            and t.device.type == "cpu"
+            and (t.is_contiguous() or t.mT.is_contiguous())  # others are slow there
+        )
+        for t in tensors
+    )
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether a trial of 0.1 GFlop finds oneDNN `WORTH` times as fast as MKL."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    rows, weight = torch.ones(256, 512), torch.ones(512, 512)
+    try:
+        usual = min(_timed(functional.linear, rows, weight, None) for _ in range(5))
+        other = min(_timed(product, rows, weight, None) for _ in range(5))
+    except (AttributeError, RuntimeError):  # a build without this operator
+        return False
+    return usual > WORTH * other
+
+
+def _timed(multiply: Callable[..., Tensor], *given: Tensor | None) -> float:
+    began = time.perf_counter()
+    multiply(*given)
+    return time.perf_counter() - began
