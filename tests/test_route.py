@@ -170,3 +170,21 @@ def test_reasons_are_kept_for_the_record():
     route = Scorer.attach(tiny_model("mamba2"), PAIRS).route
     assert route.dropped["tree"] == "does not look its attention up"
     assert set() == route_module._WARNED
+
+
+def test_a_model_that_gives_nan_is_called_untested():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    route = Scorer.attach(model, PAIRS).route
+    assert np.isnan(route.error)
+    assert "untested" in route.in_words
+    with pytest.raises(BadInput, match=r"not numbers, which exactness strict"):
+        Scorer.attach(model, PAIRS, exactness="strict")
+
+
+@pytest.mark.parametrize("rows", [[], [-1], [999]])
+def test_pairs_that_are_not_there_cannot_be_selected(rows):
+    scorer = Scorer.attach(tiny_model("llama"), PAIRS)
+    with pytest.raises(BadInput, match=f"from 0 to {len(PAIRS) - 1}"):
+        scorer.select(rows)

@@ -46,6 +46,7 @@ class Scored:
             "seconds": round(self.seconds, 2),
             "out": None if self.out is None else str(self.out),
             "route": asdict(self.route),
+            "truncated": self.cut,
             "kinds": {kind: self._means(kind) for kind in self.tokenized.probes.kinds},
         }
 
@@ -65,10 +66,20 @@ class Scored:
                 f"{row['top1_mean']:7.1%}"
             )
         lines += ["", "logp, argmax: mean nats per response, end of text included."]
+        if self.cut:
+            lines.append(
+                f"{self.cut} of {len(self.tokenized)} probes are longer than the limit "
+                "and were cut: a cut response has no end of text."
+            )
         lines.append(self.route.in_words)
         if self.out is not None:
             lines.append(f"every probe and token: {self.out}")
         return "\n".join(lines)
+
+    @property
+    def cut(self) -> int:
+        """Probes of which something was cut."""
+        return sum(pair.truncated for pair in self.tokenized.pairs)
 
     def _means(self, kind: str) -> dict[str, Any]:
         mask = np.array([probe.kind == kind for probe in self.tokenized.probes])

@@ -10,9 +10,9 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 
 from learndyn.errors import BadInput
 from learndyn.measure.backbone import ALONE, TIERS, Limits, Tier
@@ -22,7 +22,7 @@ from learndyn.measure.linear import onednn_is_faster
 from learndyn.measure.neutral import device_of
 from learndyn.measure.plan import ProbePlan
 from learndyn.measure.reader import Reader, most_rows
-from learndyn.measure.selftest import PlainForward, coarsest, sample_of
+from learndyn.measure.selftest import PlainForward, coarsest, few_ids, sample_of
 from learndyn.measure.tiles import Tiles
 
 
@@ -48,7 +48,8 @@ class Route:
     """What the model does after the projection: "identity", "scale 0.0625", "softcap
     30"; "" where its own logits are used."""
     error: float
-    """Largest error of the self-test, in nats per token."""
+    """Largest error of the self-test, in nats per token; NaN where the plain forward
+    itself gives NaN, so that nothing could be tested."""
     dropped: dict[str, str]
     """Faster ways that were not taken, and why."""
     approximate: str | None = None
@@ -71,6 +72,8 @@ class Route:
             f"scored by {self.name} with {self.head}, {self.error:.1e} nats per token "
             "from the plain forward in the self-test"
         )
+        if math.isnan(self.error):
+            told = f"scored by {self.name} with {self.head}, untested: it gives NaN"
         if self.weights is not None:
             told += (
                 f"; its weights are {self.weights}, whose rounding all numbers carry"
@@ -100,9 +103,8 @@ def choose(
 ) -> tuple[Reader, Route]:
     """The fastest reader that is right, and how right it is.
 
-    `tier` names the only one to try. Where none is right, logits are read from one
-    sequence at a time: that is the plain forward. Must be called where the model is
-    undisturbed.
+    `tier` names the only one to try. Where none is right, the plain forward's logits
+    are read. Must be called where the model is undisturbed.
 
     Raises:
         BadInput: if `exactness` is "strict" and a tier or head disagrees with the plain
@@ -127,6 +129,13 @@ def choose(
         reader, after = _logits_of(trial, limits), ""
         taken = reader, truth.error(reader, sample)
     reader, error = taken
+    if np.isnan(truth.values).any():
+        error = math.nan  # two NaNs agree about nothing
+        if exactness == "strict":
+            raise BadInput(
+                f"{type(model).__name__} has diverged: its log-probabilities are not "
+                "numbers, which exactness strict refuses. Take an earlier checkpoint."
+            )
     name = reader.tier.name
     found.tell(model, f"{name} with {reader.head_name}", exactness)
     info = coarsest(model)
@@ -171,8 +180,8 @@ class _Findings:
         text = f"{family}: {'; '.join(told.values())}"
         if self.wrong and exactness == "strict":
             raise BadInput(
-                f'{text}. exactness="strict" refuses to go on; "auto" would score by '
-                f"{taken}, which agrees."
+                f"{text}. Exactness strict refuses to go on, even where a slower way "
+                f"is right; auto, the default, would score by {taken}, which agrees."
             )
         if (family, *told) not in _WARNED:
             _WARNED.add((family, *told))
@@ -258,7 +267,7 @@ def _find_head(trial: _Trial, limits: Limits) -> tuple[Reader, str]:
     found, logits = trial.found, _logits_of(trial, limits)
     more = "so its own logits are read, which takes more time and memory"
     try:
-        head = learn_head(trial.model, _some_ids(trial.sample, logits.forward.device))
+        head = learn_head(trial.model, few_ids(trial.sample, logits.forward.device))
     except Exception as failure:  # heads are called in more ways than one
         head = None
         found.dropped["rows"] = _in_a_line(failure)
@@ -301,12 +310,6 @@ def _find_head(trial: _Trial, limits: Limits) -> tuple[Reader, str]:
             return right, head.name
         found.off(reader.head_name, error, trial.truth.tolerance)
     return logits, ""
-
-
-def _some_ids(sample: ProbePlan, device: torch.device) -> Int[Tensor, "1 time"]:
-    """Eight tokens, so that all logits of a large vocabulary stay small."""
-    pair = min(sample.pairs, key=lambda p: len(p.prompt_ids) + len(p.response_ids))
-    return torch.tensor([(*pair.prompt_ids, *pair.response_ids)[:8]], device=device)
 
 
 def _named(tier: str) -> list[Tier]:

@@ -124,7 +124,17 @@ class Scorer:
         return self._reader.forward.model
 
     def select(self, rows: Sequence[int]) -> "Scorer":
-        """The same for some of the pairs, in the order of `rows`; no new self-test."""
+        """The same for some of the pairs, in the order of `rows`; no new self-test.
+
+        Raises:
+            BadInput: if `rows` is empty or names a pair that is not there.
+        """
+        count = len(self.plan.pairs)
+        if not len(rows) or not all(0 <= i < count for i in rows):
+            raise BadInput(
+                f"select needs positions from 0 to {count - 1}, at least one of them; "
+                f"it was given {list(rows)[:10]}."
+            )
         plan = ProbePlan(tuple(self.plan.pairs[i] for i in rows))
         return Scorer(plan, self._reader, self.route)
 

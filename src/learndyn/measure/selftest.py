@@ -159,3 +159,9 @@ def sample_of(pairs: Sequence[TokenizedPair]) -> tuple[TokenizedPair, ...]:
         chosen += dict.fromkeys([by_length[-1], middle, by_length[0]])
     single = chosen[-1]
     return (*chosen, replace(single, response_ids=single.response_ids[:1]))
+
+
+def few_ids(sample: ProbePlan, device: torch.device) -> Int[Tensor, "1 time"]:
+    """Eight tokens, so that all logits of a large vocabulary stay small."""
+    pair = min(sample.pairs, key=lambda p: len(p.prompt_ids) + len(p.response_ids))
+    return torch.tensor([(*pair.prompt_ids, *pair.response_ids)[:8]], device=device)
