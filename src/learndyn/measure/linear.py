@@ -78,13 +78,18 @@ class _ByOneDnn(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """One call of a torch function."""
-        if not kwargs and _is_plain(args):
-            if func is functional.linear:
-                return product(*args, *([None] if len(args) == 2 else []))
-            if func is torch.addmm and args[0].ndim == 1:  # GPT-2's layers
-                bias, rows, columns = args
-                return product(rows, columns.T, bias)
-        return func(*args, **(kwargs or {}))
+        # By name first: this stands before every torch function of a forward.
+        if func not in _REPLACED or kwargs or not _is_plain(args):
+            return func(*args, **(kwargs or {}))
+        if func is functional.linear:
+            return product(*args, *([None] if len(args) == 2 else []))
+        bias, rows, columns = args
+        if bias.ndim == 1:  # GPT-2's layers
+            return product(rows, columns.T, bias)
+        return func(*args)
+
+
+_REPLACED = frozenset({functional.linear, torch.addmm})
 
 
 def _is_plain(tensors: tuple[Any, ...]) -> bool:

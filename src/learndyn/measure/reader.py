@@ -62,9 +62,11 @@ class Reader:
                 yield
             return
         torch.clear_autocast_cache()
-        with torch.autocast(self.forward.device.type, dtype=self.autocast):
-            yield
-        torch.clear_autocast_cache()
+        try:
+            with torch.autocast(self.forward.device.type, dtype=self.autocast):
+                yield
+        finally:
+            torch.clear_autocast_cache()
 
     def _current(self) -> tuple[Forward, Head | None, Tiles | None]:
         """Forward and head with the output embedding as it is now.
