@@ -1,0 +1,247 @@
+r"""What a loss asks of each response token: its push.
+
+A loss here sees the model only through the log-probabilities of the response tokens.
+So its gradient at the logits z of token l is known in closed form:
+
+    G_l = dL/dz_l = push_l (e_{y_l} - pi_l),    push_l = dL/dlogp_l
+
+push < 0 raises the token (SFT has -1), push > 0 lowers it: the negative gradient of
+Ren & Sutherland 2025 (Section 3.2). Tokens are flat: response after response.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, get_args, get_origin
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from learndyn.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Responses:
+    """What a loss is told of a batch beside the log-probabilities; responses in order.
+
+    Raises:
+        BadInput: if there is no response, a count is negative, or lengths differ.
+    """
+
+    n_tokens: Int[Tensor, " response"]
+    """Scored tokens of each response, EOS included."""
+    chosen: Bool[Tensor, " response"]
+    """Chosen or desirable (True), rejected or undesirable (False)."""
+    reference: Float[Tensor, " response"] | None = None
+    """log pi_ref(response | prompt), summed over tokens, nats."""
+    old_logp: Float[Tensor, " token"] | None = None
+    """GRPO: log-probability of each token under the policy that sampled it, nats."""
+    advantage: Float[Tensor, " response"] | None = None
+    """GRPO: advantage of each response, any unit."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no loss can use."""
+        if len(self.n_tokens) == 0:
+            raise BadInput("the batch has no responses: give at least one.")
+        if bool((self.n_tokens < 0).any()):
+            raise BadInput(
+                f"n_tokens has {int(self.n_tokens.min())}: a response cannot have "
+                "fewer than 0 tokens."
+            )
+        wanted = {"chosen": self.chosen, "reference": self.reference}
+        for name, given in {**wanted, "advantage": self.advantage}.items():
+            if given is not None and given.shape != self.n_tokens.shape:
+                raise BadInput(
+                    f"{name} has {len(given)} entries for {len(self.n_tokens)} "
+                    "responses: give one for each response."
+                )
+        if self.old_logp is not None:
+            self.check_tokens(self.old_logp, "old_logp")
+
+    def check_tokens(
+        self, logp: Float[Tensor, " token"], name: str = "logp"
+    ) -> Float[Tensor, " token"]:
+        """`logp` again, if it has as many tokens as the responses together.
+
+        Raises:
+            BadInput: if it has not, or is on another device.
+        """
+        total = int(self.n_tokens.sum())
+        if len(logp) != total:
+            raise BadInput(
+                f"{name} has {len(logp)} tokens, but the {len(self.n_tokens)} "
+                f"responses have {total} together: give the response tokens only, "
+                "response after response."
+            )
+        if logp.device != self.n_tokens.device:
+            raise BadInput(
+                f"{name} is on {logp.device} and the responses on "
+                f"{self.n_tokens.device}: put them on one device."
+            )
+        return logp
+
+    def owner(self) -> Int[Tensor, " token"]:
+        """The response that each token belongs to."""
+        which = torch.arange(len(self.n_tokens), device=self.n_tokens.device)
+        return which.repeat_interleave(self.n_tokens)
+
+    def sums(self, logp: Float[Tensor, " token"]) -> Float[Tensor, " response"]:
+        """log pi(response | prompt): summed over tokens, nats; 0 without tokens."""
+        empty = logp.new_zeros(len(self.n_tokens))
+        return empty.index_add(0, self.owner(), logp)
+
+    def means(self, logp: Float[Tensor, " token"]) -> Float[Tensor, " response"]:
+        """Mean over the tokens of each response, nats per token.
+
+        Raises:
+            BadInput: if a response has no token.
+        """
+        return self.sums(logp) / self.lengths(logp)
+
+    def lengths(self, like: Float[Tensor, " any"]) -> Float[Tensor, " response"]:
+        """Tokens of each response in the dtype of `like`, to divide by.
+
+        Raises:
+            BadInput: if a response has no token.
+        """
+        return _no_zeros(self.n_tokens).to(like)
+
+    def spread(
+        self, per_response: Float[Tensor, " response"]
+    ) -> Float[Tensor, " token"]:
+        """Each response's number on each of its tokens."""
+        return per_response[self.owner()]
+
+    def log_ratios(self, logp: Float[Tensor, " token"]) -> Float[Tensor, " response"]:
+        """log pi(y | x) - log pi_ref(y | x), summed over tokens, nats.
+
+        Raises:
+            BadInput: if the reference was not given.
+        """
+        if self.reference is None:
+            raise BadInput(
+                "this loss compares with a reference model: give the summed "
+                "log-probabilities of the responses under it (reference=...)."
+            )
+        return self.sums(logp) - self.reference.to(logp)
+
+    def pairs(self) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
+        """Indices (chosen, rejected): the i-th chosen with the i-th rejected.
+
+        Raises:
+            BadInput: if there are not as many chosen as rejected.
+        """
+        chosen = self.chosen.nonzero()[:, 0]
+        rejected = (~self.chosen).nonzero()[:, 0]
+        if len(chosen) != len(rejected):
+            raise BadInput(
+                f"{len(chosen)} chosen and {len(rejected)} rejected responses: a loss "
+                "on pairs needs as many of both."
+            )
+        return chosen, rejected
+
+
+def _no_zeros(n_tokens: Int[Tensor, " any"]) -> Int[Tensor, " any"]:
+    if bool((n_tokens == 0).any()):
+        raise BadInput(
+            f"{int((n_tokens == 0).sum())} of {len(n_tokens)} responses have no "
+            "tokens, and this loss takes a mean over the tokens of each: leave those "
+            "out."
+        )
+    return n_tokens
+
+
+@dataclass(frozen=True)
+class Loss(ABC):
+    """A loss on the log-probabilities of response tokens.
+
+    Raises:
+        BadInput: if an option is not finite, not positive where it has to be, or none
+            of the words there are.
+    """
+
+    name: ClassVar[str]
+    """As on the command line."""
+    paper: ClassVar[str]
+    """Authors, year, arXiv number, equation."""
+    equation: ClassVar[str]
+    """The loss of one response or pair."""
+    push_equation: ClassVar[str]
+    """dL/dlogp of its tokens. Divide by the number of responses or pairs."""
+    differs: ClassVar[str] = ""
+    """Where TRL 1.16, or the paper's text, has something else."""
+    layout: ClassVar[Literal["responses", "pairs", "advantages"]]
+    """What a batch has to hold."""
+    needs_reference: ClassVar[bool] = False
+    averages: ClassVar[bool] = False
+    """Sees means over the tokens of a response, not sums."""
+    roles: ClassVar[Mapping[str, bool]]
+    """Whom it treats differently, and the value of `chosen` (or the sign of the
+    advantage) that makes a response one of them."""
+    positive: ClassVar[tuple[str, ...]] = ("beta",)
+    """Options that have to be above 0."""
+
+    def __post_init__(self) -> None:
+        """Refuse options that no loss can use."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise BadInput(f"{self.name}: {field.name} is {value}: not finite.")
+            choices = get_args(field.type) if get_origin(field.type) is Literal else ()
+            if choices and value not in choices:
+                raise BadInput(
+                    f"{self.name}: {field.name} is {value!r}: choose from "
+                    f"{', '.join(choices)}."
+                )
+            if field.name in self.positive and value <= 0:
+                raise BadInput(
+                    f"{self.name}: {field.name} is {value:g}: give a number above 0."
+                )
+
+    @property
+    def reach(self) -> float:
+        """Nats from the reference within which the push changes sign, if it does."""
+        beta = getattr(self, "beta", None)
+        return 50.0 if beta is None else 20.0 / beta
+
+    @abstractmethod
+    def value(
+        self, logp: Float[Tensor, " token"], responses: Responses
+    ) -> Float[Tensor, ""]:
+        """The loss, differentiable in `logp` (nats): a mean over responses or pairs.
+
+        Raises:
+            BadInput: if the batch is not what the loss needs.
+        """
+
+    @abstractmethod
+    def push(
+        self, logp: Float[Tensor, " token"], responses: Responses
+    ) -> Float[Tensor, " token"]:
+        """dL/dlogp of each token in closed form, per nat; without a graph.
+
+        Raises:
+            BadInput: if the batch is not what the loss needs.
+        """
+
+
+def log_one_minus_exp(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """log(1 - e^x) for x < 0, exact at both ends (Maechler 2012)."""
+    near = x > -math.log(2)
+    # log1p has an infinite slope where e^x rounds to 1, which autograd would multiply
+    # by 0 in the branch that is not taken.
+    below = torch.where(near, -math.log(2), x)
+    return torch.where(near, (-x.expm1()).log(), (-below.exp()).log1p())
+
+
+def below_zero(logp: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """`logp`, but no closer to 0 than the dtype resolves; its slope stays 1.
+
+    A token that the model is sure of has logp 0 in float32, and 1 - p is 0 where a loss
+    takes its logarithm. The clamp is taken off the graph, so the gradient stays that
+    of the smallest 1 - p there is, and does not vanish.
+    """
+    over = (logp + torch.finfo(logp.dtype).eps).clamp(min=0)
+    return logp - over.detach()

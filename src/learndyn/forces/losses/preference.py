@@ -1,0 +1,284 @@
+"""Preference losses: DPO and its relatives.
+
+Letters: r = log pi/pi_ref summed over tokens (nats), h = r+ - r- the margin, sigma the
+logistic function, l-bar a mean of log pi over tokens.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid, relu
+
+from learndyn.errors import BadInput
+from learndyn.forces.losses.loss import below_zero, log_one_minus_exp
+from learndyn.forces.losses.pairs import PairLoss, Pairs
+
+
+Slopes = tuple[Float[Tensor, " pair"], Float[Tensor, " pair"]]
+
+
+@dataclass(frozen=True)
+class DPO(PairLoss):
+    """Direct preference optimisation."""
+
+    beta: float = 0.1
+
+    name = "dpo"
+    paper = "Rafailov et al. 2023, arXiv 2305.18290, Eq. 7"
+    equation = "-log σ(β h)"
+    push_equation = "y⁺: -β σ(-β h);  y⁻: +β σ(-β h)"
+    differs = "as TRL 'sigmoid'"
+    needs_reference: ClassVar[bool] = True
+
+    def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
+        """-log sigmoid(beta margin)."""
+        return -logsigmoid(self.beta * pairs.margin())
+
+    def slopes(self, pairs: Pairs) -> Slopes:
+        """The same on both, with opposite signs."""
+        slope = self.beta * torch.sigmoid(-self.beta * pairs.margin())
+        return -slope, slope
+
+
+@dataclass(frozen=True)
+class CDPO(PairLoss):
+    """Conservative DPO: a share `label_smoothing` of the labels is taken to be wrong.
+
+    Its push turns around where sigmoid(-beta margin) = label_smoothing.
+    """
+
+    beta: float = 0.1
+    label_smoothing: float = 0.1
+
+    name = "cdpo"
+    paper = "Mitchell 2023, note on noisy preferences, Eq. 3"
+    equation = "-(1-ε) log σ(β h) - ε log σ(-β h)"
+    push_equation = "y⁺: -β (σ(-β h) - ε);  y⁻: the opposite"
+    differs = "TRL 1.16 has no cDPO; its 'robust' divides by 1-2ε and subtracts"
+    needs_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse a smoothing that says the labels are more often wrong than right."""
+        super().__post_init__()
+        if not 0 <= self.label_smoothing < 0.5:
+            raise BadInput(
+                f"cdpo: label_smoothing is {self.label_smoothing:g}, the share of "
+                "wrong labels: give a number from 0 to below 0.5."
+            )
+
+    def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
+        """A mixture of DPO with the labels as given and swapped."""
+        score, smooth = self.beta * pairs.margin(), self.label_smoothing
+        return -(1 - smooth) * logsigmoid(score) - smooth * logsigmoid(-score)
+
+    def slopes(self, pairs: Pairs) -> Slopes:
+        """The same on both, with opposite signs."""
+        wrong = torch.sigmoid(-self.beta * pairs.margin())
+        slope = self.beta * (wrong - self.label_smoothing)
+        return -slope, slope
+
+
+@dataclass(frozen=True)
+class IPO(PairLoss):
+    """Identity preference optimisation: drives the margin to 1/(2 beta), and back.
+
+    The margin is of summed log-probabilities, as in the paper (whose tau is `beta`).
+    """
+
+    beta: float = 0.1
+
+    name = "ipo"
+    paper = "Azar et al. 2023, arXiv 2310.12036, Eq. 17"
+    equation = "(h - 1/(2β))²"
+    push_equation = "y⁺: 2 (h - 1/(2β));  y⁻: the opposite"
+    differs = "TRL 'ipo' averages over tokens: see ipo-mean"
+    needs_reference: ClassVar[bool] = True
+
+    def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
+        """Squared distance of the margin from its target."""
+        return (pairs.margin() - 0.5 / self.beta) ** 2
+
+    def slopes(self, pairs: Pairs) -> Slopes:
+        """The same on both, with opposite signs."""
+        slope = 2 * (pairs.margin() - 0.5 / self.beta)
+        return slope, -slope
+
+
+@dataclass(frozen=True)
+class IPOMean(PairLoss):
+    """IPO with each log-ratio divided by the tokens of its response, as TRL has it."""
+
+    beta: float = 0.1
+
+    name = "ipo-mean"
+    paper = "Azar et al. 2023, arXiv 2310.12036, Eq. 17; averaged as in TRL 1.16"
+    equation = "(h̄ - 1/(2β))²,  h̄ = r⁺/|y⁺| - r⁻/|y⁻|"
+    push_equation = "y⁺: 2 (h̄ - 1/(2β)) / |y⁺|;  y⁻: -2 (h̄ - 1/(2β)) / |y⁻|"
+    differs = "as TRL 'ipo'; the paper's text has sums"
+    needs_reference: ClassVar[bool] = True
+    averages: ClassVar[bool] = True
+
+    def _distance(self, pairs: Pairs) -> Float[Tensor, " pair"]:
+        (chosen, rejected), (long, short) = pairs.log_ratios(), pairs.lengths()
+        return chosen / long - rejected / short - 0.5 / self.beta
+
+    def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
+        """Squared distance of the margin per token from its target."""
+        return self._distance(pairs) ** 2
+
+    def slopes(self, pairs: Pairs) -> Slopes:
+        """Opposite signs; a longer response gets less on each token."""
+        slope, (long, short) = 2 * self._distance(pairs), pairs.lengths()
+        return slope / long, -slope / short
+
+
+@dataclass(frozen=True)
+class SLiC(PairLoss):
+    """SLiC-HF: a hinge on the gap of the log-probabilities themselves.
+
+    No reference model: the gap is log pi(y+) - log pi(y-). The regulariser is SFT on a
+    target y_ref; a batch of pairs has no other target than the chosen response, so
+    that is y_ref here (one of the choices of the paper). It is off by default.
+    """
+
+    delta: float = 1.0
+    """Gap that is enough, nats."""
+    regularise: float = 0.0
+    """lambda: weight of -log pi(chosen)."""
+
+    name = "slic"
+    paper = "Zhao et al. 2023, arXiv 2305.10425"
+    equation = "max(0, δ - log π(y⁺) + log π(y⁻)) - λ log π(y⁺)"
+    push_equation = "y⁺: -1[gap < δ] - λ;  y⁻: +1[gap < δ],  gap = log π(y⁺)/π(y⁻)"
+    differs = "TRL 'hinge' is max(0, 1 - β h): against the reference, no regulariser"
+    positive = ("delta",)
+
+    @property
+    def reach(self) -> float:
+        """Well beyond the hinge, nats."""
+        return 10 * self.delta
+
+    def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
+        """The hinge and the regulariser."""
+        chosen, rejected = pairs.sums()
+        hinge = relu(self.delta - (chosen - rejected))
+        return hinge - self.regularise * chosen
+
+    def slopes(self, pairs: Pairs) -> Slopes:
+        """1 on both while the gap is too small, with opposite signs."""
+        chosen, rejected = pairs.sums()
+        near = (self.delta - (chosen - rejected) > 0).to(chosen)
+        return -near - self.regularise, near
+
+
+@dataclass(frozen=True)
+class SimPO(PairLoss):
+    """Simple preference optimisation: means over tokens, no reference model."""
+
+    beta: float = 2.0
+    gamma: float = 1.0
+    """Target of beta times the gap of the means."""
+
+    name = "simpo"
+    paper = "Meng et al. 2024, arXiv 2405.14734, Eq. 6"
+    equation = "-log σ(β (ℓ̄⁺ - ℓ̄⁻) - γ),  ℓ̄ = log π(y) / |y|"
+    push_equation = "y⁺: -β σ(-u) / |y⁺|;  y⁻: +β σ(-u) / |y⁻|,  u = β (ℓ̄⁺ - ℓ̄⁻) - γ"
+    differs = "as TRL's CPO trainer with 'simpo' and cpo_alpha 0"
+    averages: ClassVar[bool] = True
+
+    @property
+    def reach(self) -> float:
+        """Nats per token around the target."""
+        return (20 + abs(self.gamma)) / self.beta
+
+    def _score(self, pairs: Pairs) -> Float[Tensor, " pair"]:
+        chosen, rejected = pairs.means()
+        return self.beta * (chosen - rejected) - self.gamma
+
+    def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
+        """-log sigmoid(beta gap - gamma)."""
+        return -logsigmoid(self._score(pairs))
+
+    def slopes(self, pairs: Pairs) -> Slopes:
+        """Opposite signs; a longer response gets less on each token."""
+        slope = self.beta * torch.sigmoid(-self._score(pairs))
+        long, short = pairs.lengths()
+        return -slope / long, slope / short
+
+
+@dataclass(frozen=True)
+class ORPO(PairLoss):
+    """Odds ratio preference optimisation: SFT on the chosen and a term on the odds.
+
+    p is the geometric mean of a response's token probabilities. Both terms take a mean
+    over the tokens of a response.
+    """
+
+    beta: float = 0.1
+    """lambda of the paper: the weight of the odds."""
+
+    name = "orpo"
+    paper = "Hong et al. 2024, arXiv 2403.07691, Eq. 6-7"
+    equation = "-ℓ̄⁺ - β log σ(o),  o = log [p⁺/(1-p⁺)] - log [p⁻/(1-p⁻)],  p = e^ℓ̄"
+    push_equation = "y⁺: -(1 + β σ(-o)/(1-p⁺)) / |y⁺|;  y⁻: +β σ(-o) / ((1-p⁻) |y⁻|)"
+    differs = "TRL's SFT term is a mean over all tokens of the batch, prompts included"
+    averages: ClassVar[bool] = True
+
+    @property
+    def reach(self) -> float:
+        """Nats per token: the odds have no scale but 1."""
+        return 20.0
+
+    def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
+        """SFT on the chosen, and the log odds ratio."""
+        plain, _ = pairs.means()
+        chosen, rejected = map(below_zero, pairs.means())
+        odds = chosen - log_one_minus_exp(chosen)
+        odds = odds - (rejected - log_one_minus_exp(rejected))
+        return -plain - self.beta * logsigmoid(odds)
+
+    def slopes(self, pairs: Pairs) -> Slopes:
+        """d log odds / d log p = 1 / (1 - p)."""
+        chosen, rejected = map(below_zero, pairs.means())
+        long, short = pairs.lengths()
+        odds = chosen - log_one_minus_exp(chosen)
+        odds = odds - (rejected - log_one_minus_exp(rejected))
+        slope = self.beta * torch.sigmoid(-odds)
+        return (
+            -(1 + slope / -chosen.expm1()) / long,
+            slope / -rejected.expm1() / short,
+        )
+
+
+@dataclass(frozen=True)
+class SPPO(PairLoss):
+    """Self-play preference optimisation: each log-ratio has its own target.
+
+    Hard labels: with probabilities 1 and 0 of winning, and eta = 1/beta. The paper
+    estimates the probabilities with a preference model. The residual printed in Ren &
+    Sutherland (Eq. 22) has the opposite sign, see docs/losses.md.
+    """
+
+    beta: float = 0.1
+
+    name = "sppo"
+    paper = "Wu et al. 2024, arXiv 2405.00675, Eq. 4.7, hard labels"
+    equation = "(r⁺ - 1/(2β))² + (r⁻ + 1/(2β))²"
+    push_equation = "y⁺: 2 (r⁺ - 1/(2β));  y⁻: 2 (r⁻ + 1/(2β))"
+    differs = "as TRL 'sppo_hard'"
+    needs_reference: ClassVar[bool] = True
+
+    def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
+        """Squared distances of both log-ratios from their targets."""
+        chosen, rejected = pairs.log_ratios()
+        target = 0.5 / self.beta
+        return (chosen - target) ** 2 + (rejected + target) ** 2
+
+    def slopes(self, pairs: Pairs) -> Slopes:
+        """Each by its own distance: they need not have opposite signs."""
+        chosen, rejected = pairs.log_ratios()
+        target = 0.5 / self.beta
+        return 2 * (chosen - target), 2 * (rejected + target)
