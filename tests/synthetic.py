@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from learndyn.probes.kinds import family
+from learndyn.record.forces import Forces, Influence
 from learndyn.record.observation import Observation
 from learndyn.record.run_directory import RunDirectory
 
@@ -151,3 +153,120 @@ def _observe(
         token_start_logp=np.where(astray, -1.5 + off_target, token).astype(np.float32),
         token_argmax_id=np.where(astray, 9, 7).astype(np.int32),
     )
+
+
+PARTS = ("pull", "push", "other", "history", "decay")
+"""Names of the parts of an update, in the order of a record."""
+
+PULL_AND_PUSH = {
+    "chosen": (0.136, -0.118),
+    "rejected": (0.102, -0.171),
+    "irrelevant_train": (0.033, -0.029),
+    "irrelevant_test": (0.030, -0.031),
+    "irrelevant_human": (0.011, -0.014),
+    "random_permuted": (0.021, -0.012),
+    "random_words": (0.006, -0.009),
+}
+"""What pull and push make of a kind in one update, nats per response: they nearly
+cancel. A kind that is not listed is of its family's first, a little weaker."""
+
+WORDS = (
+    *(" the", " hay", " should", " be", " dry", ",", " not", " green", "\n", " Give"),
+    *(" it", " twice", " a", " day", ".", " I", " don't", " know", " maybe", " 日本"),
+)
+
+
+def make_forces(
+    probes: pa.Table,
+    step: int = 25,
+    *,
+    error: float = 0.01,
+    history: float = 0.004,
+    size: float = 1.0,
+    layers: int = 6,
+    influence: bool = True,
+    seed: int = 0,
+) -> Forces:
+    """Forces of one update on all probes of a run: parts and layers add up.
+
+    Args:
+        probes: the run's table of probes.
+        step: the step that the update led to.
+        error: relative L2 error of the prediction, about.
+        history: what the optimizer's memory makes, nats per response.
+        size: a factor on all changes.
+        layers: transformer layers; embedding and head come to these.
+        influence: whether to make up training tokens too.
+        seed: draws the spread between prompts and tokens.
+    """
+    generator = np.random.default_rng([seed, step])
+    counts = np.array(probes["n_tokens"].to_pylist(), np.int32)
+    kinds = probes["kind"].to_pylist()
+    n, total = len(counts), int(counts.sum())
+    mean = np.array([_pull_and_push(kind) for kind in kinds])
+    rest = np.array([0.0004, history, -0.0009])
+    target = size * np.hstack([mean, np.tile(rest, (n, 1))])
+    target = target * (1 + 0.4 * generator.standard_normal(target.shape))
+    # each part of a probe spread unevenly over its tokens, its sum kept
+    share = generator.gamma(0.5, size=total)
+    owner = np.repeat(np.arange(n), counts)
+    share /= np.bincount(owner, share, minlength=n)[owner]
+    tokens = {name: target[owner, i] * share for i, name in enumerate(PARTS)}
+    predicted, token_predicted = target.sum(axis=1), np.sum(list(tokens.values()), 0)
+    spread = np.sqrt(np.mean(predicted**2))
+    off = error * spread * generator.standard_normal(n)
+    token_off = (off / np.maximum(counts, 1))[owner]
+    weights = generator.dirichlet(np.arange(1, layers + 3, dtype=float), size=n)
+    names = ["embedding", *(f"layer {i}" for i in range(layers)), "head"]
+    return Forces(
+        step,
+        np.arange(n, dtype=np.int32),
+        counts,
+        actual=predicted + off,
+        predicted=predicted,
+        noise=np.full(n, 1e-3 * spread),
+        token_actual=(token_predicted + token_off).astype(np.float32),
+        token_predicted=token_predicted.astype(np.float32),
+        token_text=tuple(generator.choice(WORDS, size=total).tolist()),
+        parts={name: target[:, i] for i, name in enumerate(PARTS)},
+        token_parts={k: v.astype(np.float32) for k, v in tokens.items()},
+        groups={name: predicted * weights[:, i] for i, name in enumerate(names)},
+        info={
+            "loss": "dpo",
+            "optimizer": "AdamW",
+            "lr": 5e-7,
+            "method": "forward-mode",
+            "dtype": "float32",
+            "seconds": 3.2,
+            "notes": [],
+            "kernel": {"rank_correlation": 0.97, "self_cosine": 0.99, "since": 0},
+        },
+        influence=make_influence(sorted(set(kinds)), size, seed) if influence else None,
+    )
+
+
+def make_influence(kinds: list[str], size: float = 1.0, seed: int = 0) -> Influence:
+    """Training tokens of four pairs, 24 tokens each: a few matter much."""
+    generator = np.random.default_rng([seed, 1])
+    rows, long = 8, 24
+    chosen = np.repeat(np.arange(rows) % 2 == 0, long)
+    scale = np.array([sum(map(abs, _pull_and_push(kind))) for kind in kinds])
+    strength = generator.gamma(0.2, size=(rows * long, 1)) / long
+    sign = np.where(chosen, 1.0, -1.0)[:, None]
+    return Influence(
+        tuple(kinds),
+        example=np.repeat(np.arange(rows), long),
+        position=np.tile(np.arange(long), rows),
+        role=tuple("chosen" if c else "rejected" for c in chosen),
+        token=tuple(generator.choice(WORDS, size=rows * long).tolist()),
+        push=np.where(chosen, -0.05, 0.05),
+        change=size * sign * strength * scale,
+        example_text={i: f"… What do horses eat? Answer {i}" for i in range(rows)},
+    )
+
+
+def _pull_and_push(kind: str) -> tuple[float, float]:
+    if kind in PULL_AND_PUSH:
+        return PULL_AND_PUSH[kind]
+    pull, push = PULL_AND_PUSH.get(family(kind), (0.02, -0.02))
+    return 0.7 * pull, 0.75 * push

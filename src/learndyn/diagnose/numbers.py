@@ -1,6 +1,8 @@
 """How a number is written: its sign, a true minus, and its interval beside it."""
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from learndyn.diagnose.intervals import Interval
 
@@ -33,3 +35,62 @@ def percent(share: float) -> str:
 def rounded_by(label: str) -> str:
     """How a run was scored whose numbers are not exact, for a sentence."""
     return f"{'with' if label.endswith('weights') else 'in'} {label}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """One unit for all numbers of a page, so that they can be compared at a glance."""
+
+    factor: float
+    """Nats times this are numbers in the unit."""
+    unit: str
+    words: str
+    """The unit spelled out; empty for the nat itself."""
+    digits: int
+    """Decimals, the same for all numbers."""
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Scale":
+        """The unit in which the largest of these nats is 1 or more, if there is one."""
+        largest = _largest(values)
+        for factor, unit, words in _UNITS:
+            if largest * factor >= 1:
+                return cls(factor, unit, words, 1 if largest * factor >= 10 else 2)
+        if largest == 0:
+            return cls(1.0, "nats", "", 1)
+        return cls(*_UNITS[-1], digits=2).finer([largest])
+
+    def finer(self, values: Iterable[float]) -> "Scale":
+        """The same unit with decimals enough for two figures of the largest value."""
+        largest = _largest(values) * self.factor
+        if largest == 0:
+            return self
+        digits = min(12, 1 - math.floor(math.log10(largest)))
+        return replace(self, digits=max(self.digits, digits))
+
+    def value(self, value: float) -> str:
+        """Nats, written in the unit; without its name."""
+        return nats(value * self.factor, self.digits)
+
+    def limits(self, interval: Interval) -> str:
+        """An interval's limits in the unit, in brackets."""
+        return bracket(self.of_interval(interval), self.digits)
+
+    def of_interval(self, interval: Interval) -> Interval:
+        """The same interval in the unit."""
+        mean, low, high = (
+            value * self.factor
+            for value in (interval.mean, interval.low, interval.high)
+        )
+        return Interval(mean, low, high, interval.n)
+
+
+def _largest(values: Iterable[float]) -> float:
+    return max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+
+
+_UNITS = (
+    (1.0, "nats", ""),
+    (1e3, "mnat", "thousandths of a nat"),
+    (1e6, "µnat", "millionths of a nat"),
+)

@@ -6,6 +6,8 @@
       probes.parquet  one row per probe: texts, token ids, flags
       observations/step-00000025.parquet    one row per probe
       train.jsonl     one line per logged update
+      forces/step-00000025.parquet    what one update did, where that was asked for
+      forces/influence-00000025.parquet    one row per training token of its batch
 
 Every file is written whole and then renamed, and `run.json` comes first into a folder
 that is itself renamed into place. So a folder with a `run.json` can always be read,
@@ -13,8 +15,6 @@ and a crash loses at most the observation that was being written.
 """
 
 import json
-import math
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,11 @@ import yaml
 
 from learndyn.errors import BadInput
 from learndyn.record.atomic import NO_SPACE, full, write_whole
+from learndyn.record.force_files import forget_forces, read_forces, write_forces
+from learndyn.record.forces import Forces
 from learndyn.record.observation import Observation
+from learndyn.record.plain import dumps, to_plain as to_plain
+from learndyn.record.tables import read_table, steps_in
 
 
 SCHEMA_VERSION = 1
@@ -42,6 +46,7 @@ OWN_NAMES = frozenset(
         "forces",
         "figures",
         "report.html",
+        "explain.html",
         "model",
         ".model.new",
         "checkpoints",
@@ -93,7 +98,7 @@ class RunDirectory:
             if config:
                 text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
                 (building / "config.yaml").write_text(text, encoding="utf-8")
-            (building / "run.json").write_text(_dumps(info, indent=2), encoding="utf-8")
+            (building / "run.json").write_text(dumps(info, indent=2), encoding="utf-8")
             if path.exists():
                 path.rename(old)
             building.rename(path)
@@ -136,9 +141,7 @@ class RunDirectory:
     @property
     def steps(self) -> list[int]:
         """Steps of all complete observations, ascending."""
-        names = (p.name for p in (self.path / "observations").glob("step-*.parquet"))
-        found = (re.fullmatch(r"step-(\d{8,})\.parquet", name) for name in names)
-        return sorted(int(match.group(1)) for match in found if match)
+        return steps_in(self.path / "observations")
 
     def observation_path(self, step: int) -> Path:
         """Where the observation of `step` is or will be."""
@@ -164,17 +167,38 @@ class RunDirectory:
         """
         path = self.observation_path(step)
         try:
-            return Observation.from_table(step, _read_table(path))
+            return Observation.from_table(step, read_table(path))
         except (OSError, pa.ArrowInvalid, KeyError) as error:
             raise BadInput(
                 f"cannot read observation {step} of {self.path}: {error}. "
                 f"Complete observations: {self.steps}."
             ) from error
 
+    @property
+    def forces_steps(self) -> list[int]:
+        """Steps whose update has a complete record of its forces, ascending."""
+        return steps_in(self.path / "forces")
+
+    def write_forces(self, forces: Forces) -> None:
+        """Add the forces of one update, replacing those of the same step.
+
+        Raises:
+            StorageFull: if the disk is full; the records of other steps are intact.
+        """
+        write_forces(self.path / "forces", forces)
+
+    def read_forces(self, step: int, *, influence: bool = True) -> Forces:
+        """Read the forces of the update to `step`; its influence only if asked for.
+
+        Raises:
+            BadInput: if they are absent or corrupt.
+        """
+        return read_forces(self.path / "forces", step, influence=influence)
+
     def read_probes(self) -> pa.Table:
         """The probe table: texts, token ids and flags, one row per probe."""
         try:
-            return _read_table(self.path / "probes.parquet")
+            return read_table(self.path / "probes.parquet")
         except (OSError, pa.ArrowInvalid) as error:
             raise BadInput(
                 f"cannot read {self.path / 'probes.parquet'}: {error}"
@@ -189,7 +213,7 @@ class RunDirectory:
         path = self.path / "train.jsonl"
         try:
             with path.open("a", encoding="utf-8") as handle:
-                handle.write(_dumps(row) + "\n")
+                handle.write(dumps(row) + "\n")
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise full(path, error) from error
@@ -217,8 +241,9 @@ class RunDirectory:
         """
         for later in reversed([s for s in self.steps if s > step]):
             self.observation_path(later).unlink()
+        forget_forces(self.path / "forces", step)
         kept = [row for row in self.read_log() if row.get("step", 0) <= step]
-        text = "".join(_dumps(row) + "\n" for row in kept)
+        text = "".join(dumps(row) + "\n" for row in kept)
         write_whole(
             self.path / "train.jsonl",
             lambda path: path.write_text(text, encoding="utf-8"),
@@ -227,7 +252,7 @@ class RunDirectory:
     def update_info(self, **changes: Any) -> None:
         """Change entries of `run.json`, whole."""
         self.info = {**self.info, **changes}
-        text = _dumps(self.info, indent=2)
+        text = dumps(self.info, indent=2)
         write_whole(
             self.path / "run.json",
             lambda path: path.write_text(text, encoding="utf-8"),
@@ -237,13 +262,6 @@ class RunDirectory:
 def is_run(path: str | Path) -> bool:
     """Whether a run directory stands at `path`."""
     return (Path(path) / "run.json").is_file()
-
-
-def _read_table(path: Path) -> pa.Table:
-    """Read one file, and nothing from its path: `read_table` makes a folder called a=b
-    a column."""
-    with pq.ParquetFile(path) as file:
-        return file.read()
 
 
 def _refuse_taken(path: Path, overwrite: bool) -> None:
@@ -272,24 +290,3 @@ def _refuse_taken(path: Path, overwrite: bool) -> None:
 def _version_of(info: Any) -> str:
     versions = info.get("versions", {}) if isinstance(info, dict) else {}
     return f"learndyn {versions.get('learndyn', 'of unknown version')}"
-
-
-def _dumps(value: Any, indent: int | None = None) -> str:
-    text = json.dumps(to_plain(value), indent=indent, ensure_ascii=False)
-    # A lone surrogate, from a file name that is no UTF-8, becomes JSON's own \udc80.
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def to_plain(value: Any) -> Any:
-    """The same value as JSON can hold it: NaN and infinity become null."""
-    if isinstance(value, dict):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    return str(value)

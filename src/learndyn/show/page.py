@@ -9,18 +9,58 @@ import base64
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import bracket, nats
+from learndyn.errors import BadInput
 from learndyn.show.canvas import Sheet, svg_of, visible
-from learndyn.show.palette import HAIRLINE, INK, MUTED, PAPER, TEXT, style_of
+from learndyn.show.palette import (
+    DOWN,
+    HAIRLINE,
+    INK,
+    MUTED,
+    PAPER,
+    TEXT,
+    UP,
+    mixed,
+    style_of,
+)
 
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 GENERATOR = '<meta name="generator" content="learndyn">'
 """By this a page is known as ours."""
+
+TINTS = (0.14, 0.28, 0.42, 0.56)
+"""How thickly a colour lies under a token, at each level of its change."""
+
+
+def strip_style() -> str:
+    """Styles of tokens: u1 to u4 for up, d1 to d4 for down, and what dominated."""
+    levels = [
+        f".{side}{level} {{ background: {mixed(colour, tint)}; }}"
+        for side, colour in (("u", UP), ("d", DOWN))
+        for level, tint in enumerate(TINTS, start=1)
+    ]
+    return "\n".join(
+        [
+            ".strip { font-size: 14px; line-height: 1.2; margin: 6px 0 22px; }",
+            ".t { display: inline-block; vertical-align: top; white-space: pre-wrap;",
+            "  overflow-wrap: anywhere; max-width: 100%; padding: 2px 1px 1px;",
+            "  margin: 0 1px 5px 0; border-bottom: 3px solid transparent;",
+            "  print-color-adjust: exact; -webkit-print-color-adjust: exact; }",
+            f".t .n {{ display: block; font-size: 11px; color: {INK}; }}",
+            f".pull {{ border-bottom: 3px solid {UP}; }}",
+            f".push {{ border-bottom: 3px double {DOWN}; }}",
+            f".at {{ border-bottom: 2px solid {INK}; font-weight: 600;",
+            "  white-space: pre-wrap; }",
+            *levels,
+        ]
+    )
+
 
 STYLE = f"""
 :root {{ color-scheme: light; }}
@@ -56,6 +96,8 @@ table.plain {{ min-width: 0; width: 100%; table-layout: fixed; }}
 table.plain td {{ text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; }}
 table.plain td:first-child {{ width: 30%; color: {MUTED}; }}
 td .limits {{ color: {MUTED}; }}
+td.said, th.said {{ text-align: left; white-space: normal; min-width: 22em;
+  overflow-wrap: anywhere; }}
 dl {{ margin: 10px 0; }}
 dt {{ font-size: 14px; font-weight: 600; margin-top: 12px; overflow-wrap: anywhere; }}
 dd {{ margin: 0; font-size: 14px; white-space: pre-wrap; overflow-wrap: anywhere;
@@ -68,6 +110,7 @@ footer {{ color: {MUTED}; font-size: 13px; padding-top: 36px; padding-bottom: 44
   .lead {{ font-size: 17px; }}
   table.plain td:first-child {{ width: 44%; }}
 }}
+{strip_style()}
 @media print {{ .scroll {{ overflow: visible; }} figure {{ break-inside: avoid; }} }}
 """
 
@@ -77,6 +120,8 @@ class Markup:
     """HTML that is safe: made here, with every outside text escaped."""
 
     html: str
+    running: bool = False
+    """Whether it is running text: it then wraps inside its table cell."""
 
 
 def text(value: Any) -> str:
@@ -107,7 +152,11 @@ def interval_cell(interval: Interval, digits: int = 1) -> Markup:
 def table(head: Sequence[str], rows: Sequence[Sequence[str | Markup]]) -> str:
     """A table of numbers; it scrolls sideways by itself where it is too wide."""
     body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows)
-    top = "".join(f"<th scope='col'>{text(name)}</th>" for name in head)
+    said = [any(_running(row[column]) for row in rows) for column in range(len(head))]
+    top = "".join(
+        f"<th scope='col'{_style(running)}>{text(name)}</th>"
+        for name, running in zip(head, said, strict=True)
+    )
     return (
         f"<div class='scroll' tabindex='0' role='region' aria-label='Table'><table>"
         f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
@@ -157,8 +206,41 @@ def document(title: str, above: str, body: str, below: str) -> str:
 """
 
 
+def page_in(folder: Path, name: str, *, overwrite: bool) -> Path:
+    """Where a page of ours may be written.
+
+    Raises:
+        BadInput: if `folder` is a file, or a page that is not ours is there and
+            `overwrite` is false.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file. Name a folder for the report.")
+    page = folder / name
+    if page.exists() and not overwrite and not _is_ours(page):
+        raise BadInput(
+            f"{page} was not written by learndyn, so it is left alone. Choose another "
+            "--out, or replace it with --overwrite."
+        )
+    return page
+
+
+def _is_ours(page: Path) -> bool:
+    with page.open("rb") as file:
+        return GENERATOR.encode() in file.read(2000)
+
+
 def _cell(cell: str | Markup) -> str:
-    return f"<td>{cell.html if isinstance(cell, Markup) else text(cell)}</td>"
+    if not isinstance(cell, Markup):
+        return f"<td>{text(cell)}</td>"
+    return f"<td{_style(cell.running)}>{cell.html}</td>"
+
+
+def _running(cell: str | Markup) -> bool:
+    return isinstance(cell, Markup) and cell.running
+
+
+def _style(running: bool) -> str:
+    return " class='said'" if running else ""
 
 
 def _address(sheet: Sheet) -> str:

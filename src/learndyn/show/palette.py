@@ -30,6 +30,21 @@ TEXT: dict[str, str] = LINE | {
     "other": MUTED,
 }
 
+PART: dict[str, str] = {
+    "pull": LINE["chosen"],
+    "push": LINE["rejected"],
+    "history": "#9B59C6",
+    "decay": "#3A3F47",
+    "other": "#8A9099",
+    "gradient": LINE["irrelevant"],
+}
+"""Colours of the parts of an update, as far from each other as those of families, but
+for `gradient`, which is pull, push and other in one. A part that is not listed is
+drawn as `other`."""
+
+UP, DOWN = LINE["chosen"], LINE["rejected"]
+"""Directions, in pictures where colour is a number."""
+
 Dash = tuple[float, ...]
 SOLID: Dash = ()
 DASHES: dict[str, Dash] = {
@@ -73,6 +88,17 @@ def style_of(kind: str) -> Style:
         MAIN_WIDTH if main else THIN_WIDTH,
         0.2 if main else 0.12,
     )
+
+
+def part_colour(name: str) -> str:
+    """The colour of a part of an update."""
+    return PART.get(name, PART["other"])
+
+
+def mixed(colour: str, share: float, paper: str = PAPER) -> str:
+    """`colour` laid thinly over `paper`: 0 is the paper, 1 the colour."""
+    pairs = ((int(c[i : i + 2], 16) for c in (colour, paper)) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(share * a + (1 - share) * b):02X}" for a, b in pairs)
 
 
 def contrast(colour: str, paper: str = PAPER) -> float:

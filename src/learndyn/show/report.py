@@ -19,13 +19,14 @@ from learndyn.record.trajectory import Trajectory
 from learndyn.show.canvas import NARROW, WIDE, Sheet, save
 from learndyn.show.comparison import comparisons
 from learndyn.show.figures import curves_figure
+from learndyn.show.forces import forces_section
 from learndyn.show.page import (
-    GENERATOR,
     coloured,
     cut,
     document,
     figure,
     interval_cell,
+    page_in,
     plain_table,
     sentences,
     table,
@@ -64,14 +65,7 @@ def write_report(
         )
     loaded = [Trajectory.load(run) for run in runs]
     folder = Path(runs[0]) if out is None else Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{folder} is a file. Name a folder for the report.")
-    page = folder / "report.html"
-    if page.exists() and not overwrite and not _is_ours(page):
-        raise BadInput(
-            f"{page} was not written by learndyn, so it is left alone. Choose another "
-            "--out, or replace it with --overwrite."
-        )
+    page = page_in(folder, "report.html", overwrite=overwrite)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     parts = []
     for index, trajectory in enumerate(loaded):
@@ -82,11 +76,6 @@ def write_report(
     whole = _page(loaded, "".join(parts))
     write_whole(page, lambda path: path.write_text(whole, encoding="utf-8"))
     return page
-
-
-def _is_ours(page: Path) -> bool:
-    with page.open("rb") as file:
-        return GENERATOR.encode() in file.read(2000)
 
 
 def _page(loaded: list[Trajectory], body: str) -> str:
@@ -128,6 +117,9 @@ def _run(trajectory: Trajectory, folder: Path, prefix: str, text: bool) -> str:
         _kinds(trajectory),
         _drawn(
             curves_figure, trajectory, folder / f"{prefix}curves_per_token", "token"
+        ),
+        forces_section(
+            trajectory.run, trajectory.probes, folder / f"{prefix}forces", text=text
         ),
         _drawn(training_figure, trajectory, folder / f"{prefix}training"),
         _examples(trajectory) if text else "",
