@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import nn
 
 from learndyn.measure.load import weights_hash
-from learndyn.measure.neutral import device_of
+from learndyn.measure.neutral import device_of, is_sharded
 from learndyn.probes.tokenize import TokenizedPair
 from learndyn.record.atomic import StorageFull, write_whole
 
@@ -36,9 +36,7 @@ def kept_sums(
     that cannot be read or written only costs time.
     """
     folder = cache_folder()
-    if folder is None or any(
-        hasattr(p, "full_tensor") or p.numel() == 0 for p in model.parameters()
-    ):
+    if folder is None or is_sharded(model):
         return compute()  # a sharded model's weights are not all here
     path = folder / "frozen" / f"{_key(model, pairs)}.npy"
     kept = _read(path, len(pairs))

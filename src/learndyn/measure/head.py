@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from learndyn.errors import BadInput
+from learndyn.measure.neutral import is_sharded
 
 
 TOLERANCE = 1e-5
@@ -102,7 +103,7 @@ def learn_head(model: nn.Module, ids: Int[Tensor, "1 time"]) -> Head | None:
     (FSDP2 gathers it only within the model's forward), or not called once.
     """
     module = output_embedding(model)
-    if any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):
+    if is_sharded(module):
         return None
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     true = model(**given).logits[0].double()

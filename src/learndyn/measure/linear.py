@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -82,14 +83,28 @@ class _ByOneDnn(TorchFunctionMode):
         if func not in _REPLACED or kwargs or not _is_plain(args):
             return func(*args, **(kwargs or {}))
         if func is functional.linear:
-            return product(*args, *([None] if len(args) == 2 else []))
+            return _dual_product(*args, *([None] if len(args) == 2 else []))
         bias, rows, columns = args
         if bias.ndim == 1:  # GPT-2's layers
-            return product(rows, columns.T, bias)
+            return _dual_product(rows, columns.T, bias)
         return func(*args)
 
 
 _REPLACED = frozenset({functional.linear, torch.addmm})
+
+
+def _dual_product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`product`, which has no forward derivative, with its forward derivative."""
+    x, dx = forward_ad.unpack_dual(rows)
+    w, dw = forward_ad.unpack_dual(weight)
+    b, db = (None, None) if bias is None else forward_ad.unpack_dual(bias)
+    value = product(x, w, b)
+    changes = [] if dx is None else [product(dx.contiguous(), w, None)]
+    changes += [] if dw is None else [product(x, dw, None)]
+    changes += [] if db is None else [db.expand_as(value)]
+    if not changes:
+        return value
+    return forward_ad.make_dual(value, sum(changes[1:], changes[0]))
 
 
 def _is_plain(tensors: tuple[Any, ...]) -> bool:

@@ -22,7 +22,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     model.eval()
     try:
         with (
-            _random_state(),
+            random_state_kept(),
             _own_forward(model),
             _full_float32(),
             _uncompiled(model),
@@ -73,6 +73,14 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether this process holds only a part of the weights (FSDP2, ZeRO-3)."""
+    return any(
+        hasattr(parameter, "full_tensor") or parameter.numel() == 0
+        for parameter in module.parameters()
+    )
+
+
 @contextmanager
 def _own_forward(model: nn.Module) -> Iterator[None]:
     """Undo accelerate's mixed-precision wrapper, which autocasts inside `forward`.
@@ -94,7 +102,8 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _random_state() -> Iterator[None]:
+def random_state_kept() -> Iterator[None]:
+    """Whatever is drawn within, all random states are put back afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None

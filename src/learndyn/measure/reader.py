@@ -52,14 +52,20 @@ class Reader:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """What all of an observation is read within: weights are cast once.
+        """What all of an observation is read within."""
+        library = fast_linear() if self.fast and self.autocast is None else None
+        with library or nullcontext(), self.casting():
+            yield
+
+    @contextmanager
+    def casting(self) -> Iterator[None]:
+        """In the precision asked for; weights are cast once.
 
         Autocast keeps casts until its outermost block ends. If that is the user's own,
         casts from before the last update would be used.
         """
         if self.autocast is None:
-            with fast_linear() if self.fast else nullcontext():
-                yield
+            yield
             return
         torch.clear_autocast_cache()
         try:
@@ -68,7 +74,7 @@ class Reader:
         finally:
             torch.clear_autocast_cache()
 
-    def _current(self) -> tuple[Forward, Head | None, Tiles | None]:
+    def current(self) -> tuple[Forward, Head | None, Tiles | None]:
         """Forward and head with the output embedding as it is now.
 
         Between two observations its weights may be replaced, not only changed.
@@ -88,7 +94,7 @@ class Reader:
     ) -> RowStatistics:
         """Statistics of every response token of `plan`, flat, on the CPU."""
         rows = RowStatistics.empty(plan.n_tokens)
-        forward, head, tiles = self._current()
+        forward, head, tiles = self.current()
         with self._precision():
             for piece in pieces:
                 targets: Targets = piece.targets

@@ -60,7 +60,8 @@ class Scorer:
         self.plan = plan
         self.route = route
         """How it scores, and the error of its self-test."""
-        self._reader = reader
+        self.reader = reader
+        """Model, tier and head that it reads with."""
 
     @classmethod
     def attach(
@@ -121,7 +122,7 @@ class Scorer:
     @property
     def model(self) -> nn.Module:
         """What it is attached to."""
-        return self._reader.forward.model
+        return self.reader.forward.model
 
     def select(self, rows: Sequence[int]) -> "Scorer":
         """The same for some of the pairs, in the order of `rows`; no new self-test.
@@ -136,11 +137,22 @@ class Scorer:
                 f"it was given {list(rows)[:10]}."
             )
         plan = ProbePlan(tuple(self.plan.pairs[i] for i in rows))
-        return Scorer(plan, self._reader, self.route)
+        return Scorer(plan, self.reader, self.route)
+
+    def on(self, pairs: Sequence[TokenizedPair]) -> "Scorer":
+        """The same way of scoring for other pairs; no new self-test.
+
+        Raises:
+            BadInput: if a pair has no token, is longer than the context or holds an
+                unknown id.
+        """
+        check_fits(self.model, pairs)
+        return Scorer(ProbePlan(tuple(pairs)), self.reader, self.route)
 
     @cached_property
-    def _pieces(self) -> Sequence[Any]:
-        return self._reader.tier.pieces(self.plan, self._reader.limits)
+    def pieces(self) -> Sequence[Any]:
+        """The work of one observation, as the tier lays it out."""
+        return self.reader.tier.pieces(self.plan, self.reader.limits)
 
     def rows(
         self,
@@ -155,8 +167,8 @@ class Scorer:
         states are left as they were.
         """
         with undisturbed(self.model):
-            pieces = progress(self._pieces)
-            return self._reader.read_all(self.plan, pieces, start_ids)
+            pieces = progress(self.pieces)
+            return self.reader.read_all(self.plan, pieces, start_ids)
 
     def observe(
         self,

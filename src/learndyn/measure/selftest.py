@@ -74,7 +74,7 @@ class PlainForward:
             np.concatenate(values, axis=1),
             0.0,
         )
-        with _rounded_embeddings(forward.model):
+        with rounded_embeddings(forward.model):
             again = [
                 _read(forward, pair, positions[i] - sample.starts[i])[0]
                 for i, pair in enumerate(sample.pairs)
@@ -111,9 +111,14 @@ def _read(
 
 
 @contextmanager
-def _rounded_embeddings(model: nn.Module) -> Iterator[None]:
-    """Within the block every input embedding is off by one rounding, up or down."""
+def rounded_embeddings(
+    model: nn.Module, precision: torch.dtype | None = None
+) -> Iterator[None]:
+    """Within the block every input embedding is off by one rounding, up or down: of the
+    model's coarsest weights, or of the `precision` that it is computed in."""
     step = coarsest(model).eps
+    if precision is not None:
+        step = max(step, torch.finfo(precision).eps)
     chance = torch.Generator().manual_seed(0)
 
     def change(_module: nn.Module, _given: Any, out: Tensor) -> Tensor:
