@@ -100,11 +100,11 @@ def test_unequal_numbers_and_dead_gradients_are_refused():
         split_first_update(model, chosen, rejected[1:], tokenized)
     with torch.no_grad():
         model.transformer.wte.weight.fill_(torch.nan)
-    with pytest.raises(BadInput, match="norm nan"):
+    with pytest.raises(BadInput, match="not finite"):
         split_first_update(model, chosen, rejected, tokenized)
 
 
-def test_a_dtype_without_a_probing_step_is_refused():
+def test_a_direction_that_overflows_its_dtype_is_refused():
     model, *rest = setting(torch.float16)
-    with pytest.raises(BadInput, match=r"in float16, .* one of float32, "):
+    with pytest.raises(BadInput, match="not finite"):
         split_first_update(model, *rest)

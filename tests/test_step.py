@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
 from learndyn.errors import BadInput
-from learndyn.forces.held import norm
+from learndyn.forces.direction import norm
 from learndyn.forces.rules import adamw, numbers
 from learndyn.forces.step import StepRecording, capture_step, check_moved
 from models import tiny_model

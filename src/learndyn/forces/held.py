@@ -3,8 +3,6 @@
 A sharded tensor (DTensor) is judged as a whole, by all processes together.
 """
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learndyn.errors import BadInput, listed
-from learndyn.forces.rules import RULES, State, numbers, unknown, wide
+from learndyn.forces.direction import whole
+from learndyn.forces.rules import RULES, State, numbers, unknown
 
 
 @dataclass(frozen=True)
@@ -114,18 +113,6 @@ def look(
         closure=closure,
         unknown=why,
     )
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The value over all processes, of one that is sharded; else the tensor."""
-    gather = getattr(tensor, "full_tensor", None)
-    return tensor if gather is None else gather()
-
-
-def norm(tensors: Iterable[Tensor]) -> float:
-    """Euclidean norm of all tensors together; 0 if there are none."""
-    lengths = (whole(torch.linalg.vector_norm(wide(tensor))) for tensor in tensors)
-    return math.hypot(*map(float, lengths))
 
 
 def check_finite(what: str, tensors: dict[str, Tensor]) -> None:

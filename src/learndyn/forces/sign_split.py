@@ -10,28 +10,29 @@ with P the optimizer's preconditioner: 1 for SGD; for RMSprop, whose first avera
 each part is a central finite difference of two scorings.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from learndyn.errors import BadInput
-from learndyn.measure.batches import pad
-from learndyn.measure.neutral import undisturbed
+from learndyn.forces.batch import Batch
+from learndyn.forces.difference import default_step
+from learndyn.forces.direction import (
+    Direction,
+    checked,
+    moved,
+    norm,
+    parameters_of,
+    plus,
+)
+from learndyn.forces.reading import TokenReader
+from learndyn.forces.split import sign_gradients
 from learndyn.measure.score import Scorer
 from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes
-
-
-RELATIVE_STEP = {torch.float32: 1e-3, torch.float64: 1e-5, torch.bfloat16: 2e-2}
-"""Length of the probing step, as a share of the weights' norm. The error is rounding
-divided by the step plus curvature times its square. In float32 pull + push misses both
-by 1.5e-3 to 2.5e-3 of the largest change with SGD, by 4e-4 with RMSprop (measured on
-small models)."""
 
 
 @dataclass(frozen=True)
@@ -69,91 +70,57 @@ def split_first_update(
     The model's weights are bit-identical afterwards, also after an error.
 
     Raises:
-        BadInput: if there are not as many chosen as rejected, the model's dtype has no
-            probing step, or a gradient is zero or not finite.
+        BadInput: if there are not as many chosen as rejected, or a gradient is zero or
+            not finite (RMSprop's is not in float16).
     """
-    dtype = _parameters(model)[0].dtype
-    if dtype not in RELATIVE_STEP:
-        known = ", ".join(_name(dtype) for dtype in RELATIVE_STEP)
-        raise BadInput(
-            f"the model is in {_name(dtype)}, for which no probing step is known: a "
-            f"step must be larger than its rounding. Load it in one of {known}."
-        )
     if len(chosen) != len(rejected) or not chosen:
         raise BadInput(
             f"{len(chosen)} chosen and {len(rejected)} rejected responses: a DPO "
             "update needs as many of both, and at least one."
         )
-    weight = beta / 2
-    pull = _gradient(model, chosen, weight, batch_size)
-    push = _gradient(model, rejected, -weight, batch_size)
-    total = [a + b for a, b in zip(pull, push, strict=True)]
-    if optimizer == "rmsprop":
-        scale = [1 / (0.1 * g.abs() + 1e-8) for g in total]
-        pull, push, total = (
-            [s * g for s, g in zip(scale, part, strict=True)]
-            for part in (pull, push, total)
-        )
     scorer = Scorer.attach(model, probes.pairs, batch_size=batch_size)
+    signs = sign_gradients(TokenReader.of(scorer), _batch(chosen, rejected, beta))
+    pull, push = (
+        {name: -part for name, part in signs[sign].items()} for sign in ("pull", "push")
+    )
+    total = plus(pull, push)
+    if optimizer == "rmsprop":
+        scale = {name: 1 / (0.1 * g.abs() + 1e-8) for name, g in total.items()}
+        pull, push, total = (_times(scale, part) for part in (pull, push, total))
     first = scorer.observe().token_argmax_id
-
-    def along(direction: list[Tensor]) -> Change:
-        return _change(scorer, direction, first)
-
-    return SignSplit(along(pull), along(push), along(total))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return SignSplit(
+        _change(scorer, pull, first),
+        _change(scorer, push, first),
+        _change(scorer, total, first),
+    )
 
 
-def _parameters(model: Any) -> list[torch.nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
+def _batch(
+    chosen: Sequence[TokenizedPair], rejected: Sequence[TokenizedPair], beta: float
+) -> Batch:
+    """DPO's push where policy and reference agree: -+ beta/2, averaged over pairs."""
+    weight = beta / 2 / len(chosen)
+    counts = [sum(len(p.response_ids) for p in pairs) for pairs in (chosen, rejected)]
+    roles = ["chosen"] * len(chosen) + ["rejected"] * len(rejected)
+    return Batch(
+        (*chosen, *rejected), np.repeat([-weight, weight], counts), tuple(roles)
+    )
 
 
-def _gradient(
-    model: Any, pairs: Sequence[TokenizedPair], weight: float, batch_size: int
-) -> list[Tensor]:
-    """weight * gradient of the mean over pairs of log pi(response | prompt)."""
-    parameters = _parameters(model)
-    totals = [torch.zeros_like(p) for p in parameters]
-    device = parameters[0].device
-    with undisturbed(model), torch.enable_grad():
-        for i in range(0, len(pairs), batch_size):
-            batch = pairs[i : i + batch_size]
-            value = _summed_logp(model, batch, device) * weight / len(pairs)
-            parts = torch.autograd.grad(value, parameters, allow_unused=True)
-            for total, part in zip(totals, parts, strict=True):
-                if part is not None:
-                    total += part
-    norm = torch.stack([t.norm() for t in totals]).norm()
-    if not torch.isfinite(norm) or norm == 0:
-        raise BadInput(
-            f"the gradient of {len(pairs)} responses has norm {float(norm)}: there is "
-            "no direction to follow. Check the model for NaNs and frozen parameters."
-        )
-    return totals
+def _times(scale: Direction, part: Direction) -> dict[str, Tensor]:
+    return {name: scale[name] * part[name] for name in part}
 
 
-def _summed_logp(
-    model: Any, pairs: Sequence[TokenizedPair], device: torch.device
-) -> Tensor:
-    batch = pad(pairs, device, "right")
-    logits = model(
-        input_ids=batch.ids, attention_mask=batch.attention, use_cache=False
-    ).logits
-    logp = logits[batch.predicts].log_softmax(-1)
-    return logp.gather(-1, batch.labels[:, None]).sum()
-
-
-def _change(scorer: Scorer, direction: list[Tensor], first: np.ndarray) -> Change:
-    parameters = _parameters(scorer.model)
-    weights = torch.stack([p.detach().norm() for p in parameters]).norm()
-    length = torch.stack([d.norm() for d in direction]).norm()
-    step = float(RELATIVE_STEP[parameters[0].dtype] * weights / length)
+def _change(
+    scorer: Scorer, direction: Direction, first: Int[np.ndarray, " token"]
+) -> Change:
+    """Central finite differences: an observation has more than log-probabilities."""
+    direction = checked(scorer.model, direction)
+    weights = norm(parameters_of(scorer.model).values())
+    step = default_step(scorer) * weights / norm(direction.values())
     seen = []
-    for sign in (1.0, -1.0):
-        with _moved(scorer.model, direction, sign * step):
+    for sign in (step, -step):
+        with moved(scorer.model, direction, sign):
             seen.append(scorer.observe(start_ids=first))
     up, down = seen
     rate = 1 / (2 * step)
@@ -163,19 +130,3 @@ def _change(scorer: Scorer, direction: list[Tensor], first: np.ndarray) -> Chang
         token_start_logp=(up.token_start_logp - down.token_start_logp)
         * np.float32(rate),
     )
-
-
-@contextmanager
-def _moved(model: Any, direction: list[Tensor], step: float) -> Iterator[None]:
-    """The model moved along a direction; put back from a copy: p + e - e is not p."""
-    parameters = _parameters(model)
-    kept = [p.detach().clone() for p in parameters]
-    try:
-        with torch.no_grad():
-            for parameter, part in zip(parameters, direction, strict=True):
-                parameter.add_(part, alpha=step)
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, kept, strict=True):
-                parameter.copy_(value)

@@ -40,14 +40,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learndyn.errors import BadInput, listed
+from learndyn.forces.direction import norm, whole
 from learndyn.forces.held import (
     Given,
     check_finite,
     held_parameters,
     look,
-    norm,
     unwrapped,
-    whole,
 )
 from learndyn.forces.rules import RULES, Parts, total, wide
 

@@ -1,0 +1,98 @@
+"""The responses that an update is made of, and what the loss asks of every token."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from learndyn.errors import BadInput
+from learndyn.forces.losses.loss import Loss, Responses
+from learndyn.forces.reading import TokenReader
+from learndyn.probes.tokenize import TokenizedPair
+
+
+Reference = Callable[[Sequence[TokenizedPair]], Float[np.ndarray, " pair"]]
+"""log pi_ref of each response, in nats."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Training responses with their push. Tokens are flat: response after response."""
+
+    pairs: tuple[TokenizedPair, ...]
+    push: Float[np.ndarray, " token"]
+    """dL/dlogp of each response token. Above 0 the update lowers the token: the paper's
+    negative gradient."""
+    roles: tuple[str, ...]
+    """What each response is to the loss: "chosen", "rejected"; "" if that is not known.
+    """
+
+    def __post_init__(self) -> None:
+        tokens = sum(len(pair.response_ids) for pair in self.pairs)
+        if len(self.push) != tokens or len(self.roles) != len(self.pairs):
+            raise BadInput(
+                f"{len(self.pairs)} responses of {tokens} tokens need as many roles "
+                f"and pushes; there are {len(self.roles)} and {len(self.push)}."
+            )
+        lost = int(np.sum(~np.isfinite(self.push)))
+        if lost:
+            raise BadInput(
+                f"dL/dlogp is not finite at {lost} of {tokens} training tokens. Look "
+                "for NaN in the loss, or for log-probabilities that are -inf."
+            )
+
+    @classmethod
+    def of(
+        cls,
+        reader: TokenReader,
+        chosen: Sequence[TokenizedPair],
+        rejected: Sequence[TokenizedPair],
+        loss: Loss,
+        *,
+        reference: Float[np.ndarray, " response"] | None = None,
+        advantage: Float[np.ndarray, " response"] | None = None,
+    ) -> "Batch":
+        """A batch of a loss, at the model as it stands.
+
+        `reference` and `advantage` are of the chosen, then the rejected responses. By
+        default the model is its own reference, as at the first update of a run. A loss
+        that knows advantages gets +1 for chosen and -1 for rejected by default.
+
+        Raises:
+            BadInput: if the loss cannot be computed from these.
+        """
+        pairs = (*chosen, *rejected)
+        own = reader.on(pairs)
+        logp = own.values()
+        good = np.arange(len(pairs)) < len(chosen)
+        sums = own.summed(logp) if reference is None else reference
+        worth = np.where(good, 1.0, -1.0) if advantage is None else advantage
+        responses = Responses(
+            n_tokens=torch.from_numpy(np.diff(own.offsets)),
+            chosen=torch.from_numpy(good),
+            reference=torch.from_numpy(np.asarray(sums, np.float64)),
+            old_logp=torch.from_numpy(logp.copy()),
+            advantage=torch.from_numpy(np.asarray(worth, np.float64)),
+        )
+        push = loss.push(torch.from_numpy(logp), responses).numpy()
+        roles = ["chosen"] * len(chosen) + ["rejected"] * len(rejected)
+        return cls(pairs, push, tuple(roles))
+
+    @property
+    def example(self) -> Int[np.ndarray, " token"]:
+        """Which response each token belongs to."""
+        counts = [len(pair.response_ids) for pair in self.pairs]
+        return np.repeat(np.arange(len(counts)), counts)
+
+    @property
+    def position(self) -> Int[np.ndarray, " token"]:
+        """Place of each token within its response."""
+        counts = [len(pair.response_ids) for pair in self.pairs]
+        return np.concatenate([np.arange(n) for n in counts])
+
+    @property
+    def token_ids(self) -> Int[np.ndarray, " token"]:
+        """Id of each token."""
+        return np.array([i for pair in self.pairs for i in pair.response_ids])

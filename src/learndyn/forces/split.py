@@ -1,0 +1,204 @@
+r"""Splits of an update that sum to the whole.
+
+Every loss that is a function of the response tokens' log-probabilities has the gradient
+
+    g  =  sum_l  push_l  d log pi(y_l) / d theta,      push_l = dL / d log pi(y_l)
+
+so that one number for each training token says all that the loss asks for. What is
+linear in g splits the same way: the sign of push, the example, the token. A direction
+splits by parameters. The change of a probe is linear in the direction: parts add up.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from learndyn.forces.batch import Batch
+from learndyn.forces.direction import Direction, norm, plus
+from learndyn.forces.predict import Change, Predictor
+from learndyn.forces.reading import TokenReader
+
+
+Descend = Callable[[Direction], dict[str, Tensor]]
+"""From a gradient to the displacement that the optimizer makes of it; linear."""
+
+
+@dataclass(frozen=True, eq=False)
+class Decomposition:
+    """What each part of an update does to every probe, and what all do together."""
+
+    parts: dict[str, Change]
+    whole: Change
+    """Along the sum of the parts' directions, measured and not added up."""
+
+    @property
+    def residual(self) -> float:
+        """||sum of parts - whole|| / ||whole||: what the splitting lost."""
+        total = np.sum([part.token for part in self.parts.values()], axis=0)
+        size = float(np.linalg.norm(self.whole.token))
+        return float(np.linalg.norm(total - self.whole.token)) / (size or 1.0)
+
+
+def decompose(
+    predictor: Predictor, directions: Mapping[str, Direction]
+) -> Decomposition:
+    """First-order change along each direction and along their sum.
+
+    Parts that move nothing are left out. Costs one pass per part and one for the whole.
+
+    Raises:
+        BadInput: if all are zero, or one does not fit the model.
+    """
+    moving = {name: d for name, d in directions.items() if norm(d.values()) > 0}
+    whole = predictor.along(plus(*(moving or directions).values()))
+    parts = {name: predictor.along(part) for name, part in moving.items()}
+    return Decomposition(parts, whole)
+
+
+def sign_gradients(reader: TokenReader, batch: Batch) -> dict[str, dict[str, Tensor]]:
+    """The loss's gradient by the sign of push: "pull" (raises) and "push" (lowers).
+
+    Two backward passes over the batch.
+
+    Raises:
+        BadInput: as `TokenReader.pullback`.
+    """
+    own = reader.on(batch.pairs)
+    return {
+        "pull": own.pullback(np.where(batch.push < 0, batch.push, 0.0)),
+        "push": own.pullback(np.where(batch.push > 0, batch.push, 0.0)),
+    }
+
+
+def example_gradients(
+    reader: TokenReader, batch: Batch
+) -> dict[str, dict[str, Tensor]]:
+    """The loss's gradient by training response, named by its place in the batch.
+
+    One backward pass per response.
+    """
+    own = reader.on(batch.pairs)
+    found = {}
+    for example in range(len(batch.pairs)):
+        mine = own.offsets[example : example + 2]
+        found[str(example)] = own.select([example]).pullback(batch.push[slice(*mine)])
+    return found
+
+
+def label_gradients(reader: TokenReader, batch: Batch) -> dict[str, dict[str, Tensor]]:
+    """The loss's gradient by the two terms of dL/dz = push (e_y - pi).
+
+    "spike" acts on the training token's own logit, "distribution" on all logits in
+    proportion to pi. They are large and cancel for the most part: each alone moves all
+    logits together, which changes no probability.
+    """
+    own = reader.on(batch.pairs)
+    parameters = {n: p for n, p in own.model.named_parameters() if p.requires_grad}
+    found = {
+        name: {n: torch.zeros_like(p) for n, p in parameters.items()}
+        for name in ("spike", "distribution")
+    }
+    with own.reading(), torch.enable_grad():
+        for piece in own.pieces:
+            spike: list[Tensor] = []
+            spread: list[Tensor] = []
+            for rows in own.rows(piece):
+                push = torch.from_numpy(batch.push[rows.flat.numpy()])
+                push = push.to(rows.logits)
+                chosen = rows.logits.gather(-1, rows.labels[:, None]).squeeze(-1)
+                pi = rows.logits.detach().softmax(-1)
+                spike.append((push * chosen).sum())
+                spread.append(-(push[:, None] * pi * rows.logits).sum())
+            for name, terms in (("spike", spike), ("distribution", spread)):
+                parts = torch.autograd.grad(
+                    torch.stack(terms).sum(),
+                    list(parameters.values()),
+                    retain_graph=name == "spike",
+                    allow_unused=True,
+                )
+                for key, part in zip(parameters, parts, strict=True):
+                    if part is not None:
+                        found[name][key] += part
+    return found
+
+
+def influence(
+    predictor: Predictor,
+    batch: Batch,
+    descend: Descend,
+    weights: Float[np.ndarray, "row token"],
+) -> Float[np.ndarray, "row train_token"]:
+    """First-order change of weighted probe log-probabilities by each training token.
+
+    Row r of `weights` names a combination of the probes' tokens: ones at the tokens of
+    a probe give the change of its logp, 1/n at the tokens of n probes their mean. Two
+    passes per row, whatever the batch: one backward over the row's probes, one forward
+    over the batch,
+
+        M[r, l]  =  push_l  < d log pi(y_l) / d theta,  D v_r >,   v_r = d row / d theta
+
+    where D is `descend`, the optimizer's preconditioner with its sign (symmetric, since
+    it is diagonal). The sum over l is the change of row r along D g.
+    """
+    train = predictor.on_pairs(batch.pairs)
+    found = np.zeros((len(weights), len(batch.push)))
+    for row, asked in enumerate(weights):
+        used = np.flatnonzero(
+            np.add.reduceat(asked != 0, predictor.reader.offsets[:-1])
+        )
+        if len(used) == 0:  # all weights are 0
+            continue
+        mine = predictor.reader.select(used.tolist())
+        starts = predictor.reader.offsets
+        tokens = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in used])
+        direction = descend(mine.pullback(asked[tokens]))
+        if norm(direction.values()) > 0:
+            found[row] = batch.push * train.along(direction).token
+    return found
+
+
+def group_directions(
+    model: nn.Module, direction: Direction
+) -> dict[str, dict[str, Tensor]]:
+    """A direction by parts of the model: embedding, each layer, norm, head; in order.
+
+    A head that shares its weights with the embedding is in "embedding".
+    """
+    groups: dict[str, dict[str, Tensor]] = {}
+    names = _groups(model)
+    for name in sorted(direction, key=lambda name: _order(names[name])):
+        groups.setdefault(names[name], {})[name] = direction[name]
+    return groups
+
+
+def _groups(model: nn.Module) -> dict[str, str]:
+    embedding = getattr(model, "get_input_embeddings")()  # noqa: B009
+    head = getattr(model, "get_output_embeddings")()  # noqa: B009
+    inner = {id(p) for p in embedding.parameters()}
+    inner |= {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for p in module.parameters()
+    }
+    outer = {id(p) for p in head.parameters()} - inner
+    names = {}
+    for name, parameter in model.named_parameters():
+        number = re.search(r"\.(\d+)\.", name)
+        if id(parameter) in inner:
+            names[name] = "embedding"
+        elif id(parameter) in outer:
+            names[name] = "head"
+        else:
+            names[name] = f"layer {number[1]}" if number else "norm"
+    return names
+
+
+def _order(group: str) -> int:
+    ends = {"embedding": -1, "norm": 10**6, "head": 10**6 + 1}
+    return ends[group] if group in ends else int(group.removeprefix("layer "))
