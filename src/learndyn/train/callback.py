@@ -31,11 +31,12 @@ from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import TokenizedProbes
 from learndyn.record.observation import Observation
 from learndyn.record.run_directory import RunDirectory, is_run
+from learndyn.train.forces import ForceRecorder, ForceSettings
 from learndyn.train.progress import progress_bar
-from learndyn.train.provenance import describe
+from learndyn.train.provenance import describe_run
 from learndyn.train.resume import Attempt, reopen
 from learndyn.train.schedule import Every, Schedule, Subset, is_full
-from learndyn.train.scoring import Scoring, tokenize_for, wait_for_all
+from learndyn.train.scoring import Scoring, tokenize_for, told, wait_for_all
 from learndyn.train.trackers import send, tracked
 
 
@@ -53,6 +54,9 @@ class LearningDynamicsCallback(TrainerCallback):
 
     `exactness`, `precision` and `batch_size` are those of `Scorer.attach`: what to do
     about a way of scoring that is wrong, and whether to score approximately.
+
+    `forces=k` explains the update before every k-th observation: which part of it moved
+    which probes, on a few prompts (see `ForceSettings`), into `out`/forces.
 
     Everything goes to `out`. To send the means to the trainer's own trackers as well,
     use `attach(trainer)` instead of `callbacks=[...]`.
@@ -80,6 +84,7 @@ class LearningDynamicsCallback(TrainerCallback):
         batch_size: int = 8,
         exactness: Exactness = "auto",
         precision: Literal["bfloat16"] | None = None,
+        forces: int | ForceSettings | None = None,
         resume: bool = False,
         overwrite: bool = False,
         info: dict[str, Any] | None = None,
@@ -97,6 +102,7 @@ class LearningDynamicsCallback(TrainerCallback):
             "exactness": exactness,
             "precision": precision,
         }
+        self.forces = ForceSettings(forces) if isinstance(forces, int) else forces
         self.resume = resume
         self.overwrite = overwrite
         self.info = info or {}
@@ -104,6 +110,7 @@ class LearningDynamicsCallback(TrainerCallback):
         self._trainer: Trainer | None = None
         self._trained = False  # whether weights may have moved since
         self._attempt: Attempt | None = None  # the training that has not ended
+        self._recorder: ForceRecorder | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -115,6 +122,9 @@ class LearningDynamicsCallback(TrainerCallback):
         self._panel: Panel | None = None
         self._subset: Subset | None = None
         self._scoring: Scoring | None = None
+        if self._recorder is not None:  # its hooks, should training have failed
+            self._recorder.forget()
+        self._recorder = None
         self._first: Observation | None = None
         self._last: int | None = None
         self._last_full = True
@@ -146,14 +156,14 @@ class LearningDynamicsCallback(TrainerCallback):
         self._tokenized = tokenize_for(self.probes, tokenizer, self.limits)
         self._panel = self.schedule.draw(self._tokenized.probes)
         # On every process: the forwards of a sharded model are collective.
-        self._attach(model)
-        described = self._describe(model, args)
+        asked = (self._attach(model), self.schedule, self._panel, self.limits)
+        described = {**describe_run(model, args, *asked), **self.info}
         continues = is_run(self.out) and (self.resume or step > 0 or again)
         wait_for_all(args)  # until all have looked: the first one creates the directory
         if args.process_index == 0:
             if continues:
-                asked = (self.limits, self.schedule, self.settings.get("precision"))
-                self.run = reopen(self.out, self._tokenized, *asked)
+                same = (self.limits, self.schedule, self.settings.get("precision"))
+                self.run = reopen(self.out, self._tokenized, *same)
                 # trained since, the weights are no longer those of its update 0
                 self.run.rewind(-1 if step == 0 and self._trained else step)
                 self.run.update_info(finished=False)
@@ -188,8 +198,27 @@ class LearningDynamicsCallback(TrainerCallback):
             self._attach(model)
         self._begun, self._trained = False, True
         self._attempt = Attempt(args, state.train_batch_size)
+        if self.forces is not None and self._scoring is not None:
+            tokenizer = self.tokenizer or kwargs["processing_class"]
+            self._recorder = self._scoring.recorder(self.forces, tokenizer, args)
+        if self._recorder is not None and self.run is not None:
+            self._recorder.begin(step, self.run)
         if self._last != state.global_step:
             self._observe(model, args, state, control)
+
+    def on_step_begin(
+        self, args: Any, state: TrainerState, control: Any, **_: Any
+    ) -> None:
+        """Watch the update that comes, if its forces are to be recorded."""
+        if self._recorder is not None:
+            self._recorder.watch(state.global_step + 1, self.schedule, self._panel)
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        """Gradients are whole: note where the parameters stand, if it is watched."""
+        if self._recorder is not None:
+            self._recorder.before_step(kwargs["optimizer"])
 
     def on_step_end(
         self,
@@ -199,6 +228,8 @@ class LearningDynamicsCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Observe if this update is due. Runs once per update, after the optimizer."""
+        if self._recorder is not None and self.run is not None:
+            self._recorder.after_step(state.global_step, args, self.run)
         last = state.global_step >= state.max_steps or control.should_training_stop
         if last or self.schedule.is_due(state.global_step, self._panel):
             self._observe(kwargs["model"], args, state, control, full=last)
@@ -239,29 +270,14 @@ class LearningDynamicsCallback(TrainerCallback):
         if self.run is not None and logs:
             self.run.append_log({"step": state.global_step, **logs})
 
-    def _describe(self, model: nn.Module, args: TrainingArguments) -> dict[str, Any]:
-        assert self._tokenized is not None
-        assert self._scoring is not None
-        return {
-            **describe(model, args),
-            "probe_fingerprint": self._tokenized.probes.fingerprint,
-            "probe_manifest": self._tokenized.probes.manifest,
-            "tokenizer_sha256": self._tokenized.tokenizer_hash,
-            "every": self.schedule.every,
-            **({} if self._panel is None else {"panel": self._panel.to_info()}),
-            **self.limits,
-            "route": asdict(self._scoring.route),
-            "finished": False,
-            **self.info,
-        }
-
-    def _attach(self, model: nn.Module) -> None:
+    def _attach(self, model: nn.Module) -> Scoring:
         """Lay the probes out for `model`, and test how it may be scored."""
         assert self._tokenized is not None
         self._subset = Subset.of(self._tokenized, self._panel)
         self._scoring = Scoring(model, self._tokenized, self._subset, self.settings)
         if self.run is not None:
             self.run.update_info(route=asdict(self._scoring.route))
+        return self._scoring
 
     def _adopt(self, run: RunDirectory) -> None:
         """Go on with the run's own token ids, in their order, its first argmax and its
@@ -287,28 +303,17 @@ class LearningDynamicsCallback(TrainerCallback):
         assert self._tokenized is not None
         step = state.global_step
         full = full or self._first is None or is_full(step, self._panel)
-        if self._scoring is None or not self._scoring.is_for(model):
-            self._attach(model)
-        assert self._scoring is not None
-        observation = self._scoring.observe(
-            step,
-            self._first,
-            full=full,
-            progress=progress_bar(f"probing at step {step}", args),
-        )
+        scoring = self._scoring
+        if scoring is None or not scoring.is_for(model):
+            scoring = self._attach(model)
+        bar = progress_bar(f"probing at step {step}", args)
+        observation = scoring.observe(step, self._first, full=full, progress=bar)
         if self._first is None:
             self._first = observation
         self._last, self._last_full = step, full
         if self.run is None:
             return
-        problems = observation.violations()
-        if problems:
-            warnings.warn(
-                f"observation at step {step} is not sound: {'; '.join(problems)}. The "
-                "model may have diverged; the observation is kept as it is.",
-                stacklevel=2,
-            )
-        self.run.write_observation(observation)
+        self.run.write_observation(told(observation))
         if self._trainer is not None:
             probes, first = self._tokenized.probes, self._first
             values = tracked(probes, observation, first, self._subset)

@@ -18,6 +18,7 @@ from learndyn.probes.data import Data, read_data
 from learndyn.probes.probe import ProbeSet
 from learndyn.record.authors import AUTHORS_KINDS
 from learndyn.record.run_directory import RunDirectory
+from learndyn.train.forces import PROMPTS
 from learndyn.train.recipes import dpo, extend, sft
 from learndyn.train.schedule import Every
 from learndyn.train.secrets import HIDDEN, hub_token, redacted, without_secrets
@@ -65,6 +66,8 @@ class RunSettings:
     full_every: int | None = None
     """Updates between full observations, beside the first and the last."""
     panel_seed: int = 0
+    forces: int | None = None
+    forces_prompts: int = PROMPTS
     preset: str = "paper"
     seed: int = 0
     dtype: str = "float32"

@@ -3,12 +3,17 @@
 import importlib.metadata
 import platform
 import subprocess
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 from transformers import TrainingArguments
 
 from learndyn.measure.load import weights_hash
+from learndyn.measure.neutral import is_sharded
+from learndyn.probes.panel import Panel
+from learndyn.train.schedule import Schedule
+from learndyn.train.scoring import Scoring
 
 
 PACKAGES = (
@@ -48,6 +53,28 @@ def describe(model: nn.Module, args: TrainingArguments | None) -> dict[str, Any]
     return described
 
 
+def describe_run(
+    model: nn.Module,
+    args: TrainingArguments,
+    scoring: Scoring,
+    schedule: Schedule,
+    panel: Panel | None,
+    limits: dict[str, Any],
+) -> dict[str, Any]:
+    """All that `run.json` says of a run when it begins."""
+    return {
+        **describe(model, args),
+        "probe_fingerprint": scoring.probes.probes.fingerprint,
+        "probe_manifest": scoring.probes.probes.manifest,
+        "tokenizer_sha256": scoring.probes.tokenizer_hash,
+        "every": schedule.every,
+        **({} if panel is None else {"panel": panel.to_info()}),
+        **limits,
+        "route": asdict(scoring.route),
+        "finished": False,
+    }
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of every package that decides a number, if installed."""
     found = {"python": platform.python_version()}
@@ -78,11 +105,3 @@ def method_of(args: TrainingArguments) -> str | None:
     """ "sft", "dpo", ... from TRL's name for its settings; None for a plain trainer."""
     name = type(args).__name__
     return name.removesuffix("Config").lower() if name.endswith("Config") else None
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether this process holds only a part of the weights (FSDP, ZeRO-3)."""
-    return any(
-        hasattr(parameter, "full_tensor") or parameter.numel() == 0
-        for parameter in model.parameters()
-    )

@@ -76,6 +76,21 @@ class Schedule:
             return step in LOG_STEPS
         return step % self.every == 0
 
+    def is_kth(self, step: int, panel: Panel | None, every: int) -> bool:
+        """Whether the observation after `step` is due, and the k-th, 2k-th, ..."""
+        if not self.is_due(step, panel):
+            return False
+        if self.every == "log":
+            count = sum(s <= step for s in LOG_STEPS)
+        else:
+            count = step // self.every
+        full = None if panel is None else panel.full_every
+        if full is not None:  # those that are not counted yet
+            count += sum(
+                not Schedule(self.every).is_due(s) for s in range(full, step + 1, full)
+            )
+        return count % every == 0
+
     def check_same(self, panel: Panel | None, run: str) -> None:
         """A resumed run goes on with its own `panel`, whether or not it is named again.
 

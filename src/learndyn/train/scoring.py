@@ -1,5 +1,6 @@
 """The probes of one run, laid out for its model: all of them, and its panel's."""
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -7,11 +8,13 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from learndyn.errors import BadInput
+from learndyn.measure.neutral import is_sharded
 from learndyn.measure.route import Route
 from learndyn.measure.score import Progress, Scorer, Settings
 from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import TokenizedProbes, tokenize, tokenizer_hash
 from learndyn.record.observation import Observation
+from learndyn.train.forces import ForceRecorder, ForceSettings, why_no_forces
 from learndyn.train.resume import same_tokenizer
 from learndyn.train.schedule import Subset
 
@@ -30,8 +33,9 @@ class Scoring:
         subset: Subset | None,
         settings: Settings,
     ) -> None:
+        self.probes = probes
         self._given = model
-        self._sharded = _is_sharded(model)  # before a forward gathers it
+        self._sharded = is_sharded(model)  # before a forward gathers it
         self._whole = Scorer.attach(model, probes.pairs, **settings)
         self._subset = subset
         self._part = None
@@ -48,7 +52,17 @@ class Scoring:
 
         FSDP2 shards a model in place, after which its head cannot be read by itself.
         """
-        return self._given is model and (self._sharded or not _is_sharded(model))
+        return self._given is model and (self._sharded or not is_sharded(model))
+
+    def recorder(
+        self, settings: ForceSettings, tokenizer: Any, args: TrainingArguments
+    ) -> ForceRecorder | None:
+        """What records forces on these probes; None, with a warning, if none can be."""
+        why = why_no_forces(args)
+        if why is not None:
+            warnings.warn(f"forces are not recorded: {why}", stacklevel=3)
+            return None
+        return ForceRecorder(settings, self._whole, self.probes, tokenizer)
 
     def observe(
         self, step: int, first: Observation | None, *, full: bool, progress: Progress
@@ -83,14 +97,22 @@ def tokenize_for(
     return probes
 
 
+def told(observation: Observation) -> Observation:
+    """The same, after a warning if it has numbers that cannot be a model's."""
+    problems = observation.violations()
+    if problems:
+        warnings.warn(
+            f"observation at step {observation.step} is not sound: "
+            f"{'; '.join(problems)}. The model may have diverged; the observation is "
+            "kept as it is.",
+            stacklevel=3,
+        )
+    return observation
+
+
 def wait_for_all(args: TrainingArguments) -> None:
     """Let all processes come to this point: they score together."""
     if args.world_size > 1:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
-
-
-def _is_sharded(model: nn.Module) -> bool:
-    """Whether any weight is a DTensor, as FSDP2 makes them."""
-    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())

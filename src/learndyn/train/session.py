@@ -19,6 +19,7 @@ from learndyn.probes.tokenize import PairTokenizer, TokenizedPair
 from learndyn.record.run_directory import RunDirectory, is_run
 from learndyn.train.callback import LearningDynamicsCallback
 from learndyn.train.dropout import disable_dropout
+from learndyn.train.forces import PROMPTS, ForceSettings
 from learndyn.train.presets import (
     MAX_LENGTH,
     PRESETS,
@@ -53,6 +54,10 @@ class Recipe:
     """Prompts that are scored between full observations; None: all, every time."""
     full_every: int | None = None
     panel_seed: int = 0
+    forces: int | None = None
+    """Explain the update before every k-th observation; None: none."""
+    forces_prompts: int = PROMPTS
+    """Prompts whose probes are explained."""
     seed: int = 0
     dtype: str = "float32"
     lora: bool = False
@@ -75,6 +80,7 @@ class Recipe:
     def __post_init__(self) -> None:
         # refuses a schedule that is none, before a model is loaded
         Schedule(self.every, self.panel, self.full_every, self.panel_seed)
+        self.force_settings()
         if self.preset not in PRESETS:
             raise BadInput(
                 f"no preset {self.preset!r}. There are: {', '.join(PRESETS)}."
@@ -88,6 +94,21 @@ class Recipe:
                 f"dtype {self.dtype!r}: choose float32, bfloat16 or float64. For "
                 "bf16 training with fp32 weights keep float32 and set bf16=true."
             )
+
+    def force_settings(self) -> ForceSettings | None:
+        """What the callback is told of forces.
+
+        Raises:
+            BadInput: if a number is below 1, or prompts are given without forces.
+        """
+        if self.forces is not None:
+            return ForceSettings(self.forces, self.forces_prompts)
+        if self.forces_prompts != PROMPTS:
+            raise BadInput(
+                f"forces_prompts={self.forces_prompts} is of forces, and none are "
+                "asked for. Give forces=K as well, or leave it out."
+            )
+        return None
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -111,6 +132,7 @@ class Recipe:
         }
         # as before there were these, so that a run from then can still be continued
         newer = ("panel", "full_every", "panel_seed", "exactness", "precision")
+        newer = (*newer, "forces", "forces_prompts")
         defaults = {f.name: f.default for f in fields(self) if f.name in newer}
         unused = [name for name, value in defaults.items() if own[name] == value]
         for name in ("resume", "overwrite", *unused):
@@ -250,6 +272,7 @@ class Session:
             batch_size=recipe.batch_size,
             exactness=recipe.exactness,
             precision=recipe.precision,
+            forces=recipe.force_settings(),
             resume=recipe.resume,
             overwrite=recipe.overwrite,
             info={

@@ -1,0 +1,295 @@
+"""One update, explained: which part of it moved which answer, beside what happened.
+
+`explain_update` takes an optimizer's real step and the gradient of the batch by the
+sign of its push, and follows each part to every probe:
+
+    pull      training tokens that the loss raises        (push < 0)
+    push      training tokens that the loss lowers        (push > 0: negative gradient)
+    other     gradient that did not come through log-probabilities
+    history   what the optimizer remembers of earlier batches
+    decay     weight decay
+    rounding  of the parameters' own dtype
+
+The parts sum to the update. Where the optimizer's rule is not known there is one part,
+"update".
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from learndyn.forces.batch import Batch
+from learndyn.forces.direction import Direction, norm, placed, plus, scaled
+from learndyn.forces.noise import change_noise
+from learndyn.forces.predict import Change, Predictor, fit
+from learndyn.forces.split import group_directions, influence
+from learndyn.forces.step import Step, check_moved
+from learndyn.probes.tokenize import TokenizedProbes
+from learndyn.record.forces import Forces, Influence
+
+
+SMALL = 1e-6
+"""A gradient that is this much smaller than the whole is rounding, and no part; so is
+one below the rounding of the gradient's own dtype."""
+
+Decode = Callable[[int], str]
+"""The text of a token id."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """The batch's gradient by the sign of push, before clipping, and its tokens."""
+
+    pull: dict[str, Tensor]
+    push: dict[str, Tensor]
+    batch: Batch | None
+    """None where training tokens cannot be read apart (packed rows, dropout)."""
+    note: str = ""
+    """Why there is no batch."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The settings of one explanation."""
+
+    step: int
+    """Optimizer updates after the update that is explained."""
+    loss: str = ""
+    layers: bool = True
+    """Whether to split by layers: one pass over the probes for each."""
+    influence: bool = True
+    """Whether to split by training tokens: two passes for each kind."""
+
+
+def explain_update(
+    predictor: Predictor,
+    probes: TokenizedProbes,
+    step: Step,
+    gradients: Gradients | None,
+    settings: Explanation,
+    decode: Decode,
+) -> Forces:
+    """Follow each part of an update to every probe; the update has been made.
+
+    The model stands at theta_after; it is put at theta_before for the prediction and is
+    bit-identical afterwards. `predictor` is attached to the probes' pairs.
+
+    Raises:
+        BadInput: if the step moved nothing, or is not finite.
+    """
+    began = time.perf_counter()
+    check_moved(step)
+    after = predictor.scorer.rows().logp.numpy()
+    with placed(predictor.model, step.before):
+        found = _follow(predictor, probes, step, gradients, settings, decode)
+    actual = after - found.before
+    sums = predictor.reader.summed(actual)
+    agreement = fit(found.whole.logp, sums, found.noise)
+    return Forces(
+        step=settings.step,
+        probe_ids=np.arange(len(probes), dtype=np.int32),
+        n_tokens=np.diff(predictor.reader.offsets).astype(np.int32),
+        actual=sums,
+        predicted=found.whole.logp,
+        noise=found.noise,
+        token_actual=actual.astype(np.float32),
+        token_predicted=found.whole.token.astype(np.float32),
+        token_text=tuple(decode(i) for p in probes.pairs for i in p.response_ids),
+        parts={name: part.logp for name, part in found.parts.items()},
+        token_parts={
+            name: part.token.astype(np.float32) for name, part in found.parts.items()
+        },
+        groups=found.groups,
+        info={
+            "loss": settings.loss,
+            **_about(step),
+            "method": found.whole.method,
+            "why_not_forward_mode": predictor.why,
+            "clip": found.clip,
+            "completeness": found.completeness,
+            **asdict(agreement),
+            "dtype": predictor.scorer.route.label or "exact",
+            "seconds": round(time.perf_counter() - began, 2),
+            "notes": found.notes,
+            "kernel": None,
+        },
+        influence=found.tokens,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Followed:
+    """What was found with the model at theta_before."""
+
+    before: Float[np.ndarray, " token"]
+    noise: Float[np.ndarray, " probe"]
+    whole: Change
+    parts: dict[str, Change]
+    groups: dict[str, Float[np.ndarray, " probe"]]
+    tokens: Influence | None
+    clip: float
+    notes: list[str]
+
+    @property
+    def completeness(self) -> float:
+        """||sum of parts - whole|| / ||whole||."""
+        lost = sum((part.token for part in self.parts.values()), -self.whole.token)
+        size = float(np.linalg.norm(self.whole.token))
+        return float(np.linalg.norm(lost)) / (size or 1.0)
+
+
+def _follow(
+    predictor: Predictor,
+    probes: TokenizedProbes,
+    step: Step,
+    gradients: Gradients | None,
+    settings: Explanation,
+    decode: Decode,
+) -> _Followed:
+    before = predictor.scorer.rows().logp.numpy()
+    directions, clip, notes = directions_of(step, gradients)
+    tokens = None
+    if settings.influence and gradients is not None and step.scale is not None:
+        weights = _kind_weights(probes, predictor.reader.offsets)
+        tokens = _influence(predictor, gradients, step, clip, weights, decode)
+    if gradients is not None and gradients.note:
+        notes = [gradients.note, *notes]
+    cut = sum(pair.truncated for pair in probes.pairs)
+    if cut:
+        notes.append(f"{cut} of {len(probes)} probes are cut: they lack their end.")
+    return _Followed(
+        before=before,
+        noise=change_noise(predictor.scorer, before),
+        whole=predictor.along(step.direction),
+        parts={name: predictor.along(part) for name, part in directions.items()},
+        groups=_groups(predictor, step.direction) if settings.layers else {},
+        tokens=tokens,
+        clip=clip,
+        notes=notes,
+    )
+
+
+def _about(step: Step) -> dict[str, Any]:
+    rates = sorted(set(step.lr.values()))
+    return {
+        "optimizer": step.rule,
+        "lr": rates[0] if len(rates) == 1 else rates,
+        "unexplained": step.unexplained,
+    }
+
+
+def directions_of(
+    step: Step, gradients: Gradients | None
+) -> tuple[dict[str, Direction], float, list[str]]:
+    """The update's parts, the clipping's coefficient, and what to tell of them.
+
+    The coefficient is that which makes the batch's gradient most like the one that the
+    optimizer was given; what is left of that is "other", or rounding if it is SMALL.
+    """
+    if step.scale is None:
+        return {"update": step.direction}, 1.0, [f"not split: {step.why}"]
+    parts: dict[str, Direction] = {**step.parts()}
+    clip, notes = 1.0, []
+    if gradients is not None:
+        given = parts.pop("gradient")
+        raw = plus(gradients.pull, gradients.push)
+        clip = _inner(raw, step.gradient) / (_inner(raw, raw) or 1.0)
+        signs = {
+            name: step.preconditioned(_among(scaled(part, clip), step))
+            for name, part in (("pull", gradients.pull), ("push", gradients.push))
+        }
+        left = plus(given, *(scaled(part, -1.0) for part in signs.values()))
+        # Of the gradient, not of the step: Adam's first step makes all elements equal,
+        # those too that are nothing but rounding.
+        rest = plus(step.gradient, scaled(_among(raw, step), -clip))
+        share = norm(rest.values()) / (norm(step.gradient.values()) or 1.0)
+        eps = [torch.finfo(part.dtype).eps for part in step.gradient.values()]
+        if share > max([SMALL, *eps]):
+            signs["other"] = left
+        else:
+            parts["rounding"] = plus(parts["rounding"], left)
+        parts = {**signs, **parts}
+        if share > 0.05:
+            notes.append(
+                f"{share:.0%} of the gradient did not come through log-probabilities "
+                "of response tokens: it is in the part called other."
+            )
+    moving = {n: part for n, part in parts.items() if norm(part.values()) > 0}
+    return moving, clip, notes
+
+
+def _among(gradient: Direction, step: Step) -> dict[str, Tensor]:
+    """Only parameters whose gradient the optimizer was given."""
+    return {name: part for name, part in gradient.items() if name in step.gradient}
+
+
+def _inner(left: Direction, right: Direction) -> float:
+    return sum(
+        float((left[name].double() * right[name].double()).sum())
+        for name in left.keys() & right.keys()
+    )
+
+
+def _groups(
+    predictor: Predictor, direction: Direction
+) -> dict[str, Float[np.ndarray, " probe"]]:
+    groups = group_directions(predictor.model, direction)
+    return {
+        name: predictor.along(part).logp
+        for name, part in groups.items()
+        if norm(part.values()) > 0
+    }
+
+
+def _kind_weights(
+    probes: TokenizedProbes, offsets: Any
+) -> dict[str, Float[np.ndarray, " token"]]:
+    """For each kind, what makes the mean over its probes of their summed logp."""
+    kind_of = np.repeat([probe.kind for probe in probes.probes], np.diff(offsets))
+    counts = {k: sum(p.kind == k for p in probes.probes) for k in probes.probes.kinds}
+    return {kind: (kind_of == kind) / count for kind, count in counts.items()}
+
+
+def _influence(
+    predictor: Predictor,
+    gradients: Gradients,
+    step: Step,
+    clip: float,
+    weights: dict[str, Float[np.ndarray, " token"]],
+    decode: Decode,
+) -> Influence | None:
+    batch = gradients.batch
+    if batch is None:
+        return None
+    clipped = replace(batch, push=batch.push * clip)
+    rows = np.stack(list(weights.values()))
+    change = influence(
+        predictor,
+        clipped,
+        lambda gradient: step.preconditioned(_among(gradient, step)),
+        rows,
+    )
+    return Influence(
+        kinds=tuple(weights),
+        example=batch.example.astype(np.int32),
+        position=batch.position.astype(np.int32),
+        role=tuple(batch.roles[i] for i in batch.example),
+        token=tuple(decode(int(i)) for i in batch.token_ids),
+        push=batch.push,
+        change=change.T,
+        example_text={
+            i: _shown(pair.prompt_ids, pair.response_ids, decode)
+            for i, pair in enumerate(batch.pairs)
+        },
+    )
+
+
+def _shown(prompt: Sequence[int], response: Sequence[int], decode: Decode) -> str:
+    """The end of a prompt and the start of its response."""
+    return "".join(decode(i) for i in (*prompt[-24:], *response[:24]))

@@ -1,0 +1,219 @@
+"""Forces on record while a trainer runs: the update before an observation, explained.
+
+The trainer is not changed. Its forwards are watched during one update (`seen`), its
+optimizer's step is recorded (`forces.step`), and when the update is done both are
+followed to the watched probes. A record that cannot be made is left out with a warning;
+probing goes on.
+"""
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from learndyn.errors import BadInput
+from learndyn.forces.direction import placed
+from learndyn.forces.explain import Explanation, explain_update
+from learndyn.forces.predict import Predictor
+from learndyn.forces.step import StepRecording
+from learndyn.measure.score import Scorer
+from learndyn.measure.selftest import coarsest
+from learndyn.probes.panel import Panel
+from learndyn.probes.tokenize import TokenizedProbes
+from learndyn.record.atomic import StorageFull
+from learndyn.record.forces import Forces
+from learndyn.record.run_directory import RunDirectory
+from learndyn.train.kernel import KernelCheck
+from learndyn.train.schedule import Schedule
+from learndyn.train.seen import BatchWatch
+
+
+PROMPTS = 16
+"""Prompts whose probes are followed, unless told otherwise."""
+
+AGREES = {False: 1e-3, True: 5e-2}
+"""Most nats per token by which training may read its tokens differently: in float32,
+and in half precision."""
+
+
+@dataclass(frozen=True)
+class ForceSettings:
+    """Which updates are explained, and on how many prompts.
+
+    Raises:
+        BadInput: if a number is below 1.
+    """
+
+    every: int
+    """In observations: 1 explains the update before each of them."""
+    prompts: int = PROMPTS
+    layers: bool = True
+    influence: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("every", "prompts"):
+            if getattr(self, name) < 1:
+                raise BadInput(
+                    f"forces: {name}={getattr(self, name)}: give 1 or more, or leave "
+                    "forces out."
+                )
+
+
+class ForceRecorder:
+    """Explains single updates of one training run."""
+
+    def __init__(
+        self,
+        settings: ForceSettings,
+        scorer: Scorer,
+        probes: TokenizedProbes,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ) -> None:
+        """`scorer` is attached to the pairs of `probes`."""
+        self._watch = BatchWatch(scorer.model)
+        self._recording: StepRecording | None = None
+        self._watching = False
+        panel = Panel.draw(probes.probes, settings.prompts)
+        chosen = [
+            i
+            for i, probe in enumerate(probes.probes)
+            if panel.prompts is None or probe.prompt_id in panel.prompts
+        ]
+        self.settings = settings
+        self.rows = np.array(chosen, dtype=np.int32)
+        self._probes = probes.select(chosen)
+        self._scorer = scorer.select(chosen)
+        self._predictor: Predictor | None = None
+        self._kernel: KernelCheck | None = None
+        self._tokenizer = tokenizer
+
+    def begin(self, step: int, run: RunDirectory) -> None:
+        """Training begins: look at the kernel that later ones are compared with."""
+        try:
+            self._predictor = Predictor.of(self._scorer)
+            self._kernel = KernelCheck(self._predictor.reader, run.path / "forces")
+            self._kernel.begin(step)
+        except StorageFull:
+            raise
+        except Exception as error:
+            self._kernel = None
+            _left_out(error, "kernel: ")
+
+    def watch(self, step: int, schedule: Schedule, panel: Panel | None) -> None:
+        """Before the first forward of the update to `step`: watch it, if it is due."""
+        self.forget()
+        self._watching = schedule.is_kth(step, panel, self.settings.every)
+        if self._watching:
+            self._watch.begin()
+
+    def before_step(self, optimizer: Any) -> None:
+        """Before the optimizer's step: gradients are whole and clipped."""
+        if not self._watching:
+            return
+        self._watch.end()
+        try:
+            self._recording = StepRecording.begin(optimizer, self._watch.model)
+        except Exception as error:
+            self.forget()
+            _left_out(error)
+
+    def after_step(self, step: int, args: TrainingArguments, run: RunDirectory) -> None:
+        """Explain the update that led to `step`, if it was watched, into `run`."""
+        recording, self._recording = self._recording, None
+        if recording is None:
+            return
+        try:
+            run.write_forces(self._explained(recording, step, args))
+        except StorageFull:
+            raise  # as for an observation: there is no going on without room
+        except Exception as error:  # also of memory: training is worth more than this
+            _left_out(error, f"update {step}: ")
+        finally:
+            recording.abandon()
+            self.forget()
+
+    def forget(self) -> None:
+        """Drop what was seen of an update, and stop watching."""
+        self._watch.end()
+        self._watch.seen = []
+        self._watching = False
+        if self._recording is not None:
+            self._recording.abandon()
+            self._recording = None
+
+    def __del__(self) -> None:
+        """Training that failed left hooks on its model; they go with their recorder."""
+        self.forget()
+
+    def _explained(
+        self, recording: StepRecording, step: int, args: TrainingArguments
+    ) -> Forces:
+        made = recording.finish()
+        if self._predictor is None:
+            self._predictor = Predictor.of(self._scorer)
+        method = _method(args)
+        rough = args.bf16 or args.fp16 or coarsest(self._watch.model).bits < 32
+        gradients, notes = None, []
+        with placed(self._watch.model, made.before):
+            try:
+                gradients = self._watch.gradients(
+                    self._predictor.reader, method, AGREES[bool(rough)]
+                )
+            except BadInput as error:
+                notes = [str(error)]
+            kernel = None if self._kernel is None else self._kernel.compare()
+        asked = Explanation(
+            step,
+            loss=_loss(args, method),
+            layers=self.settings.layers,
+            influence=self.settings.influence,
+        )
+        found = explain_update(
+            self._predictor, self._probes, made, gradients, asked, self._decode
+        )
+        info = found.info | {"notes": notes + found.info["notes"], "kernel": kernel}
+        return replace(found, probe_ids=self.rows, info=info)
+
+    def _decode(self, token: int) -> str:
+        if self._tokenizer is None:
+            return f"<{token}>"
+        return str(self._tokenizer.decode([token]))
+
+
+def _left_out(error: Exception, where: str = "") -> None:
+    kind = "" if isinstance(error, BadInput) else f"{type(error).__name__}: "
+    warnings.warn(f"forces were not recorded: {where}{kind}{error}", stacklevel=4)
+
+
+def _method(args: TrainingArguments) -> str:
+    """ "sft", "dpo", ...: by TRL's own settings, also where a user's are derived from
+    them; "" in a plain trainer."""
+    trl = [kind for kind in type(args).__mro__ if kind.__module__.startswith("trl.")]
+    return trl[0].__name__.removesuffix("Config").lower() if trl else ""
+
+
+def _loss(args: TrainingArguments, method: str) -> str:
+    """The trainer's own name of its loss, behind its method's: "dpo sigmoid"."""
+    kind = getattr(args, "loss_type", None)
+    kinds = kind if isinstance(kind, list) else [kind]
+    return " ".join(str(k) for k in (method, *(k for k in kinds if k != method)) if k)
+
+
+def why_no_forces(args: TrainingArguments) -> str | None:
+    """Why a run's forces cannot be recorded; None if they can."""
+    if getattr(args, "deepspeed", None) or getattr(args, "deepspeed_plugin", None):
+        return (
+            "DeepSpeed takes its step within the backward pass and has dropped the "
+            "gradients by the time a callback is asked. Probing goes on; record forces "
+            "in a short run without DeepSpeed, or explain a checkpoint with "
+            "`learndyn explain --model`."
+        )
+    if args.world_size > 1:
+        return (
+            f"this run has {args.world_size} processes, and each sees its own part of "
+            "the batch. Probing goes on; record forces in a run on one process, or "
+            "explain a checkpoint with `learndyn explain --model`."
+        )
+    return None
