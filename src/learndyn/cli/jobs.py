@@ -5,6 +5,7 @@ Each imports what it needs when it runs, so that `learndyn report` never loads t
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from learndyn.errors import BadInput
@@ -148,6 +149,74 @@ def score(args: argparse.Namespace) -> None:
         print(result.to_text())
 
 
+def explain(args: argparse.Namespace) -> None:
+    """`learndyn explain`."""
+    from learndyn.show.forces import explain_run
+
+    if (args.run is None) == (args.model is None):
+        raise BadInput(
+            "give either a RUN with recorded forces, or --model and --data for a "
+            "hypothetical update."
+        )
+    run = args.run
+    if run is None:
+        run = _hypothetical(args)
+        args.out = None
+    else:
+        given = [n for n in _OF_HYPOTHETICAL if getattr(args, n) is not None]
+        if given:
+            raise BadInput(
+                f"{_flags(given)} cannot be used with a RUN: its forces are recorded. "
+                "Leave the RUN out to explain a hypothetical update of --model."
+            )
+    found = explain_run(
+        run, args.step, args.out, text=not args.no_text, overwrite=args.overwrite
+    )
+    if args.json:
+        _print_json(found.to_dict())
+    else:
+        print(found.to_text())
+
+
+def _hypothetical(args: argparse.Namespace) -> Any:
+    """One update that is not made; returns its run directory."""
+    if args.data is None or args.step is not None:
+        raise BadInput(
+            "a hypothetical update of --model needs --data to train on, and has no "
+            "--step."
+        )
+    _quiet()
+    from learndyn.train.hypothetical import Hypothetical, explain_hypothetical
+
+    given = {n: getattr(args, n) for n in _OF_HYPOTHETICAL}
+    options = dict(_named(text) for text in given.pop("loss_option") or [])
+    settings = Hypothetical(
+        **{name: value for name, value in given.items() if value is not None},
+        model=args.model,
+        out=args.out or Path("runs/explain"),
+        options=options,
+    )
+    return explain_hypothetical(settings, overwrite=args.overwrite).path
+
+
+_OF_HYPOTHETICAL = (
+    *("data", "split", "loss", "loss_option", "probes", "prompts", "batch"),
+    *("optimizer", "lr", "reference", "method", "empty", "mismatched", "max_length"),
+    *("dtype", "seed", "trust_remote_code"),
+)
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise BadInput(f"--loss-option {text}: write NAME=VALUE, such as beta=0.05.")
+    return name.replace("-", "_"), value
+
+
+def _flags(names: list[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
+
+
 def report(args: argparse.Namespace) -> None:
     """`learndyn report`."""
     from learndyn.show.report import write_report
@@ -199,7 +268,7 @@ def _quiet() -> None:
 
 
 def _print_json(value: Any) -> None:
-    from learndyn.record.run_directory import to_plain
+    from learndyn.record.plain import to_plain
 
     text = json.dumps(to_plain(value), ensure_ascii=False, indent=2, allow_nan=False)
     print(text)

@@ -30,6 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_probes(found)
     _add_run(found)
     _add_score(found)
+    _add_explain(found)
     _add_report(found)
     return parser
 
@@ -132,6 +133,15 @@ def _add_run(found: Any) -> None:
     )
     job.add_argument("--full-every", type=int, help="updates between full observations")
     job.add_argument("--panel-seed", type=int, help="which prompts (default: 0)")
+    job.add_argument(
+        "--forces",
+        type=int,
+        metavar="K",
+        help="explain the update before every k-th observation: see explain RUN",
+    )
+    job.add_argument(
+        "--forces-prompts", type=int, help="on this many prompts (default: 16)"
+    )
     job.add_argument("--preset", choices=["paper", "trl"], help="default: paper")
     job.add_argument("--seed", type=int)
     job.add_argument("--dtype", choices=_DTYPES, help=_LOADED_IN + "float32)")
@@ -190,6 +200,58 @@ def _add_score(found: Any) -> None:
         "--dtype", choices=_DTYPES, help=_LOADED_IN + "the run's, else float32)"
     )
     job.add_argument("--trust-remote-code", action="store_true")
+    job.add_argument("--overwrite", action="store_true")
+
+
+def _add_explain(found: Any) -> None:
+    about = "which part of one update moved which answer: recorded, or hypothetical"
+    job = _job(found, "explain", jobs.explain, about)
+    job.add_argument(
+        "run", type=Path, nargs="?", metavar="RUN", help="a run with recorded forces"
+    )
+    job.add_argument("--step", type=int, help="of RUN (default: the last recorded)")
+    job.add_argument(
+        "--model", help="explain one hypothetical update of this model (folder, hub id)"
+    )
+    job.add_argument("--data", help="with --model: file, folder or hub id to train on")
+    job.add_argument("--split", help="of the data (default: train)")
+    job.add_argument("--loss", help="with --model (default: dpo; see docs/losses.md)")
+    job.add_argument(
+        "--loss-option",
+        action="append",
+        metavar="NAME=VALUE",
+        help="such as beta=0.05; may be given again",
+    )
+    job.add_argument("--probes", help="probe file (default: built from the data)")
+    job.add_argument("--prompts", type=int, help="prompts to watch (default: 16)")
+    job.add_argument(
+        "--batch", type=int, help="rows to train on, watched ones first (default: 16)"
+    )
+    job.add_argument("--optimizer", choices=["sgd", "adamw", "rmsprop"])
+    job.add_argument(
+        "--lr",
+        type=float,
+        help="(default: sgd moves the weights by 1e-5 of their norm; others 1e-6)",
+    )
+    job.add_argument("--reference", help="model that the loss compares with")
+    job.add_argument(
+        "--method",
+        choices=["auto", "forward-mode", "finite difference"],
+        help="how the change is predicted (default: by trial)",
+    )
+    job.add_argument("--empty", choices=["error", "keep", "drop"])
+    job.add_argument("--mismatched", choices=["error", "drop"])
+    job.add_argument("--max-length", type=int)
+    job.add_argument("--dtype", choices=_DTYPES)
+    job.add_argument("--seed", type=int)
+    job.add_argument("--trust-remote-code", action="store_true", default=None)
+    job.add_argument(
+        "--out",
+        type=Path,
+        help="with --model: run directory to write (default: runs/explain); with RUN: "
+        "folder of the page (default: RUN)",
+    )
+    job.add_argument("--no-text", action="store_true", help="leave out all texts")
     job.add_argument("--overwrite", action="store_true")
 
 
