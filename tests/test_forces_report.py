@@ -211,6 +211,26 @@ def test_agreement_is_told_and_disagreement_hides_the_parts(probes):
     assert "do not trust" in layer_finding(found)
 
 
+def test_a_rough_agreement_is_called_rough(probes):
+    def said(error):
+        return " ".join(
+            force_sentences(explain(make_forces(probes, error=error), probes))
+        )
+
+    assert "so the parts can be trusted" in said(0.03)
+    assert "agree roughly" in said(0.2)
+    assert "agree" in said(0.6)
+    assert "agree roughly" not in said(0.6)
+
+
+@pytest.mark.parametrize(("share", "shown"), [(1e-5, False), (1e-2, True)])
+def test_rounding_is_shown_only_where_there_is_some(share, shown, probes):
+    made = make_forces(probes)
+    rounding = {"rounding": share * made.predicted}
+    found = explain(replace(made, parts=made.parts | rounding), probes)
+    assert ("rounding" in found.parts) == shown
+
+
 def test_a_change_that_drowns_in_rounding_is_called_noise(probes):
     forces = make_forces(probes, error=1.2)
     said = told(forces, probes, noise=10 * np.ones(len(probes)))

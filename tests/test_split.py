@@ -35,6 +35,7 @@ from learndyn.forces.predict import Predictor
 from learndyn.forces.split import (
     decompose,
     example_gradients,
+    group_changes,
     group_directions,
     influence,
     label_gradients,
@@ -329,3 +330,23 @@ def test_parts_that_move_nothing_are_left_out_and_nothing_at_all_is_refused():
     assert replace(found, parts={"some": part}, whole=whole).residual == pytest.approx(
         0.5
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_group_changes_are_those_of_one_pass_along_each_group(family):
+    model = model_of(family, "tied", torch.float64)
+    predictor = Predictor.attach(model, PROBES)
+    chance = torch.Generator().manual_seed(3)
+    direction = {
+        name: torch.randn(p.shape, generator=chance, dtype=p.dtype) * 1e-3
+        for name, p in parameters_of(model).items()
+    }
+    groups = group_directions(model, direction)
+    found = group_changes(predictor.reader, groups)
+    assert list(found) == list(groups)
+    bound = 1e-10 if family in ("gpt2", "gpt_neox") else 1e-6  # float32 inside
+    for name, group in groups.items():
+        expected = predictor.along(group).logp
+        np.testing.assert_allclose(
+            found[name], expected, rtol=0, atol=bound * np.abs(expected).max()
+        )

@@ -19,6 +19,9 @@ MAIN_KINDS = ("chosen", "rejected")
 LOUD = 0.2
 """Share of the change from which on a part beside pull and push is told."""
 
+CLOSE = 0.1
+"""Relative error up to which predicted and actual agree without a qualification."""
+
 MISSING = 0.05
 """Share of the prediction that the parts may miss without a word."""
 
@@ -164,10 +167,14 @@ def _trust(found: Explanation) -> str:
             "parts are not to be trusted): the update is too large for a first-order "
             "account, or it was not the update that was recorded."
         )
-    return (
-        f"Predicted and actual agree ({error}, slope {fit.slope:.2f}, r² {fit.r2:.2f}, "
-        f"{fit.probes} probes), so the parts can be trusted."
-    )
+    told = f"({error}, slope {fit.slope:.2f}, r² {fit.r2:.2f}, {fit.probes} probes)"
+    if fit.relative_error > CLOSE:
+        return (
+            f"Predicted and actual agree roughly {told}: the parts are right in sign "
+            "and size, not in detail, since the update is large for a first-order "
+            "account."
+        )
+    return f"Predicted and actual agree {told}, so the parts can be trusted."
 
 
 def _shares(found: Explanation) -> list[str]:

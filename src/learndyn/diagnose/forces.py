@@ -14,7 +14,7 @@ as the others and of the other sign has a share below zero.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,9 @@ from learndyn.errors import BadInput
 from learndyn.probes.kinds import in_paper_order
 from learndyn.record.forces import Forces
 
+
+DUST = 1e-3
+"""Share of the change below which the rounding of weights is not shown."""
 
 TRUST = 0.3
 """Relative error above which the parts explain another change than the actual one."""
@@ -133,6 +136,8 @@ class Explanation:
 def explain(forces: Forces, probes: pa.Table, *, seed: int = 0) -> Explanation:
     """Sum one record up; `probes` is the run's table of probes.
 
+    Rounding of the weights that is below `DUST` of the change is left out.
+
     Raises:
         BadInput: if the record is of probes that the table lacks, or of none.
     """
@@ -146,6 +151,7 @@ def explain(forces: Forces, probes: pa.Table, *, seed: int = 0) -> Explanation:
     kind_of, prompt_of = (
         np.array(probes[name].to_pylist())[ids] for name in ("kind", "prompt_id")
     )
+    forces = _without_dust(forces)
     usable = _usable(forces)
     whole = forces.predicted[usable]
     parts = {name: values[usable] for name, values in forces.parts.items()}
@@ -162,6 +168,20 @@ def explain(forces: Forces, probes: pa.Table, *, seed: int = 0) -> Explanation:
         prompts=len(set(prompt_of[usable].tolist())),
         influence=None if forces.influence is None else summed_up(forces.influence),
         info=forces.info,
+    )
+
+
+def _without_dust(forces: Forces) -> Forces:
+    """The same without the part "rounding" where that is none to speak of."""
+    dust = forces.parts.get("rounding")
+    known = forces.predicted[np.isfinite(forces.predicted)]
+    if dust is None or not np.linalg.norm(dust) < DUST * np.linalg.norm(known):
+        return forces
+    kept = [name for name in forces.parts if name != "rounding"]
+    return replace(
+        forces,
+        parts={name: forces.parts[name] for name in kept},
+        token_parts={n: v for n, v in forces.token_parts.items() if n in kept},
     )
 
 

@@ -28,7 +28,12 @@ from learndyn.forces.batch import Batch
 from learndyn.forces.direction import Direction, norm, placed, plus, scaled
 from learndyn.forces.noise import change_noise
 from learndyn.forces.predict import Change, Predictor, fit
-from learndyn.forces.split import group_directions, influence
+from learndyn.forces.split import (
+    group_changes,
+    group_directions,
+    influence,
+    inner,
+)
 from learndyn.forces.step import Step, check_moved
 from learndyn.probes.tokenize import TokenizedProbes
 from learndyn.record.forces import Forces, Influence
@@ -62,7 +67,7 @@ class Explanation:
     """Optimizer updates after the update that is explained."""
     loss: str = ""
     layers: bool = True
-    """Whether to split by layers: one pass over the probes for each."""
+    """Whether to split by layers: one backward pass per probe."""
     influence: bool = True
     """Whether to split by training tokens: two passes for each kind."""
 
@@ -163,12 +168,13 @@ def _follow(
     cut = sum(pair.truncated for pair in probes.pairs)
     if cut:
         notes.append(f"{cut} of {len(probes)} probes are cut: they lack their end.")
+    layers = group_directions(predictor.model, step.direction)
     return _Followed(
         before=before,
         noise=change_noise(predictor.scorer, before),
         whole=predictor.along(step.direction),
         parts={name: predictor.along(part) for name, part in directions.items()},
-        groups=_groups(predictor, step.direction) if settings.layers else {},
+        groups=group_changes(predictor.reader, layers) if settings.layers else {},
         tokens=tokens,
         clip=clip,
         notes=notes,
@@ -199,7 +205,7 @@ def directions_of(
     if gradients is not None:
         given = parts.pop("gradient")
         raw = plus(gradients.pull, gradients.push)
-        clip = _inner(raw, step.gradient) / (_inner(raw, raw) or 1.0)
+        clip = inner(raw, step.gradient) / (inner(raw, raw) or 1.0)
         signs = {
             name: step.preconditioned(_among(scaled(part, clip), step))
             for name, part in (("pull", gradients.pull), ("push", gradients.push))
@@ -227,24 +233,6 @@ def directions_of(
 def _among(gradient: Direction, step: Step) -> dict[str, Tensor]:
     """Only parameters whose gradient the optimizer was given."""
     return {name: part for name, part in gradient.items() if name in step.gradient}
-
-
-def _inner(left: Direction, right: Direction) -> float:
-    return sum(
-        float((left[name].double() * right[name].double()).sum())
-        for name in left.keys() & right.keys()
-    )
-
-
-def _groups(
-    predictor: Predictor, direction: Direction
-) -> dict[str, Float[np.ndarray, " probe"]]:
-    groups = group_directions(predictor.model, direction)
-    return {
-        name: predictor.along(part).logp
-        for name, part in groups.items()
-        if norm(part.values()) > 0
-    }
 
 
 def _kind_weights(

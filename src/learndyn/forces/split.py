@@ -176,6 +176,30 @@ def group_directions(
     return groups
 
 
+def group_changes(
+    reader: TokenReader, groups: Mapping[str, Direction]
+) -> dict[str, Float[np.ndarray, " pair"]]:
+    """First-order change of each pair's logp along each of many directions.
+
+    One backward pass per pair, whatever the number of groups: for a model of many
+    layers that is far less than a pass over all pairs for each.
+    """
+    found = {name: np.zeros(len(reader.plan.pairs)) for name in groups}
+    for i, pair in enumerate(reader.plan.pairs):
+        gradient = reader.select([i]).pullback(np.ones(len(pair.response_ids)))
+        for name, group in groups.items():
+            found[name][i] = inner(gradient, group)
+    return found
+
+
+def inner(left: Direction, right: Direction) -> float:
+    """Inner product over the parameters that both have, in float64."""
+    return sum(
+        float((left[name].double() * right[name].double()).sum())
+        for name in left.keys() & right.keys()
+    )
+
+
 def _groups(model: nn.Module) -> dict[str, str]:
     embedding = getattr(model, "get_input_embeddings")()  # noqa: B009
     head = getattr(model, "get_output_embeddings")()  # noqa: B009

@@ -23,6 +23,9 @@ from learndyn.train.session import Recipe
 
 STAGES = ("sft", "dpo", "extend-sft", "extend-dpo")
 
+FORCES = 4
+"""The update before every so many-th observation of the DPO stages is explained."""
+
 
 @dataclass(frozen=True)
 class DemoSettings:
@@ -153,6 +156,8 @@ class _Inputs:
         if self.settings.model is not None:
             recipe = _paper_limits(recipe)
         if not is_sft:
+            if self.settings.model is None:  # of a large model they cost minutes
+                recipe = replace(recipe, forces=FORCES)
             return dpo(recipe, self.pairs, self.probes)
         kinds = ("chosen", "rejected") if stage.startswith("extend") else ("chosen",)
         return sft(recipe, self.data, self.probes, kinds=kinds)
