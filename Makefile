@@ -27,8 +27,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## what scoring costs: time, memory, error; PROBES= for a file
+bench: $(READY)  ## what scoring and forces cost: time, memory, error; PROBES= for a file
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/probing.py $(if $(PROBES),--probes $(PROBES))
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/forces.py $(if $(PROBES),--probes $(PROBES))
 
 evidence: $(READY)  ## the tables of docs/embedded-world.md, from nothing (about an hour)
 	$(BIN)/python -m learndyn.lab.evidence --out runs/evidence

@@ -48,7 +48,7 @@ from learndyn.forces.batch import Batch
 from learndyn.forces.difference import central_difference
 from learndyn.forces.direction import parameters_of, scaled
 from learndyn.forces.predict import Predictor
-from learndyn.forces.split import group_directions, influence, sign_gradients
+from learndyn.forces.split import group_changes, group_directions, influence
 from learndyn.measure.backbone import PaddedTier
 from learndyn.probes.tokenize import TokenizedProbes
 
@@ -106,14 +106,9 @@ def backward(setting: Setting) -> None:
     reader.pullback(np.ones(reader.plan.n_tokens))
 
 
-def signs(setting: Setting) -> None:
-    sign_gradients(setting.predictor.reader, setting.batch)
-
-
 def layers(setting: Setting) -> None:
     groups = group_directions(setting.predictor.model, setting.direction)
-    for part in groups.values():
-        setting.predictor.along(part)
+    group_changes(setting.predictor.reader, groups)
 
 
 def one_row(setting: Setting) -> None:
@@ -140,7 +135,7 @@ WAYS: dict[str, tuple[Way, Way, Way]] = {
     "forward mode, one direction": (forward_mode, plain, score),
     "central finite difference": (finite_difference, plain, score),
     "gradient of all probes' logp": (backward, plain, score),
-    "all layers (one direction each)": (layers, plain, score),
+    "all layers, a backward pass per probe": (layers, plain, score),
     "influence, one row": (one_row, row_unit, row_unit_scored),
 }
 """What is timed, and its two units."""

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
