@@ -12,7 +12,8 @@ from learndyn.forces.losses import LOSSES, loss_named
 from learndyn.measure.load import load_model, weights_hash
 from learndyn.record.run_directory import RunDirectory
 from learndyn.record.trajectory import Trajectory
-from learndyn.train.hypothetical import Hypothetical, explain_hypothetical, roles_of
+from learndyn.train.hypothetical import explain_hypothetical
+from learndyn.train.hypothetical_inputs import Hypothetical, roles_of
 from models import save_tiny
 from runs import data
 

@@ -181,8 +181,8 @@ def test_the_sentence_about_chosen_tells_what_each_force_alone_would_do(probes):
     pull, push = (found.of("chosen").parts[name].mean for name in ("pull", "push"))
     said = force_sentences(found)[0]
     assert (
-        "Pulling wanted training tokens up alone would have raised it by "
-        f"{nats(1000 * pull)}; pushing unwanted training tokens down took "
+        "Pulling the chosen answers up alone would have raised it by "
+        f"{nats(1000 * pull)}; pushing the rejected answers down took "
         f"{nats(1000 * push)} of it back." in said
     )
     assert "mnat, thousandths of a nat" in said
@@ -210,6 +210,29 @@ def test_agreement_is_told_and_disagreement_hides_the_parts(probes):
         assert word not in bad
     assert "do not trust" in finding(found)
     assert "do not trust" in layer_finding(found)
+
+
+def test_what_is_pushed_down_is_named_by_its_role(probes):
+    forces = make_forces(probes)
+    assert forces.influence is not None
+    count = len(forces.influence.token)
+
+    def said(roles, push):
+        influence = replace(forces.influence, role=roles, push=push)
+        return force_sentences(explain(replace(forces, influence=influence), probes))[0]
+
+    chosen, down = ("chosen",) * count, np.ones(count)
+    assert "pushing the chosen answers down" in said(chosen, down).lower()
+    assert "tokens that the loss lowers" in said(("",) * count, down)
+    mixed = ("chosen", "rejected") * (count // 2) + ("chosen",) * (count % 2)
+    assert "tokens that the loss lowers" in said(mixed, down)
+
+
+def test_a_hypothetical_update_is_called_so(probes):
+    made = make_forces(probes)
+    told = "This update is hypothetical: one step of dpo."
+    found = explain(replace(made, info=made.info | {"hypothetical": told}), probes)
+    assert force_sentences(found)[1] == told
 
 
 def test_a_rough_agreement_is_called_rough(probes):

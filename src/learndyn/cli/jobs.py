@@ -186,7 +186,8 @@ def _hypothetical(args: argparse.Namespace) -> Any:
             "--step."
         )
     _quiet()
-    from learndyn.train.hypothetical import Hypothetical, explain_hypothetical
+    from learndyn.train.hypothetical import explain_hypothetical
+    from learndyn.train.hypothetical_inputs import Hypothetical
 
     given = {n: getattr(args, n) for n in _OF_HYPOTHETICAL}
     options = dict(_named(text) for text in given.pop("loss_option") or [])
@@ -200,7 +201,7 @@ def _hypothetical(args: argparse.Namespace) -> Any:
 
 
 _OF_HYPOTHETICAL = (
-    *("data", "split", "loss", "loss_option", "probes", "prompts", "batch"),
+    *("data", "split", "loss", "loss_option", "probes", "kinds", "prompts", "batch"),
     *("optimizer", "lr", "reference", "method", "empty", "mismatched", "max_length"),
     *("dtype", "seed", "trust_remote_code"),
 )

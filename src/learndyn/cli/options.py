@@ -223,6 +223,7 @@ def _add_explain(found: Any) -> None:
         help="such as beta=0.05; may be given again",
     )
     job.add_argument("--probes", help="probe file (default: built from the data)")
+    job.add_argument("--kinds", nargs="+", metavar="KIND", help="only these probes")
     job.add_argument("--prompts", type=int, help="prompts to watch (default: 16)")
     job.add_argument(
         "--batch", type=int, help="rows to train on, watched ones first (default: 16)"
@@ -251,7 +252,11 @@ def _add_explain(found: Any) -> None:
         help="with --model: run directory to write (default: runs/explain); with RUN: "
         "folder of the page (default: RUN)",
     )
-    job.add_argument("--no-text", action="store_true", help="leave out all texts")
+    job.add_argument(
+        "--no-text",
+        action="store_true",
+        help="leave all texts off the page; the run itself keeps them",
+    )
     job.add_argument("--overwrite", action="store_true")
 
 

@@ -31,8 +31,8 @@ STABLE = 0.9
 """Rank correlation and self-cosine of the kernel from which on it is called stable."""
 
 ACTIONS = {
-    "pull": "pulling wanted training tokens up",
-    "push": "pushing unwanted training tokens down",
+    "pull": "pulling up the training tokens that the loss raises",
+    "push": "pushing down the training tokens that the loss lowers",
     "other": "the gradient that does not come through log-probabilities",
     "history": "the optimizer's memory of earlier batches",
     "decay": "weight decay",
@@ -40,6 +40,9 @@ ACTIONS = {
     "gradient": "this batch's gradient",
 }
 """What each part of an update is, for a reader who has not read the paper."""
+
+MANY = 10.0
+"""Shares above it are not told in figures."""
 
 
 def force_sentences(found: Explanation, *, text: bool = True) -> list[str]:
@@ -56,7 +59,8 @@ def force_sentences(found: Explanation, *, text: bool = True) -> list[str]:
     said = [_moved(found, main[0], f"The update to step {found.step}")]
     said += [_moved(found, kind, "The same update") for kind in main[1:]]
     said[0] = f"{said[0]}{meaning}"
-    said.insert(1, _trust(found))
+    said.insert(1 if found.fit.trusted else 0, _trust(found))
+    said[1:1] = _made_up(found)
     if found.fit.trusted:
         said += _shares(found) + _cancels(found) + _layers(found)
         said += _tokens(found, text)
@@ -99,6 +103,12 @@ def _why_not(found: Explanation) -> str:
     return "the prediction misses the change"
 
 
+def _made_up(found: Explanation) -> list[str]:
+    """What a hypothetical update was, told by who made it up."""
+    told = found.info.get("hypothetical")
+    return [told] if isinstance(told, str) else []
+
+
 def kernel_sentences(found: Explanation) -> list[str]:
     """Whether the paper's assumption of a stable kernel holds so far, if it was
     measured: info["kernel"] has rank_correlation, self_cosine and since."""
@@ -136,13 +146,14 @@ def _moved(found: Explanation, kind: KindForces, update: str) -> str:
     lead = kind.parts[first].mean
     way = "raised" if lead > 0 else "lowered"
     clauses = [
-        f"{_action(name)} {_effect(kind.parts[name].mean, lead)} "
+        f"{_action(found, name)} {_effect(kind.parts[name].mean, lead)} "
         f"{scale.value(kind.parts[name].mean)}"
         + (" of it back" if kind.parts[name].mean * lead < 0 else "")
         for name in rest
         if size[name] >= 0.05 * size[first]
     ]
-    by = f"{_capital(_action(first))} alone would have {way} it by {scale.value(lead)}"
+    alone = f"{_capital(_action(found, first))} alone would have"
+    by = f"{alone} {way} it by {scale.value(lead)}"
     return f"{text}. {by}{'; ' if clauses else ''}{', '.join(clauses)}."
 
 
@@ -186,8 +197,8 @@ def _shares(found: Explanation) -> list[str]:
             continue
         made = "made" if share > 0 else "took back"
         said.append(
-            f"{_capital(_action(name))} {made} {_percent(abs(share))} of the predicted "
-            "change, over all probes."
+            f"{_capital(_action(found, name))} {made} {_percent(abs(share))} of the "
+            "predicted change, over all probes."
         )
     return said
 
@@ -241,7 +252,7 @@ def _which(token: TopToken, text: bool) -> str:
     name = f"“{on_one_line(token.token)}”, token" if text else "token"
     role = f" ({token.role})" if token.role else ""
     way = "raised" if token.raised else "lowered"
-    row = f"row {token.example} of the batch{role}"
+    row = f"answer {token.example + 1} of the batch{role}"
     return f"{name} {token.position + 1} of {row}, which the loss {way}"
 
 
@@ -274,7 +285,15 @@ def _effect(value: float, lead: float) -> str:
     return "took" if value * lead < 0 else "added"
 
 
-def _action(name: str) -> str:
+def _action(found: Explanation, name: str) -> str:
+    """What a part is, with whose tokens it moves where all are of one role."""
+    roles = {} if found.influence is None else found.influence.roles
+    whose = roles.get(name, frozenset()) - {""}
+    of_one = f"{next(iter(whose))} answers" if len(whose) == 1 else ""
+    if name == "pull" and of_one:
+        return f"pulling the {of_one} up"
+    if name == "push" and of_one:
+        return f"pushing the {of_one} down"
     return ACTIONS.get(name, f"the part {name}")
 
 
@@ -283,6 +302,8 @@ def _capital(text: str) -> str:
 
 
 def _percent(share: float) -> str:
+    if share > MANY:
+        return f"more than {100 * MANY:.0f}\N{NO-BREAK SPACE}%"
     digits = 1 if abs(share) < 0.1 else 0
     return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 

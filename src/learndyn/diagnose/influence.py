@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from learndyn.record.forces import Influence
 
@@ -52,6 +52,8 @@ class InfluenceSummary:
     of_kind: dict[str, list[TopToken]]
     share: float
     """Of the sum over tokens of |change of the kind moved most|, what `top` makes."""
+    roles: dict[str, frozenset[str]]
+    """Of the tokens that the loss raises ("pull") and lowers ("push")."""
 
     def to_list(self, *, text: bool) -> list[dict[str, Any]]:
         """`top` for JSON; without any training text if `text` is false."""
@@ -68,7 +70,7 @@ def summed_up(influence: Influence) -> InfluenceSummary:
     change = np.nan_to_num(influence.change, nan=0.0, posinf=0.0, neginf=0.0)
     size = np.abs(change)
     if size.size == 0:
-        return InfluenceSummary(len(influence.token), [], {}, float("nan"))
+        return InfluenceSummary(len(influence.token), [], {}, float("nan"), {})
     most = size.max(axis=1)
     first = _largest(most, TOP)
     moved = size.argmax(axis=1)
@@ -84,7 +86,15 @@ def summed_up(influence: Influence) -> InfluenceSummary:
             for column, kind in enumerate(influence.kinds)
         },
         share=float(most[first].sum()) / total if total else float("nan"),
+        roles={
+            "pull": _roles(influence, influence.push < 0),
+            "push": _roles(influence, influence.push > 0),
+        },
     )
+
+
+def _roles(influence: Influence, which: Bool[np.ndarray, " token"]) -> frozenset[str]:
+    return frozenset(influence.role[row] for row in np.flatnonzero(which))
 
 
 def on_one_line(token: str) -> str:

@@ -64,6 +64,8 @@ class Batch:
             BadInput: if the loss cannot be computed from these.
         """
         pairs = (*chosen, *rejected)
+        if not pairs:
+            raise BadInput("the batch is empty: give chosen or rejected responses.")
         own = reader.on(pairs)
         logp = own.values()
         good = np.arange(len(pairs)) < len(chosen)

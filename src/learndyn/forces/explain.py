@@ -15,8 +15,7 @@ The parts sum to the update. Where the optimizer's rule is not known there is on
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -25,13 +24,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from learndyn.forces.batch import Batch
+from learndyn.forces.by_token import Decode, influence_on_kinds, texts_of
 from learndyn.forces.direction import Direction, norm, placed, plus, scaled
 from learndyn.forces.noise import change_noise
 from learndyn.forces.predict import Change, Predictor, fit
 from learndyn.forces.split import (
     group_changes,
     group_directions,
-    influence,
     inner,
 )
 from learndyn.forces.step import Step, check_moved
@@ -43,8 +42,8 @@ SMALL = 1e-6
 """A gradient that is this much smaller than the whole is rounding, and no part; so is
 one below the rounding of the gradient's own dtype."""
 
-Decode = Callable[[int], str]
-"""The text of a token id."""
+MISSING = 0.1
+"""Share of the update that its parts may miss; beyond it they are not handed out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +59,7 @@ class Gradients:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class ExplainSettings:
     """The settings of one explanation."""
 
     step: int
@@ -77,7 +76,7 @@ def explain_update(
     probes: TokenizedProbes,
     step: Step,
     gradients: Gradients | None,
-    settings: Explanation,
+    settings: ExplainSettings,
     decode: Decode,
 ) -> Forces:
     """Follow each part of an update to every probe; the update has been made.
@@ -105,7 +104,9 @@ def explain_update(
         noise=found.noise,
         token_actual=actual.astype(np.float32),
         token_predicted=found.whole.token.astype(np.float32),
-        token_text=tuple(decode(i) for p in probes.pairs for i in p.response_ids),
+        token_text=tuple(
+            text for p in probes.pairs for text in texts_of(p.response_ids, decode)
+        ),
         parts={name: part.logp for name, part in found.parts.items()},
         token_parts={
             name: part.token.astype(np.float32) for name, part in found.parts.items()
@@ -119,7 +120,7 @@ def explain_update(
             "clip": found.clip,
             "completeness": found.completeness,
             **asdict(agreement),
-            "dtype": predictor.scorer.route.label or "exact",
+            "scored": predictor.scorer.route.label or "exactly",
             "seconds": round(time.perf_counter() - began, 2),
             "notes": found.notes,
             "kernel": None,
@@ -140,13 +141,8 @@ class _Followed:
     tokens: Influence | None
     clip: float
     notes: list[str]
-
-    @property
-    def completeness(self) -> float:
-        """||sum of parts - whole|| / ||whole||."""
-        lost = sum((part.token for part in self.parts.values()), -self.whole.token)
-        size = float(np.linalg.norm(self.whole.token))
-        return float(np.linalg.norm(lost)) / (size or 1.0)
+    completeness: float
+    """Share of the update that the parts miss."""
 
 
 def _follow(
@@ -154,31 +150,66 @@ def _follow(
     probes: TokenizedProbes,
     step: Step,
     gradients: Gradients | None,
-    settings: Explanation,
+    settings: ExplainSettings,
     decode: Decode,
 ) -> _Followed:
     before = predictor.scorer.rows().logp.numpy()
     directions, clip, notes = directions_of(step, gradients)
     tokens = None
-    if settings.influence and gradients is not None and step.scale is not None:
-        weights = _kind_weights(probes, predictor.reader.offsets)
-        tokens = _influence(predictor, gradients, step, clip, weights, decode)
+    batch = None if gradients is None else gradients.batch
+    if settings.influence and batch is not None and step.scale is not None:
+
+        def descend(gradient: Direction) -> dict[str, Tensor]:
+            return step.preconditioned(_among(scaled(gradient, clip), step))
+
+        tokens = influence_on_kinds(predictor, probes, batch, descend, decode)
     if gradients is not None and gradients.note:
         notes = [gradients.note, *notes]
     cut = sum(pair.truncated for pair in probes.pairs)
     if cut:
         notes.append(f"{cut} of {len(probes)} probes are cut: they lack their end.")
-    layers = group_directions(predictor.model, step.direction)
+    whole = predictor.along(step.direction)
+    parts = {name: predictor.along(part) for name, part in directions.items()}
+    missed = _missed(parts, whole)
+    if missed > MISSING:
+        parts, tokens = {"update": whole}, None
+        notes.append(
+            f"not split: the parts miss {missed:.0%} of the update, which is lost in "
+            f"the rounding of its weights (the parts leave {step.unexplained:.0%} of "
+            "the displacement unexplained). Explain it with float32 weights."
+        )
     return _Followed(
         before=before,
         noise=change_noise(predictor.scorer, before),
-        whole=predictor.along(step.direction),
-        parts={name: predictor.along(part) for name, part in directions.items()},
-        groups=group_changes(predictor.reader, layers) if settings.layers else {},
+        whole=whole,
+        parts=parts,
+        groups=_layers(predictor, step.direction) if settings.layers else {},
         tokens=tokens,
         clip=clip,
+        completeness=missed,
         notes=notes,
     )
+
+
+def _missed(parts: dict[str, Change], whole: Change) -> float:
+    """||sum of parts - whole|| / ||whole||."""
+    lost = sum((part.token for part in parts.values()), -whole.token)
+    return float(np.linalg.norm(lost)) / (float(np.linalg.norm(whole.token)) or 1.0)
+
+
+def _layers(
+    predictor: Predictor, direction: Direction
+) -> dict[str, Float[np.ndarray, " probe"]]:
+    """By layer: a pass along each, or, for a finite difference, a gradient per probe,
+    which is exact."""
+    groups = group_directions(predictor.model, direction)
+    if predictor.forward is None:
+        return group_changes(predictor.reader, groups)
+    return {
+        name: predictor.along(part).logp
+        for name, part in groups.items()
+        if norm(part.values()) > 0
+    }
 
 
 def _about(step: Step) -> dict[str, Any]:
@@ -204,7 +235,7 @@ def directions_of(
     clip, notes = 1.0, []
     if gradients is not None:
         given = parts.pop("gradient")
-        raw = plus(gradients.pull, gradients.push)
+        raw = _among(plus(gradients.pull, gradients.push), step)
         clip = inner(raw, step.gradient) / (inner(raw, raw) or 1.0)
         signs = {
             name: step.preconditioned(_among(scaled(part, clip), step))
@@ -233,51 +264,3 @@ def directions_of(
 def _among(gradient: Direction, step: Step) -> dict[str, Tensor]:
     """Only parameters whose gradient the optimizer was given."""
     return {name: part for name, part in gradient.items() if name in step.gradient}
-
-
-def _kind_weights(
-    probes: TokenizedProbes, offsets: Any
-) -> dict[str, Float[np.ndarray, " token"]]:
-    """For each kind, what makes the mean over its probes of their summed logp."""
-    kind_of = np.repeat([probe.kind for probe in probes.probes], np.diff(offsets))
-    counts = {k: sum(p.kind == k for p in probes.probes) for k in probes.probes.kinds}
-    return {kind: (kind_of == kind) / count for kind, count in counts.items()}
-
-
-def _influence(
-    predictor: Predictor,
-    gradients: Gradients,
-    step: Step,
-    clip: float,
-    weights: dict[str, Float[np.ndarray, " token"]],
-    decode: Decode,
-) -> Influence | None:
-    batch = gradients.batch
-    if batch is None:
-        return None
-    clipped = replace(batch, push=batch.push * clip)
-    rows = np.stack(list(weights.values()))
-    change = influence(
-        predictor,
-        clipped,
-        lambda gradient: step.preconditioned(_among(gradient, step)),
-        rows,
-    )
-    return Influence(
-        kinds=tuple(weights),
-        example=batch.example.astype(np.int32),
-        position=batch.position.astype(np.int32),
-        role=tuple(batch.roles[i] for i in batch.example),
-        token=tuple(decode(int(i)) for i in batch.token_ids),
-        push=batch.push,
-        change=change.T,
-        example_text={
-            i: _shown(pair.prompt_ids, pair.response_ids, decode)
-            for i, pair in enumerate(batch.pairs)
-        },
-    )
-
-
-def _shown(prompt: Sequence[int], response: Sequence[int], decode: Decode) -> str:
-    """The end of a prompt and the start of its response."""
-    return "".join(decode(i) for i in (*prompt[-24:], *response[:24]))

@@ -77,6 +77,11 @@ def path_attribution(
         for name, part in groups.items()
         if any(bool(d.any()) for d in part.values())
     }
+    if not groups:
+        raise BadInput(
+            "the two ends are the same point: nothing changed between them. Take "
+            "observations with an update between them."
+        )
     nodes, weights = np.polynomial.legendre.leggauss(points)
     parts = {name: np.zeros(predictor.reader.plan.n_tokens) for name in groups}
     with placed(predictor.model, before):
@@ -87,11 +92,6 @@ def path_attribution(
                     parts[name] += weight * predictor.along(part).token
     with placed(predictor.model, after):
         end = predictor.scorer.rows().logp.numpy()
-    if not parts:
-        raise BadInput(
-            "the two ends are the same point: nothing changed between them. Take "
-            "observations with an update between them."
-        )
     return PathAttribution(parts, end - start, points)
 
 

@@ -23,7 +23,14 @@ from torch import nn
 
 from learndyn.errors import BadInput
 from learndyn.forces.difference import COARSE_STEP, central_difference, default_step
-from learndyn.forces.direction import Direction, checked, norm, parameters_of, scaled
+from learndyn.forces.direction import (
+    Direction,
+    checked,
+    norm,
+    parameters_of,
+    scaled,
+    whole,
+)
 from learndyn.forces.reading import TokenReader
 from learndyn.measure.backbone import PaddedTier
 from learndyn.measure.score import Scorer, Settings
@@ -129,8 +136,19 @@ class Predictor:
         """The same for a scorer that is attached already.
 
         Raises:
-            BadInput: as `attach`.
+            BadInput: as `attach`, or if a weight is not finite.
         """
+        lost = [
+            name
+            for name, p in scorer.model.named_parameters()
+            if not bool(whole(torch.isfinite(p).all()))
+        ]
+        if lost:
+            raise BadInput(
+                f"the weights of {type(scorer.model).__name__} are not finite in "
+                f"{len(lost)} parameters, such as {', '.join(lost[:3])}. Take an "
+                "earlier checkpoint."
+            )
         if method == "finite difference":
             return cls(scorer, None, "a finite difference was asked for")
         reader, why = _find_forward(scorer)
@@ -218,8 +236,11 @@ def _find_forward(scorer: Scorer) -> tuple[TokenReader | None, str]:
     for reader in (own, replace(own, tier=PaddedTier())):
         try:
             found = reader.select(few).tangents(direction)
-        except (NotImplementedError, RuntimeError, ValueError) as error:
-            why = why or str(error).split("\n")[0][:200]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever an operation says that has no derivative
+            told = str(error).split("\n")[0][:200]
+            why = why or f"{type(error).__name__}: {told}"
             continue
         miss = fit(found, true).relative_error
         if miss < allowed:

@@ -174,6 +174,7 @@ class TokenReader:
             NotImplementedError, RuntimeError: as `along`.
         """
         found = np.zeros(self.plan.n_tokens)
+        direction, size = _in_range(self.model, direction)
 
         def run() -> None:
             forward, head, _ = self.reader.current()
@@ -190,7 +191,7 @@ class TokenReader:
                 found[targets.flat] = tangent.double().cpu().numpy()
 
         self._dual(direction, run)
-        return found
+        return found * size
 
     def _dual(self, direction: Direction, run: Callable[[], None]) -> None:
         """Run with parameters that carry a direction as their derivative."""
@@ -229,7 +230,10 @@ class TokenReader:
                 f"no parameter of {type(self.model).__name__} has requires_grad: "
                 "nothing can move. Unfreeze some, or attach an adapter."
             )
-        total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        total = {  # sums of many small parts, in float32 or wider
+            name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+            for name, p in parameters.items()
+        }
         with self.reading(), torch.enable_grad():
             for piece in self.pieces:
                 asked = torch.from_numpy(weights[piece.targets.flat])
@@ -257,6 +261,21 @@ class TokenReader:
         """What every reading happens within: the model undisturbed, its casts fresh."""
         with undisturbed(self.model), self.reader.casting():
             yield
+
+
+def _in_range(model: nn.Module, direction: Direction) -> tuple[Direction, float]:
+    """The direction as long as the weights, and by how much it was lengthened.
+
+    A derivative is linear, but in float16 the numbers of a small step are zero. In
+    float32 and wider nothing is changed.
+    """
+    parameters = dict(model.named_parameters())
+    if all(parameters[name].dtype.itemsize >= 4 for name in direction):
+        return direction, 1.0
+    length = norm(part.float() for part in direction.values())
+    weights = norm(parameters[name].float() for name in direction) or 1.0
+    size = length / weights
+    return {name: part.float() / size for name, part in direction.items()}, size
 
 
 class _Call(nn.Module):

@@ -22,6 +22,7 @@ from learndyn.forces.batch import Batch
 from learndyn.forces.direction import Direction, norm, plus
 from learndyn.forces.predict import Change, Predictor
 from learndyn.forces.reading import TokenReader
+from learndyn.forces.rules import wide
 
 
 Descend = Callable[[Direction], dict[str, Tensor]]
@@ -181,8 +182,8 @@ def group_changes(
 ) -> dict[str, Float[np.ndarray, " pair"]]:
     """First-order change of each pair's logp along each of many directions.
 
-    One backward pass per pair, whatever the number of groups: for a model of many
-    layers that is far less than a pass over all pairs for each.
+    One backward pass per pair, whatever the number of groups. A forward-mode pass over
+    all pairs along each group costs less for few groups or many short pairs.
     """
     found = {name: np.zeros(len(reader.plan.pairs)) for name in groups}
     for i, pair in enumerate(reader.plan.pairs):
@@ -193,10 +194,11 @@ def group_changes(
 
 
 def inner(left: Direction, right: Direction) -> float:
-    """Inner product over the parameters that both have, in float64."""
+    """Inner product over the parameters that both have."""
     return sum(
-        float((left[name].double() * right[name].double()).sum())
-        for name in left.keys() & right.keys()
+        float(torch.dot(wide(left[name]).flatten(), wide(right[name]).flatten()))
+        for name in left  # not a set: the order of a sum decides its last bit
+        if name in right
     )
 
 

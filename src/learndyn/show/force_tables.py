@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -84,7 +85,7 @@ def top_tokens(found: Explanation, text: bool) -> str:
         "moved most",
         "the loss",
         *["token"] * text,
-        "row of the batch, token",
+        "answer of the batch, token",
     )
     rows = [
         [
@@ -92,7 +93,8 @@ def top_tokens(found: Explanation, text: bool) -> str:
             coloured(token.kind),
             "raised it" if token.raised else "lowered it",
             *([_in_context(token)] if text else []),
-            f"row {token.example} ({token.role or 'no role'}), {token.position + 1}",
+            f"{token.example + 1}{f' ({token.role})' * bool(token.role)}, "
+            f"token {token.position + 1}",
         ]
         for token in influence.top
     ]
@@ -175,8 +177,17 @@ def facts(found: Explanation) -> list[tuple[str, str]]:
     }
     rows = [(name, f"{value:.3g}".replace("-", "−")) for name, value in numbers.items()]
     rows.append(("probes", f"{fit.probes} of {found.prompts} prompts"))
-    given = to_plain(found.info)
+    told = {"relative_error", "r2", "slope", "noise", "hypothetical", "notes"}
     return rows + [
-        (str(key), cut(value if isinstance(value, str) else json.dumps(value)))
-        for key, value in given.items()
+        (str(key).replace("_", " "), cut(_plain(value)))
+        for key, value in to_plain(found.info).items()
+        if key not in told and value not in (None, "", [], {})
     ]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}".replace("-", "−")
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(v)}".replace("_", " ") for k, v in value.items())
+    return value if isinstance(value, str) else json.dumps(value)

@@ -96,7 +96,9 @@ def explain_run(
     if not steps:
         raise BadInput(
             f"{run} has no recorded forces (no complete file in "
-            f"{Path(run) / 'forces'}). Record those of an update first."
+            f"{Path(run) / 'forces'}). Record them while it trains, with `learndyn run "
+            "--forces K` or LearningDynamicsCallback(forces=K): K counts observations "
+            "after update 0. Or explain a hypothetical update with --model."
         )
     step = steps[-1] if step is None else step
     if step not in steps:

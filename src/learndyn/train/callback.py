@@ -31,7 +31,7 @@ from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import TokenizedProbes
 from learndyn.record.observation import Observation
 from learndyn.record.run_directory import RunDirectory, is_run
-from learndyn.train.forces import ForceRecorder, ForceSettings
+from learndyn.train.forces import ForceRecorder, ForceSettings, force_settings
 from learndyn.train.progress import progress_bar
 from learndyn.train.provenance import describe_run
 from learndyn.train.resume import Attempt, reopen
@@ -102,7 +102,7 @@ class LearningDynamicsCallback(TrainerCallback):
             "exactness": exactness,
             "precision": precision,
         }
-        self.forces = ForceSettings(forces) if isinstance(forces, int) else forces
+        self.forces = force_settings(forces)
         self.resume = resume
         self.overwrite = overwrite
         self.info = info or {}

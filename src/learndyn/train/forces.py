@@ -7,6 +7,7 @@ probing goes on.
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from learndyn.errors import BadInput
 from learndyn.forces.direction import placed
-from learndyn.forces.explain import Explanation, explain_update
+from learndyn.forces.explain import ExplainSettings, explain_update
 from learndyn.forces.predict import Predictor
 from learndyn.forces.step import StepRecording
 from learndyn.measure.score import Scorer
@@ -59,6 +60,22 @@ class ForceSettings:
                     f"forces: {name}={getattr(self, name)}: give 1 or more, or leave "
                     "forces out."
                 )
+
+
+def force_settings(asked: "int | ForceSettings | None") -> ForceSettings | None:
+    """What a user says of forces, as settings.
+
+    Raises:
+        BadInput: if it is neither a whole number above 0 nor settings.
+    """
+    if asked is None or isinstance(asked, ForceSettings):
+        return asked
+    if isinstance(asked, bool) or not isinstance(asked, int):
+        raise BadInput(
+            f"forces={asked!r}: give a whole number K, to explain the update before "
+            "every K-th observation, or ForceSettings."
+        )
+    return ForceSettings(asked)
 
 
 class ForceRecorder:
@@ -114,6 +131,7 @@ class ForceRecorder:
             return
         self._watch.end()
         try:
+            self._watch.unscale(_loss_scale(optimizer))
             self._recording = StepRecording.begin(optimizer, self._watch.model)
         except Exception as error:
             self.forget()
@@ -163,8 +181,9 @@ class ForceRecorder:
                 )
             except BadInput as error:
                 notes = [str(error)]
-            kernel = None if self._kernel is None else self._kernel.compare()
-        asked = Explanation(
+            kernel, why = (None, "") if self._kernel is None else self._kernel.compare()
+            notes += [why] if why else []
+        asked = ExplainSettings(
             step,
             loss=_loss(args, method),
             layers=self.settings.layers,
@@ -176,10 +195,16 @@ class ForceRecorder:
         info = found.info | {"notes": notes + found.info["notes"], "kernel": kernel}
         return replace(found, probe_ids=self.rows, info=info)
 
-    def _decode(self, token: int) -> str:
+    def _decode(self, tokens: Sequence[int]) -> str:
         if self._tokenizer is None:
-            return f"<{token}>"
-        return str(self._tokenizer.decode([token]))
+            return "".join(f"<{token}>" for token in tokens)
+        return str(self._tokenizer.decode(list(tokens)))
+
+
+def _loss_scale(optimizer: Any) -> float:
+    """What a gradient scaler multiplied the loss by (fp16); 1 without one."""
+    scaler = getattr(optimizer, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
 
 
 def _left_out(error: Exception, where: str = "") -> None:
@@ -209,6 +234,12 @@ def why_no_forces(args: TrainingArguments) -> str | None:
             "gradients by the time a callback is asked. Probing goes on; record forces "
             "in a short run without DeepSpeed, or explain a checkpoint with "
             "`learndyn explain --model`."
+        )
+    if args.n_gpu > 1:
+        return (
+            f"this run copies its model to {args.n_gpu} GPUs (nn.DataParallel), and "
+            "each copy sees its own part of the batch. Probing goes on; give it one "
+            "GPU (CUDA_VISIBLE_DEVICES=0)."
         )
     if args.world_size > 1:
         return (

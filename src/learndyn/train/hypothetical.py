@@ -6,42 +6,43 @@ probes is written as a run of one update, so that all that reads runs can read i
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from learndyn.errors import BadInput
 from learndyn.forces.batch import Batch
 from learndyn.forces.direction import norm, parameters_of, plus
-from learndyn.forces.explain import Explanation, Gradients, explain_update
+from learndyn.forces.explain import ExplainSettings, Gradients, explain_update
 from learndyn.forces.losses import Loss, loss_named
-from learndyn.forces.losses.loss import Responses
-from learndyn.forces.predict import Method, Predictor
+from learndyn.forces.predict import Predictor
 from learndyn.forces.split import sign_gradients
 from learndyn.forces.step import Step, capture_step
 from learndyn.measure.load import load_model, load_tokenizer
 from learndyn.measure.score import Scorer
-from learndyn.probes.build import build_probes, load_probes
-from learndyn.probes.data import Data, Row, read_data
-from learndyn.probes.probe import ProbeSet
+from learndyn.probes.data import Row
 from learndyn.probes.tokenize import (
     PairTokenizer,
-    TokenizedPair,
     tokenize,
 )
-from learndyn.record.authors import AUTHORS_KINDS
-from learndyn.record.run_directory import RunDirectory
+from learndyn.record.run_directory import RunDirectory, is_run
+from learndyn.train.hypothetical_inputs import (
+    Hypothetical,
+    check_cut,
+    context_of,
+    read_rows,
+    reference_sums,
+    roles_of,
+    training_rows,
+    unfreeze_adapter,
+    watched_probes,
+)
 from learndyn.train.provenance import describe
 from learndyn.train.resume import refuse_taken
 
-
-Optimizer = Literal["sgd", "adamw", "rmsprop"]
 
 SHARE = 1e-5
 """Length of an SGD step as a share of ||theta||, where no lr is given: large enough to
@@ -49,50 +50,6 @@ stand out of rounding, small enough to be of first order."""
 
 LR = 1e-6
 """Learning rate of the others, where none is given: TRL's for DPO."""
-
-
-@dataclass(frozen=True)
-class Hypothetical:
-    """All of one hypothetical update."""
-
-    model: str
-    data: str
-    out: Path
-    loss: str = "dpo"
-    options: dict[str, str] = field(default_factory=dict)
-    """Of the loss: {"beta": "0.05"}."""
-    probes: str | None = None
-    """File of probes; by default built from the data."""
-    prompts: int = 16
-    """To watch; the first ones of a file."""
-    batch: int = 16
-    """Rows to train on: those of watched prompts first."""
-    optimizer: Optimizer = "sgd"
-    lr: float | None = None
-    reference: str | None = None
-    """Model that the loss compares with; by default the model itself, as at the first
-    update of a run."""
-    method: Method = "auto"
-    split: str = "train"
-    empty: Literal["error", "keep", "drop"] = "error"
-    mismatched: Literal["error", "drop"] = "error"
-    max_length: int | None = None
-    """Cut prompt + response to so many tokens; by default nothing may be cut."""
-    dtype: str = "float32"
-    seed: int = 0
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in get_args(Optimizer):
-            raise BadInput(
-                f"there is no optimizer {self.optimizer!r} here: choose "
-                f"{', '.join(get_args(Optimizer))}."
-            )
-        for name in ("prompts", "batch"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} is {getattr(self, name)}: give 1 or more.")
-        if self.lr is not None and not self.lr > 0:
-            raise BadInput(f"lr is {self.lr}: an update needs one above 0.")
 
 
 def explain_hypothetical(
@@ -107,16 +64,17 @@ def explain_hypothetical(
             `overwrite` is false.
     """
     loss = loss_named(settings.loss, **settings.options)
-    refuse_taken(settings.out, replaceable=overwrite)
+    _check_free(settings.out, overwrite)
     trust = {"trust_remote_code": settings.trust_remote_code}
     tokenizer = load_tokenizer(settings.model, **trust)
-    data = _read(settings, tokenizer)
-    probes = _probes(settings, data, tokenizer)
-    rows = _rows(data, probes, roles_of(loss), settings.batch)
+    data = read_rows(settings, tokenizer)
+    probes = watched_probes(settings, data, tokenizer)
+    rows = training_rows(data, probes, roles_of(loss), settings.batch)
     model = load_model(settings.model, dtype=getattr(torch, settings.dtype), **trust)
+    unfreeze_adapter(model)
     length = settings.max_length or context_of(model)
     watched = tokenize(probes, tokenizer, max_length=length)
-    _check_cut(watched.pairs, length, settings, "probes")
+    check_cut(watched.pairs, length, settings, "probes")
     info = describe(model, None)  # as it is before the step
     predictor = Predictor.of(Scorer.attach(model, watched.pairs), settings.method)
     encode = PairTokenizer(tokenizer, length)
@@ -124,15 +82,17 @@ def explain_hypothetical(
     signs = sign_gradients(predictor.reader, batch)
     first = predictor.scorer.observe(step=0)
     step = one_step(model, plus(*signs.values()), settings.optimizer, settings.lr)
+    _check_size(step, settings)
     last = predictor.scorer.observe(step=1, start_ids=first.token_argmax_id)
     forces = explain_update(
         predictor,
         watched,
         step,
         Gradients(signs["pull"], signs["push"], batch),
-        Explanation(1, loss=loss.name),
-        lambda token: str(tokenizer.decode([token])),
+        ExplainSettings(1, loss=loss.name),
+        lambda tokens: str(tokenizer.decode(list(tokens))),
     )
+    forces.info["hypothetical"] = _told(settings, loss, step)
     info |= {
         "method": "explain",
         "loss": loss.name,
@@ -154,17 +114,6 @@ def explain_hypothetical(
     return run
 
 
-def _read(settings: Hypothetical, tokenizer: PreTrainedTokenizerBase) -> Data:
-    return read_data(
-        settings.data,
-        split=settings.split,
-        aliases=AUTHORS_KINDS,
-        empty=settings.empty,
-        mismatched=settings.mismatched,
-        tokenizer=tokenizer,
-    )
-
-
 def _batch(
     settings: Hypothetical,
     loss: Loss,
@@ -180,45 +129,49 @@ def _batch(
         else []
         for kind in ("chosen", "rejected")
     )
-    _check_cut([*chosen, *rejected], encode.max_length, settings, "training texts")
-    reference = _reference(settings, (*chosen, *rejected))
+    check_cut([*chosen, *rejected], encode.max_length, settings, "training texts")
+    reference = reference_sums(settings, (*chosen, *rejected))
     return Batch.of(predictor.reader, chosen, rejected, loss, reference=reference)
 
 
-def context_of(model: nn.Module) -> int:
-    """Most tokens that a model reads; 1024 where it does not say, or reads more."""
-    config: Any = getattr(model, "config")  # noqa: B009
-    known = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return min(1024, known or 1024)
+def _check_size(step: Step, settings: Hypothetical) -> None:
+    """Refuse a step that its weights cannot hold.
 
-
-def _check_cut(
-    pairs: Sequence[TokenizedPair], length: int, settings: Hypothetical, what: str
-) -> None:
-    """Refuse to cut what nobody asked to cut: a cut answer lacks its end."""
-    cut = sum(pair.truncated for pair in pairs)
-    if cut and settings.max_length is None:
+    Raises:
+        BadInput: if half of it or more is rounding.
+    """
+    if step.scale is not None and step.unexplained > 0.5:
         raise BadInput(
-            f"{cut} of {len(pairs)} {what} are longer than {length} tokens (prompts "
-            f"longer than {length // 2}). Give --max-length {length} to cut them, "
-            "shorter texts, or a model with a longer context."
+            f"the update is lost in the rounding of {settings.dtype} weights: "
+            f"{step.unexplained:.0%} of what they moved is not what the optimizer "
+            f"asked for (lr {max(step.lr.values()):.2g}). Leave --dtype out, or give "
+            "a larger --lr."
         )
 
 
-def roles_of(loss: Loss) -> tuple[str, ...]:
-    """Which responses of a row the loss trains on: both; or, where it treats all that
-    it gets alike, the chosen to raise them or the rejected to lower them."""
-    if len(loss.roles) > 1:
-        return ("chosen", "rejected")
-    one = torch.ones(1, dtype=torch.float64)
-    alone = Responses(
-        n_tokens=torch.ones(1, dtype=torch.long),
-        chosen=torch.ones(1, dtype=torch.bool),
-        reference=-one,
-        old_logp=-one,
-        advantage=one,
+def _check_free(out: Path, overwrite: bool) -> None:
+    """Find out that `out` is taken before a model is loaded."""
+    if is_run(out) and not overwrite:
+        raise BadInput(
+            f"{out} holds a run already. Choose another --out, or replace it with "
+            "--overwrite."
+        )
+    refuse_taken(out, replaceable=overwrite)
+
+
+def _told(settings: Hypothetical, loss: Loss, step: Step) -> str:
+    """One sentence that says what was made up."""
+    lr = max(step.lr.values())
+    size = f"lr {lr:.2g}"
+    if settings.lr is None and settings.optimizer == "sgd":
+        size += (
+            f", chosen here so that the weights move by {SHARE:g} of their norm, "
+            "whatever the loss: sizes of different losses cannot be compared"
+        )
+    return (
+        f"This update is hypothetical: one step of {loss.name} by {step.rule} on "
+        f"{settings.batch} rows at most, taken in memory alone ({size})."
     )
-    return ("chosen",) if float(loss.push(-one, alone)) < 0 else ("rejected",)
 
 
 def one_step(
@@ -249,44 +202,3 @@ def one_step(
         made.step()
     made.zero_grad()
     return captured.step
-
-
-def _probes(
-    settings: Hypothetical, data: Data, tokenizer: PreTrainedTokenizerBase
-) -> ProbeSet:
-    if settings.probes is None:
-        return build_probes(
-            data, prompts=settings.prompts, or_fewer=True, seed=settings.seed
-        )
-    found = load_probes(
-        settings.probes,
-        aliases=AUTHORS_KINDS,
-        empty=settings.empty,
-        tokenizer=tokenizer,
-    )
-    kept = set(found.prompt_ids[: settings.prompts])
-    return ProbeSet(tuple(p for p in found if p.prompt_id in kept), found.manifest)
-
-
-def _rows(data: Data, probes: ProbeSet, kinds: Sequence[str], count: int) -> list[Row]:
-    """Rows to train on: first those whose prompt is watched, in the data's order."""
-    usable = [row for row in data.rows if all(kind in row.responses for kind in kinds)]
-    if not usable:
-        raise BadInput(
-            f"no row of {data.source} has {' and '.join(kinds)} to train on."
-        )
-    watched = {probe.prompt for probe in probes}
-    return sorted(usable, key=lambda row: row.prompt not in watched)[:count]
-
-
-def _reference(
-    settings: Hypothetical, pairs: Sequence[TokenizedPair]
-) -> Float[np.ndarray, " response"] | None:
-    if settings.reference is None:
-        return None
-    model = load_model(
-        settings.reference,
-        dtype=getattr(torch, settings.dtype),
-        trust_remote_code=settings.trust_remote_code,
-    )
-    return Scorer.attach(model, pairs).observe().logp

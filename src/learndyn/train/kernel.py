@@ -55,15 +55,16 @@ class KernelCheck:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self._path, lambda path: pq.write_table(table, path))
 
-    def compare(self) -> dict[str, Any] | None:
-        """The kernel as the model stands against the first one; None without one."""
+    def compare(self) -> tuple[dict[str, Any] | None, str]:
+        """The kernel as the model stands against the first one, or why it cannot be
+        compared: other probes or parameters than the first ones, too few probes."""
         if self._first is None:
-            return None
+            return None, ""
         try:
             found = drift(self._first, self._look())
-        except BadInput:  # other probes or parameters than the first ones
-            return None
-        return {**asdict(found), "since": self._since}
+        except BadInput as error:
+            return None, f"the kernel was not compared: {error}"
+        return {**asdict(found), "since": self._since}, ""
 
     def _look(self) -> Sketches:
         return self._watch.look(self._reader, self._reader.plan.pairs)

@@ -39,11 +39,14 @@ def logp_of(output: Any, inputs: dict[str, Any]) -> Float[Tensor, "batch time"]:
     if logp is not None:
         return logp
     labels = _labels(inputs)
-    logits = output.logits[:, :-1]
-    # not `wide`, which detaches
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    found = logits.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
-    return (found - logits.logsumexp(-1)).masked_fill(labels == IGNORED, 0.0)
+    found = []
+    for row, label in zip(output.logits, labels, strict=True):  # float32 is large
+        logits = row[:-1]
+        # not `wide`, which detaches
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        own = logits.gather(-1, label.clamp(min=0)[:, None]).squeeze(-1)
+        found.append(own - logits.logsumexp(-1))
+    return torch.stack(found).masked_fill(labels == IGNORED, 0.0)
 
 
 def on_gradient(tensor: Tensor, keep: Callable[[Tensor], None]) -> None:

@@ -83,6 +83,12 @@ class BatchWatch:
             handle.remove()
         self._handles = []
 
+    def unscale(self, scale: float) -> None:
+        """Undo what a gradient scaler multiplied the loss by."""
+        for one in self.seen:
+            if one.push is not None:
+                one.push = one.push / scale
+
     def _before(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         if torch.is_grad_enabled():
             cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -238,7 +244,7 @@ def _batch(seen: list[Seen], roles: str) -> tuple[Batch, Float[np.ndarray, " tok
             pairs.append(pair)
             pushes.append(push[span])
             known.append(one.logp[row].double().cpu().numpy()[span])
-            named.append(_role(roles, row, len(ids)))
+            named.append(_role(roles, row, len(ids), float(push.sum())))
     if not pairs:
         raise BadInput("the loss asked nothing of any training token.")
     return (
@@ -262,8 +268,11 @@ def _response(
     return TokenizedPair(prompt, response, False, True), slice(first - 1, last)
 
 
-def _role(method: str, row: int, rows: int) -> str:
-    """TRL's batches of pairs hold the chosen responses first, then the rejected."""
+def _role(method: str, row: int, rows: int, push: float) -> str:
+    """TRL's batches of pairs hold the chosen responses first, then the rejected; KTO
+    raises the desirable and lowers the others."""
+    if method == "kto":
+        return "desirable" if push < 0 else "undesirable"
     if method not in ("dpo", "cpo", "orpo"):
         return ""
     return "chosen" if row < rows // 2 else "rejected"
