@@ -106,6 +106,12 @@ def backward(setting: Setting) -> None:
     reader.pullback(np.ones(reader.plan.n_tokens))
 
 
+def layers_along(setting: Setting) -> None:
+    groups = group_directions(setting.predictor.model, setting.direction)
+    for part in groups.values():
+        setting.predictor.along(part)
+
+
 def layers(setting: Setting) -> None:
     groups = group_directions(setting.predictor.model, setting.direction)
     group_changes(setting.predictor.reader, groups)
@@ -135,6 +141,7 @@ WAYS: dict[str, tuple[Way, Way, Way]] = {
     "forward mode, one direction": (forward_mode, plain, score),
     "central finite difference": (finite_difference, plain, score),
     "gradient of all probes' logp": (backward, plain, score),
+    "all layers, forward mode along each": (layers_along, plain, score),
     "all layers, a backward pass per probe": (layers, plain, score),
     "influence, one row": (one_row, row_unit, row_unit_scored),
 }

@@ -172,3 +172,69 @@ def test_the_weights_in_run_json_are_those_before_the_step(home, tmp_path):
     run = explain_hypothetical(asked(home, tmp_path / "run"))
     model = load_model(str(home / "model"))
     assert RunDirectory.open(run.path).info["weights_sha256"] == weights_hash(model)
+
+
+def test_an_adapter_from_disk_is_what_moves(home, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = load_model(str(home / "model"))
+    lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = get_peft_model(base, lora)
+    adapted.save_pretrained(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(home / "model")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    for file in (home / "model").glob("token*"):
+        (tmp_path / "adapter" / file.name).write_bytes(file.read_bytes())
+    settings = asked(home, tmp_path / "run")
+    own = Hypothetical(
+        str(tmp_path / "adapter"), settings.data, settings.out, prompts=2, batch=2
+    )
+    forces = explain_hypothetical(own).read_forces(1)
+    assert forces.info["relative_error"] < 0.05
+    assert np.abs(forces.predicted).max() > 0
+
+
+def test_a_step_that_its_weights_cannot_hold_is_refused(home, tmp_path):
+    settings = asked(home, tmp_path / "run", dtype="bfloat16", optimizer="adamw")
+    with pytest.raises(BadInput, match="lost in the rounding of bfloat16 weights"):
+        explain_hypothetical(settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_not_finite_are_named(home, tmp_path):
+    broken = load_model(str(home / "model"))
+    with torch.no_grad():
+        broken.lm_head.weight[3, 3] = torch.nan
+    broken.save_pretrained(tmp_path / "broken")
+    for file in (home / "model").glob("token*"):
+        (tmp_path / "broken" / file.name).write_bytes(file.read_bytes())
+    own = Hypothetical(
+        str(tmp_path / "broken"), str(home / "pairs.jsonl"), tmp_path / "run", prompts=2
+    )
+    with pytest.raises(BadInput, match=r"weights .* not finite .* lm_head\.weight"):
+        explain_hypothetical(own)
+
+
+def test_letters_of_several_tokens_stand_at_the_last_of_them():
+    from learndyn.forces.by_token import texts_of
+
+    text = "ünï “x”"
+    raw = text.encode()
+
+    def decode(ids):
+        return bytes(ids).decode("utf-8", "replace")
+
+    texts = texts_of(list(raw), decode)
+    assert len(texts) == len(raw)
+    assert "".join(texts) == text
+    assert texts_of([0xFF, 0x41], decode)[-1].endswith("A")
+
+
+def test_the_page_says_that_the_update_was_made_up(home, tmp_path, capsys):
+    assert main(words(home, tmp_path / "run")) == 0
+    told = capsys.readouterr().out
+    assert "This update is hypothetical: one step of dpo by SGD" in told
+    assert "sizes of different losses cannot be compared" in told
+    page = (tmp_path / "run" / "explain.html").read_text()
+    assert "This update is hypothetical" in page

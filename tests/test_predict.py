@@ -469,11 +469,13 @@ def test_a_direction_that_does_not_fit_is_refused(method):
 
 def test_a_model_that_has_diverged_has_no_gradient():
     model = model_of("gpt2")
+    reader = Predictor.attach(model, PROBES, method="finite difference").reader
     with torch.no_grad():
         model.lm_head.weight[3, 3] = torch.nan
-    reader = Predictor.attach(model, PROBES, method="finite difference").reader
     with pytest.raises(BadInput, match="gradient of 6 responses is not finite"):
         reader.pullback(np.ones(reader.plan.n_tokens))
+    with pytest.raises(BadInput, match=r"not finite in 1 parameters.*lm_head\.weight"):
+        Predictor.attach(model, PROBES)
 
 
 def test_the_first_probing_step_goes_by_the_precision():
@@ -505,3 +507,35 @@ def test_a_fit_measures_what_is_left():
     nothing = fit(actual, np.zeros(4))
     assert np.isnan(nothing.relative_error)
     assert np.isnan(fit(np.ones(1), np.ones(1)).r2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_small_direction_is_the_large_one_made_small(dtype):
+    model = model_of("llama", "plain", dtype)
+    predictor = Predictor.attach(model, PROBES)
+    if predictor.forward is None:
+        pytest.skip(f"no forward mode in {dtype} here: {predictor.why}")
+    large = {n: p.detach().float() * 0.1 for n, p in parameters_of(model).items()}
+    found = predictor.along(scaled(large, 1e-8)).token
+    np.testing.assert_allclose(
+        found * 1e8, predictor.along(large).token, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_an_operation_that_fails_in_its_own_way_has_no_forward_mode(monkeypatch):
+    def refuse(self, direction):
+        raise TypeError("no jvp here")
+
+    monkeypatch.setattr(reading.TokenReader, "tangents", refuse)
+    predictor = Predictor.attach(model_of("gpt2"), PROBES)
+    assert predictor.method == "finite difference"
+    assert "TypeError: no jvp here" in predictor.why
+
+
+def test_a_lack_of_memory_is_no_lack_of_forward_mode(monkeypatch):
+    def refuse(self, direction):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(reading.TokenReader, "tangents", refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        Predictor.attach(model_of("gpt2"), PROBES)

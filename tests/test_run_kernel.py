@@ -70,3 +70,16 @@ def test_a_start_that_cannot_be_read_is_taken_anew_and_says_since_when(llama, tm
     table = pq.read_table(kept)
     assert table.schema.metadata[STEP.encode()] == b"2"
     assert len(table) <= PROBES
+
+
+def test_a_kernel_that_cannot_be_compared_says_why(llama, tmp_path, monkeypatch):
+    from learndyn.errors import BadInput
+    from learndyn.train import kernel
+
+    def refuse(first, now):
+        raise BadInput("other probes")
+
+    monkeypatch.setattr(kernel, "drift", refuse)
+    found = forces_of(run_of(tmp_path, "sft", llama, max_steps=1))
+    assert found[0].info["kernel"] is None
+    assert "the kernel was not compared: other probes" in found[0].info["notes"]

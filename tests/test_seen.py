@@ -12,11 +12,11 @@ from learndyn.errors import BadInput
 from learndyn.forces.direction import norm, plus, scaled
 from learndyn.forces.explain import Gradients
 from learndyn.forces.reading import TokenReader
-from learndyn.measure.load import load_tokenizer
+from learndyn.measure.load import load_model, load_tokenizer
 from learndyn.measure.score import Scorer
 from learndyn.probes.tokenize import TokenizedPair
 from learndyn.train import seen
-from learndyn.train.seen import BatchWatch
+from learndyn.train.seen import BatchWatch, Seen
 from models import save_tiny, tiny_model
 from trainers import make_trainer, rows_of
 
@@ -338,3 +338,20 @@ def test_half_precision_parts_still_sum_to_the_whole():
     assert norm(rest) < CLOSE * norm(given)
     assert norm(found.pull.values()) > 0
     assert norm(found.push.values()) > 0
+
+
+def test_what_a_gradient_scaler_multiplied_is_divided_again(folder):
+    from learndyn.train.forces import _loss_scale
+
+    class Scaled:
+        class scaler:
+            @staticmethod
+            def get_scale():
+                return 65536.0
+
+    assert _loss_scale(object()) == 1.0
+    watch = BatchWatch(load_model(folder))
+    random, push = (torch.get_rng_state(), []), torch.full((1, 3), -0.5)
+    watch.seen = [Seen((), {}, random, True, push, push * 65536)]
+    watch.unscale(_loss_scale(Scaled()))
+    torch.testing.assert_close(watch.seen[0].push, push)

@@ -31,6 +31,7 @@ from learndyn.errors import BadInput
 from learndyn.forces.batch import Batch
 from learndyn.forces.direction import norm, parameters_of, placed, plus, scaled
 from learndyn.forces.explain import Gradients, directions_of
+from learndyn.forces.losses import loss_named
 from learndyn.forces.predict import Predictor
 from learndyn.forces.split import (
     decompose,
@@ -350,3 +351,24 @@ def test_group_changes_are_those_of_one_pass_along_each_group(family):
         np.testing.assert_allclose(
             found[name], expected, rtol=0, atol=bound * np.abs(expected).max()
         )
+
+
+def test_an_optimizer_of_some_layers_invents_no_other_gradient():
+    from learndyn.forces.step import capture_step
+
+    model = model_of("gpt2", "plain", torch.float64, **SMALLER)
+    predictor = Predictor.attach(model, PROBES)
+    batch = batch_of(predictor, loss_named("dpo"))
+    signs = sign_gradients(predictor.reader, batch)
+    some = [p for n, p in model.named_parameters() if ".h.0." in n]
+    for name, parameter in model.named_parameters():
+        parameter.grad = signs["pull"][name] + signs["push"][name]
+    optimizer = torch.optim.SGD(some, lr=1e-3)
+    with capture_step(optimizer, model) as captured:
+        optimizer.step()
+    parts, clip, notes = directions_of(
+        captured.step, Gradients(signs["pull"], signs["push"], batch)
+    )
+    assert clip == pytest.approx(1.0, rel=1e-12)
+    assert "other" not in parts
+    assert notes == []
