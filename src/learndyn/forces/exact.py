@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from learndyn.errors import BadInput
 from learndyn.forces.batch import Batch
@@ -27,6 +28,9 @@ from learndyn.probes.tokenize import TokenizedPair
 
 
 MAX_BYTES = 2**30
+
+AT_ONCE = 64
+"""Rows of a Jacobian that one batched backward pass makes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +101,8 @@ def _jacobian(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dz/dtheta [token, V, D], pi [token, V] and labels, in the flat order."""
     parts: list[tuple[np.ndarray, Tensor, Tensor, Tensor]] = []
-    with reader.reading(), torch.enable_grad():
+    # the fused attention kernels cannot be batched over gradients
+    with reader.reading(), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         for piece in reader.pieces:
             for rows in reader.rows(piece):
                 parts.append(_of_rows(rows, parameters))
@@ -113,19 +118,29 @@ def _of_rows(
     rows: Rows, parameters: list[torch.nn.Parameter]
 ) -> tuple[np.ndarray, Tensor, Tensor, Tensor]:
     tokens, vocabulary = rows.logits.shape
+    flat = rows.logits.flatten()
+    units = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
     lines = []
-    for logit in rows.logits.flatten():
+    for chosen in units.split(AT_ONCE):
         parts = torch.autograd.grad(
-            logit, parameters, retain_graph=True, allow_unused=True
+            flat,
+            parameters,
+            grad_outputs=chosen,
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=True,
         )
         lines.append(
             torch.cat(
                 [
-                    torch.zeros_like(p).flatten() if part is None else part.flatten()
+                    flat.new_zeros(len(chosen), p.numel())
+                    if part is None
+                    else part.flatten(1)
                     for p, part in zip(parameters, parts, strict=True)
-                ]
+                ],
+                dim=1,
             )
         )
-    jacobian = torch.stack(lines).view(tokens, vocabulary, -1)
+    jacobian = torch.cat(lines).view(tokens, vocabulary, -1)
     pi = rows.logits.detach().softmax(-1)
     return rows.flat.numpy(), jacobian, pi, rows.labels
