@@ -261,7 +261,7 @@ TRL = [
 ]
 
 
-@pytest.mark.parametrize(("loss", "theirs"), TRL, ids=str)
+@pytest.mark.parametrize(("loss", "theirs"), TRL, ids=[repr(loss) for loss, _ in TRL])
 def test_value_and_push_are_those_of_trl(loss, theirs):
     for seed in range(5):
         logp, responses = batch(seed)
