@@ -1,12 +1,11 @@
 """docs/forces.md: its examples run, and its commands are understood."""
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
+from documents import blocks, commands
 from learndyn.cli.options import make_parser
 from learndyn.probes.tokenize import PairTokenizer, tokenize
 from models import byte_tokenizer, tiny_model
@@ -16,17 +15,7 @@ from runs import data, probes
 PAGE = (Path(__file__).parents[1] / "docs" / "forces.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
-
-
-def commands() -> list[list[str]]:
-    text = "\n".join(blocks("bash")).replace("\\\n", " ")
-    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
-    return [words[1:] for words in lines if words[:1] == ["learndyn"]]
-
-
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
+@pytest.mark.parametrize("words", commands(PAGE), ids=" ".join)
 def test_every_command_is_understood(words):
     known, unknown = make_parser().parse_known_args(words)
     assert known.job is not None
@@ -44,7 +33,7 @@ def test_the_examples_run_in_order(capsys):
         "chosen": [encode(row.prompt, " Yes.") for row in first],
         "rejected": [encode(row.prompt, " No.") for row in first],
     }
-    update, more = blocks("python")
+    update, more = blocks(PAGE, "python")
     exec(update, names)
     method, error = capsys.readouterr().out.rsplit(maxsplit=1)
     assert method == "forward-mode"

@@ -272,3 +272,17 @@ def test_no_hook_stays_after_training_nor_after_one_that_failed(llama, tmp_path)
 def test_settings_of_nothing_are_refused(name):
     with pytest.raises(BadInput, match=f"{name}=0: give 1 or more"):
         ForceSettings(**{"every": 1, name: 0})
+
+
+def test_forces_that_were_never_due_are_told(llama, tmp_path):
+    with pytest.warns(UserWarning, match=r"none of this run's 3 updates was one"):
+        run = run_of(
+            tmp_path, "sft", llama, watching={"forces": 9, "every": 1}, max_steps=3
+        )
+    assert run.forces_steps == []
+
+
+def test_what_is_no_number_of_observations_is_refused(tmp_path):
+    # of what is no int either, the tests' type checker would complain first
+    with pytest.raises(BadInput, match="give a whole number K"):
+        watch(tmp_path, forces=True)

@@ -1,7 +1,5 @@
 """What README.md says can be done, done."""
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
+from documents import blocks, commands
 from learndyn.cli.options import make_parser
 from models import save_tiny
 from runs import data, probes
@@ -16,10 +15,6 @@ from runs import data, probes
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_the_python_examples_run_in_order(tmp_path, monkeypatch, capsys):
@@ -47,19 +42,13 @@ def test_the_python_examples_run_in_order(tmp_path, monkeypatch, capsys):
         "tokenizer": AutoTokenizer.from_pretrained(folder),
         "dataset": Dataset.from_list(rows),
     }
-    watching, reading = blocks("python")
+    watching, reading = blocks(README, "python")
     exec(watching, names)
     exec(reading, names)
     assert "of 7" in capsys.readouterr().out
 
 
-def commands() -> list[list[str]]:
-    text = "\n".join(blocks("bash")).replace("\\\n", " ")
-    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
-    return [words[1:] for words in lines if words[:1] == ["learndyn"]]
-
-
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
+@pytest.mark.parametrize("words", commands(README), ids=" ".join)
 def test_every_command_is_understood(words):
     known, unknown = make_parser().parse_known_args(words)
     assert known.job is not None

@@ -123,7 +123,7 @@ class LearningDynamicsCallback(TrainerCallback):
         self._subset: Subset | None = None
         self._scoring: Scoring | None = None
         if self._recorder is not None:  # its hooks, should training have failed
-            self._recorder.forget()
+            self._recorder.end()
         self._recorder = None
         self._first: Observation | None = None
         self._last: int | None = None

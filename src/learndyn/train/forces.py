@@ -92,6 +92,7 @@ class ForceRecorder:
         self._watch = BatchWatch(scorer.model)
         self._recording: StepRecording | None = None
         self._watching = False
+        self._updates = self._due = 0
         panel = Panel.draw(probes.probes, settings.prompts)
         chosen = [
             i
@@ -122,7 +123,9 @@ class ForceRecorder:
         """Before the first forward of the update to `step`: watch it, if it is due."""
         self.forget()
         self._watching = schedule.is_kth(step, panel, self.settings.every)
+        self._updates += 1
         if self._watching:
+            self._due += 1
             self._watch.begin()
 
     def before_step(self, optimizer: Any) -> None:
@@ -151,6 +154,19 @@ class ForceRecorder:
         finally:
             recording.abandon()
             self.forget()
+
+    def end(self) -> None:
+        """Training has ended: say so if no update was due."""
+        self.forget()
+        if self._updates and not self._due:
+            warnings.warn(
+                f"forces={self.settings.every} explains the update before every "
+                f"observation number {self.settings.every}, update 0 not counted, and "
+                f"none of this run's {self._updates} updates was one. Give a smaller "
+                "number, or observe more often.",
+                stacklevel=4,
+            )
+        self._updates = 0
 
     def forget(self) -> None:
         """Drop what was seen of an update, and stop watching."""
