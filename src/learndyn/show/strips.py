@@ -25,6 +25,9 @@ ANSWERS = 2
 """Answers shown of each prompt: chosen and rejected where it has them."""
 MOST_TOKENS = 160
 """Tokens shown of one answer; the rest is counted."""
+NO_TEXT = "\N{NO-BREAK SPACE}"
+"""Stands for the first tokens of a letter that has several: its cell keeps its height.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +130,7 @@ def _token(strips: _Strips, place: int) -> str:
     number = strips.scale.value(value) if math.isfinite(value) else "?"
     return (
         f"<span class='{' '.join(styles)}'>"
-        f"{text(on_one_line(strips.forces.token_text[place]))}"
+        f"{text(on_one_line(strips.forces.token_text[place]) or NO_TEXT)}"
         f"<span class='n'>{text(number)}</span></span>"
     )
 
