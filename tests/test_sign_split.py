@@ -104,7 +104,8 @@ def test_unequal_numbers_and_dead_gradients_are_refused():
         split_first_update(model, chosen, rejected, tokenized)
 
 
-def test_a_direction_that_overflows_its_dtype_is_refused():
+def test_in_float16_nothing_overflows():
     model, *rest = setting(torch.float16)
-    with pytest.raises(BadInput, match="not finite"):
-        split_first_update(model, *rest)
+    found = split_first_update(model, *rest)
+    assert np.isfinite(found.both.logp).all()
+    assert np.abs(found.both.logp).max() > 0

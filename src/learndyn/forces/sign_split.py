@@ -71,7 +71,7 @@ def split_first_update(
 
     Raises:
         BadInput: if there are not as many chosen as rejected, or a gradient is zero or
-            not finite (RMSprop's is not in float16).
+            not finite.
     """
     if len(chosen) != len(rejected) or not chosen:
         raise BadInput(
