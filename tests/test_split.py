@@ -33,6 +33,7 @@ from learndyn.forces.direction import norm, parameters_of, placed, plus, scaled
 from learndyn.forces.explain import Gradients, directions_of
 from learndyn.forces.losses import loss_named
 from learndyn.forces.predict import Predictor
+from learndyn.forces.reading import TokenReader
 from learndyn.forces.split import (
     decompose,
     example_gradients,
@@ -372,3 +373,23 @@ def test_an_optimizer_of_some_layers_invents_no_other_gradient():
     assert clip == pytest.approx(1.0, rel=1e-12)
     assert "other" not in parts
     assert notes == []
+
+
+def test_a_row_of_influence_costs_two_passes_whatever_the_batch(monkeypatch):
+    predictor = setting()
+    passes = []
+    for name in ("pullback", "tangents"):
+        own = getattr(TokenReader, name)
+        monkeypatch.setattr(
+            TokenReader,
+            name,
+            lambda self, given, own=own, name=name: (
+                passes.append(name) or own(self, given)
+            ),
+        )
+    rows = np.zeros((3, predictor.reader.plan.n_tokens))
+    for i in range(3):
+        rows[i, slice(*predictor.reader.offsets[i : i + 2])] = 1.0
+    batch = batch_of(predictor, loss_named("dpo"))
+    influence(predictor, batch, lambda g: scaled(g, -1e-3), rows)
+    assert passes == ["pullback", "tangents"] * 3
