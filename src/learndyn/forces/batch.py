@@ -1,6 +1,6 @@
 """The responses that an update is made of, and what the loss asks of every token."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,6 @@ from learndyn.errors import BadInput
 from learndyn.forces.losses.loss import Loss, Responses
 from learndyn.forces.reading import TokenReader
 from learndyn.probes.tokenize import TokenizedPair
-
-
-Reference = Callable[[Sequence[TokenizedPair]], Float[np.ndarray, " pair"]]
-"""log pi_ref of each response, in nats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +89,3 @@ class Batch:
         """Place of each token within its response."""
         counts = [len(pair.response_ids) for pair in self.pairs]
         return np.concatenate([np.arange(n) for n in counts])
-
-    @property
-    def token_ids(self) -> Int[np.ndarray, " token"]:
-        """Id of each token."""
-        return np.array([i for pair in self.pairs for i in pair.response_ids])

@@ -29,6 +29,7 @@ from learndyn.forces.direction import Direction, norm, placed, plus, scaled
 from learndyn.forces.noise import change_noise
 from learndyn.forces.predict import Change, Predictor, fit
 from learndyn.forces.split import (
+    Decomposition,
     group_changes,
     group_directions,
     inner,
@@ -66,7 +67,7 @@ class ExplainSettings:
     """Optimizer updates after the update that is explained."""
     loss: str = ""
     layers: bool = True
-    """Whether to split by layers: one backward pass per probe."""
+    """Whether to split by layers: one pass over the probes for each."""
     influence: bool = True
     """Whether to split by training tokens: two passes for each kind."""
 
@@ -170,7 +171,7 @@ def _follow(
         notes.append(f"{cut} of {len(probes)} probes are cut: they lack their end.")
     whole = predictor.along(step.direction)
     parts = {name: predictor.along(part) for name, part in directions.items()}
-    missed = _missed(parts, whole)
+    missed = Decomposition(parts, whole).residual
     if missed > MISSING:
         parts, tokens = {"update": whole}, None
         notes.append(
@@ -189,12 +190,6 @@ def _follow(
         completeness=missed,
         notes=notes,
     )
-
-
-def _missed(parts: dict[str, Change], whole: Change) -> float:
-    """||sum of parts - whole|| / ||whole||."""
-    lost = sum((part.token for part in parts.values()), -whole.token)
-    return float(np.linalg.norm(lost)) / (float(np.linalg.norm(whole.token)) or 1.0)
 
 
 def _layers(
@@ -244,7 +239,7 @@ def directions_of(
         left = plus(given, *(scaled(part, -1.0) for part in signs.values()))
         # Of the gradient, not of the step: Adam's first step makes all elements equal,
         # those too that are nothing but rounding.
-        rest = plus(step.gradient, scaled(_among(raw, step), -clip))
+        rest = plus(step.gradient, scaled(raw, -clip))
         share = norm(rest.values()) / (norm(step.gradient.values()) or 1.0)
         eps = [torch.finfo(part.dtype).eps for part in step.gradient.values()]
         if share > max([SMALL, *eps]):

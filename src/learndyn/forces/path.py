@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from learndyn.errors import BadInput
-from learndyn.forces.direction import Direction, moved, placed
+from learndyn.forces.direction import Direction, moved, parameters_of, placed
 from learndyn.forces.predict import Predictor
 from learndyn.forces.split import group_directions
 
@@ -99,6 +99,5 @@ def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
     """A copy of all parameters that training may move, by name."""
     return {
         name: parameter.detach().clone()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        for name, parameter in parameters_of(model).items()
     }

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from learndyn.forces.batch import Batch
-from learndyn.forces.direction import Direction, norm, plus
+from learndyn.forces.direction import Direction, norm, parameters_of, plus
 from learndyn.forces.predict import Change, Predictor
 from learndyn.forces.reading import TokenReader
 from learndyn.forces.rules import wide
@@ -99,7 +99,7 @@ def label_gradients(reader: TokenReader, batch: Batch) -> dict[str, dict[str, Te
     logits together, which changes no probability.
     """
     own = reader.on(batch.pairs)
-    parameters = {n: p for n, p in own.model.named_parameters() if p.requires_grad}
+    parameters = parameters_of(own.model)
     found = {
         name: {n: torch.zeros_like(p) for n, p in parameters.items()}
         for name in ("spike", "distribution")
