@@ -4,16 +4,16 @@ Each imports what it needs when it runs, so that `learndyn report` never loads t
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from learndyn.cli.parts import print_json, quiet
 from learndyn.errors import BadInput
 
 
 def demo(args: argparse.Namespace) -> None:
     """`learndyn demo`."""
-    _quiet()
+    quiet()
     from learndyn.lab.demo import DemoSettings, demo as run_demo
 
     settings = DemoSettings(
@@ -21,7 +21,7 @@ def demo(args: argparse.Namespace) -> None:
     )
     result = run_demo(settings, overwrite=args.overwrite)
     if args.json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
     else:
         print(result.to_text())
 
@@ -59,7 +59,7 @@ def probes_build(args: argparse.Namespace) -> None:
         "fingerprint": probes.fingerprint,
     }
     if args.json:
-        _print_json(summary)
+        print_json(summary)
         return
     print(
         f"{len(probes)} probes: {len(probes.prompt_ids)} prompts x "
@@ -80,14 +80,14 @@ def probes_check(args: argparse.Namespace) -> None:
     )
     found = check(probes, tokenizer)
     if args.json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         print(found.to_text())
 
 
 def run(args: argparse.Namespace) -> None:
     """`learndyn run`."""
-    _quiet()
+    quiet()
     from learndyn.show.report import write_report
     from learndyn.train.launch import RunSettings, launch, method_and_fields
 
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
             }
             for run, page in zip(runs, pages, strict=True)
         ]
-        _print_json({"runs": done})
+        print_json({"runs": done})
         return
     from learndyn.diagnose.words import what_happened
     from learndyn.record.trajectory import Trajectory
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> None:
 
 def score(args: argparse.Namespace) -> None:
     """`learndyn score`."""
-    _quiet()
+    quiet()
     from learndyn.measure.offline import score_checkpoint
 
     result = score_checkpoint(
@@ -144,7 +144,7 @@ def score(args: argparse.Namespace) -> None:
         **_precision(args.precision),
     )
     if args.json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
     else:
         print(result.to_text())
 
@@ -173,7 +173,7 @@ def explain(args: argparse.Namespace) -> None:
         run, args.step, args.out, text=not args.no_text, overwrite=args.overwrite
     )
     if args.json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         print(found.to_text())
 
@@ -185,7 +185,7 @@ def _hypothetical(args: argparse.Namespace) -> Any:
             "a hypothetical update of --model needs --data to train on, and has no "
             "--step."
         )
-    _quiet()
+    quiet()
     from learndyn.train.hypothetical import explain_hypothetical
     from learndyn.train.hypothetical_inputs import Hypothetical
 
@@ -228,7 +228,7 @@ def report(args: argparse.Namespace) -> None:
     if args.json:
         from learndyn.show.summary import summaries
 
-        _print_json({"report": str(page), "runs": summaries(args.runs)})
+        print_json({"report": str(page), "runs": summaries(args.runs)})
     else:
         print(page)
 
@@ -244,32 +244,7 @@ _NOT_SETTINGS = {"job", "unknown", "config", "resume", "overwrite", "json"}
 def _tokenizer(source: str | None) -> Any:
     if source is None:
         return None
-    _quiet()
+    quiet()
     from learndyn.measure.load import load_tokenizer
 
     return load_tokenizer(source)
-
-
-def _quiet() -> None:
-    """Keep transformers' and datasets' own bars and notes off the screen."""
-    import warnings
-
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    # other libraries' use of each other's old names is nothing a user can mend
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.formatwarning = lambda message, *_, **__: f"learndyn: warning: {message}\n"
-    try:
-        import datasets
-    except ImportError:
-        return
-    datasets.disable_progress_bars()
-
-
-def _print_json(value: Any) -> None:
-    from learndyn.record.plain import to_plain
-
-    text = json.dumps(to_plain(value), ensure_ascii=False, indent=2, allow_nan=False)
-    print(text)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from learndyn.cli import jobs
+from learndyn.cli.parts import subcommand
 
 
 _DTYPES = ("float32", "bfloat16", "float64")
@@ -35,19 +36,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _job(found: Any, name: str, function: Any, about: str) -> argparse.ArgumentParser:
-    # No abbreviations: --lr must not become --lora-rank, nor --beta a flag of ours.
-    job = found.add_parser(name, help=about, description=about, allow_abbrev=False)
-    job.set_defaults(job=function)
-    job.add_argument(
-        "--json", action="store_true", help="print one JSON object to standard output"
-    )
-    return job
-
-
 def _add_demo(found: Any) -> None:
     about = "SFT then DPO, and extend then DPO, watched and explained"
-    job = _job(found, "demo", jobs.demo, about)
+    job = subcommand(found, "demo", jobs.demo, about)
     job.add_argument("--out", type=Path, default=Path("runs/demo"))
     job.add_argument("--seed", type=int, default=0)
     job.add_argument("--model", help="folder or hub id (default: the embedded model)")
@@ -61,7 +52,9 @@ def _add_probes(found: Any) -> None:
     inner = found.add_parser("probes", help=about, description=about).add_subparsers(
         required=True, metavar="SUBCOMMAND"
     )
-    build = _job(inner, "build", jobs.probes_build, "make probes from preference data")
+    build = subcommand(
+        inner, "build", jobs.probes_build, "make probes from preference data"
+    )
     build.add_argument("data", help="file, folder or hub id")
     build.add_argument("--out", type=Path, required=True, help="Parquet file to write")
     build.add_argument("--split", default="train")
@@ -73,7 +66,7 @@ def _add_probes(found: Any) -> None:
     _add_reading(build)
     build.add_argument("--tokenizer", help="for chat messages: whose chat template")
     build.add_argument("--overwrite", action="store_true")
-    check = _job(
+    check = subcommand(
         inner, "check", jobs.probes_check, "report the confounds that fool people"
     )
     check.add_argument("file", help="probe file, or any wide file")
@@ -100,7 +93,7 @@ def _add_reading(job: argparse.ArgumentParser) -> None:
 
 def _add_run(found: Any) -> None:
     about = "train with TRL and watch: sft, dpo or extend"
-    job = _job(found, "run", jobs.run, about)
+    job = subcommand(found, "run", jobs.run, about)
     job.usage = "learndyn run {sft,dpo,extend} [options] [--FIELD VALUE ...]"
     job.epilog = (
         "Every field of TRL's SFTConfig or DPOConfig is a flag too: --learning_rate "
@@ -187,7 +180,9 @@ def _updates(text: str) -> int | str:
 
 
 def _add_score(found: Any) -> None:
-    job = _job(found, "score", jobs.score, "score probes with a model or checkpoint")
+    job = subcommand(
+        found, "score", jobs.score, "score probes with a model or checkpoint"
+    )
     job.add_argument("model", help="folder or hub id")
     job.add_argument("--probes", help="probe file, or a run whose texts to score")
     job.add_argument("--run", type=Path, help="use this run's probes and token ids")
@@ -205,7 +200,7 @@ def _add_score(found: Any) -> None:
 
 def _add_explain(found: Any) -> None:
     about = "which part of one update moved which answer: recorded, or hypothetical"
-    job = _job(found, "explain", jobs.explain, about)
+    job = subcommand(found, "explain", jobs.explain, about)
     job.add_argument(
         "run", type=Path, nargs="?", metavar="RUN", help="a run with recorded forces"
     )
@@ -261,7 +256,9 @@ def _add_explain(found: Any) -> None:
 
 
 def _add_report(found: Any) -> None:
-    job = _job(found, "report", jobs.report, "write report.html from run directories")
+    job = subcommand(
+        found, "report", jobs.report, "write report.html from run directories"
+    )
     job.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     job.add_argument("--out", type=Path, help="folder (default: the run directory)")
     job.add_argument("--no-text", action="store_true", help="leave out all texts")

@@ -1,0 +1,45 @@
+"""What every subcommand needs: a parser of its own, silence, and JSON."""
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+
+def subcommand(
+    found: Any, name: str, job: Callable[[argparse.Namespace], None], about: str
+) -> argparse.ArgumentParser:
+    """Add a subcommand that runs `job`, with `--json`."""
+    # No abbreviations: --lr must not become --lora-rank, nor --beta a flag of ours.
+    parser = found.add_parser(name, help=about, description=about, allow_abbrev=False)
+    parser.set_defaults(job=job)
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object to standard output"
+    )
+    return parser
+
+
+def quiet() -> None:
+    """Keep transformers' and datasets' own bars and notes off the screen."""
+    import warnings
+
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # other libraries' use of each other's old names is nothing a user can mend
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.formatwarning = lambda message, *_, **__: f"learndyn: warning: {message}\n"
+    try:
+        import datasets
+    except ImportError:
+        return
+    datasets.disable_progress_bars()
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output; NaN and infinity become null."""
+    from learndyn.record.plain import to_plain
+
+    text = json.dumps(to_plain(value), ensure_ascii=False, indent=2, allow_nan=False)
+    print(text)
