@@ -29,6 +29,7 @@ from learndyn.record.force_files import forget_forces, read_forces, write_forces
 from learndyn.record.forces import Forces
 from learndyn.record.observation import Observation
 from learndyn.record.plain import dumps, to_plain as to_plain
+from learndyn.record.sums import Sums, read_sums
 from learndyn.record.tables import read_table, steps_in
 
 
@@ -46,6 +47,7 @@ OWN_NAMES = frozenset(
         "forces",
         "figures",
         "report.html",
+        "compare.html",
         "explain.html",
         "model",
         ".model.new",
@@ -168,11 +170,24 @@ class RunDirectory:
         path = self.observation_path(step)
         try:
             return Observation.from_table(step, read_table(path))
-        except (OSError, pa.ArrowInvalid, KeyError) as error:
+        except (OSError, pa.ArrowException, KeyError) as error:
             raise BadInput(
                 f"cannot read observation {step} of {self.path}: {error}. "
                 f"Complete observations: {self.steps}."
             ) from error
+
+    def read_sums(self, step: int) -> Sums:
+        """Read the observation of `step` without its tokens.
+
+        Raises:
+            BadInput: if it is absent or corrupt.
+        """
+        path = self.observation_path(step)
+        try:
+            return read_sums(path, step)
+        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise BadInput(f"cannot read {path}: {why[:200].rstrip('.')}.") from error
 
     @property
     def forces_steps(self) -> list[int]:
@@ -199,7 +214,14 @@ class RunDirectory:
         """The probe table: texts, token ids and flags, one row per probe."""
         try:
             return read_table(self.path / "probes.parquet")
-        except (OSError, pa.ArrowInvalid) as error:
+        except FileNotFoundError as error:
+            raise BadInput(
+                f"{self.path} has no probes.parquet, so nobody can tell which answers "
+                "its observations are of. Restore the file; a run on the same probes "
+                "has the same one, if its run.json has the same probe_fingerprint and "
+                "tokenizer_sha256."
+            ) from error
+        except (OSError, pa.ArrowException) as error:
             raise BadInput(
                 f"cannot read {self.path / 'probes.parquet'}: {error}"
             ) from (error)

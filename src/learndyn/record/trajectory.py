@@ -1,5 +1,6 @@
 """One run, read: every probe's numbers at every observed step, with named axes."""
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from learndyn.probes.kinds import in_paper_order
 from learndyn.probes.panel import Panel
 from learndyn.record.observation import PROBE_COLUMNS, Observation
 from learndyn.record.run_directory import RunDirectory
+from learndyn.record.sums import Sums, read_tokens
 
 
 if TYPE_CHECKING:
@@ -41,42 +43,50 @@ class Trajectory:
     """As `covered`; None where every probe was scored at every step."""
     approximate: str | None = None
     """As of its observations; None where all are exact."""
+    unreadable: tuple[str, ...] = ()
+    """Why observations were left out, in words, one sentence for each file."""
 
     @classmethod
     def load(cls, path: str | Path) -> "Trajectory":
         """Read a run directory, finished or not.
 
+        An observation whose file is corrupt is left out, with a warning, and named in
+        `unreadable`; without the first one there would be nothing to compare with.
+
         Raises:
             BadInput: if `path` is no run directory, is of another schema version, has
-                no observation yet, or an observation has other probes: neither all of
-                them nor those of the run's panel.
+                no observation yet, its first one cannot be read, or an observation has
+                other probes: neither all of them nor those of the run's panel.
         """
         run = RunDirectory.open(path)
         steps = run.steps  # once: a run that is still going adds to them
         if not steps:
             raise BadInput(f"{path} has no observation yet: nothing to read.")
         probes = run.read_probes()
-        observations = [run.read_observation(step) for step in steps]
+        read, unreadable = _read(run, steps)
         panel = panel_rows(run, probes)
-        for observation in observations:
-            _check_rows(observation, probes, panel, str(path))
-        scored = np.zeros((len(steps), len(probes)), dtype=bool)
+        for one in read:
+            _check_rows(one, probes, panel, str(path))
+        scored = np.zeros((len(read), len(probes)), dtype=bool)
         columns = {name: np.full(scored.shape, np.nan) for name in PROBE_COLUMNS}
-        for index, observation in enumerate(observations):
-            scored[index, observation.ids] = True
+        for index, one in enumerate(read):
+            scored[index, one.ids] = True
             for name, values in columns.items():
-                values[index, observation.ids] = getattr(observation, name)
+                values[index, one.ids] = one.columns[name]
+        first = read[0]
         if not scored[0].all():
             raise BadInput(
-                f"the first observation of {path}, at update {steps[0]}, is of "
+                f"the first observation of {path}, at update {first.step}, is of "
                 f"{scored[0].sum()} of {len(probes)} probes (the panel), so there is "
                 "nothing that the others could be compared with. Its file was removed; "
                 "restore it, or train again."
             )
-        counts = observations[0].n_tokens
-        labels = [o.approximate for o in observations if o.approximate is not None]
-        label = labels[0] if labels else None
-        return cls(run, probes, np.array(steps), counts, columns, scored, label)
+        _check_lengths(first, probes, str(path))
+        seen = np.array([one.step for one in read])
+        label = next((o.approximate for o in read if o.approximate is not None), None)
+        return cls(
+            run, probes, seen, first.n_tokens, columns, scored, label, unreadable
+        )
 
     def __repr__(self) -> str:
         """What it holds, in a line."""
@@ -161,6 +171,18 @@ class Trajectory:
         """
         return self.run.read_observation(step)
 
+    def tokens(self, column: str, step: int) -> np.ndarray:
+        """One of `TOKEN_COLUMNS` at `step`, flat: scored probe after scored probe.
+
+        Raises:
+            BadInput: if its file cannot be read.
+        """
+        path = self.run.observation_path(step)
+        try:
+            return read_tokens(path, column)
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise BadInput(f"cannot read {column} in {path}: {error}") from error
+
     @cached_property
     def train_log(self) -> list[dict[str, Any]]:
         """What the trainer logged, one mapping per logged update."""
@@ -214,15 +236,58 @@ def panel_rows(run: RunDirectory, probes: pa.Table) -> Int[np.ndarray, " row"] |
     return np.array([i for i, prompt in enumerate(prompt_of) if prompt in wanted])
 
 
+def _read(run: RunDirectory, steps: list[int]) -> tuple[list[Sums], tuple[str, ...]]:
+    """All observations that can be read, and what to say of the others.
+
+    Raises:
+        BadInput: if the first one cannot be read.
+    """
+    read, unreadable = [], []
+    for step in steps:
+        try:
+            read.append(run.read_sums(step))
+        except BadInput as error:
+            if not read:
+                raise BadInput(
+                    f"{error}\nIt is the first observation of {run.path}, which all "
+                    "others are compared with. Restore the file, or train again."
+                ) from error
+            said = f"The observation at update {step} is left out: {error}"
+            unreadable.append(said)
+    if unreadable:
+        more = f" And {len(unreadable) - 1} more." if unreadable[1:] else ""
+        warnings.warn(unreadable[0] + more, stacklevel=3)
+    return read, tuple(unreadable)
+
+
+def _check_lengths(first: Sums, probes: pa.Table, path: str) -> None:
+    """The probe table is of this run only if its answers have as many tokens.
+
+    Imported runs do not know the number: it is 0.
+    """
+    if "n_tokens" not in probes.column_names:
+        return
+    wanted = probes["n_tokens"].to_numpy()
+    differ = (wanted != first.n_tokens) & (wanted > 0) & (first.n_tokens > 0)
+    if differ.any():
+        row = int(np.argmax(differ))
+        raise BadInput(
+            f"probes.parquet of {path} is of another run: {differ.sum()} of "
+            f"{len(probes)} answers have another number of tokens than was scored at "
+            f"update {first.step} (row {row}: {wanted[row]} and "
+            f"{first.n_tokens[row]}). Restore this run's own file."
+        )
+
+
 def _check_rows(
-    observation: Observation,
+    observation: Sums,
     probes: pa.Table,
     panel: Int[np.ndarray, " row"] | None,
     path: str,
 ) -> None:
     """An observation is of all probes or of the panel's, never of others."""
     ids, known = observation.ids, len(probes)
-    if len(ids) == known and observation.probe_ids is None:
+    if np.array_equal(ids, np.arange(known)):
         return
     if panel is not None and np.array_equal(ids, panel):
         return
