@@ -9,11 +9,19 @@ counts: row r of the weights says how often resample r drew each prompt. Then
 is a mean over prompts where the denominator is 1, and a pooled ratio (sum of nats /
 sum of tokens) where it counts tokens. A mean of ratios is never taken: a response of
 one token would weigh as much as one of a hundred.
+
+The percentiles of the draws are too narrow for few prompts: a resample's spread is that
+of n prompts without Bessel's correction, and their tails are normal where Student's are
+due. Both ends are moved out for both, after the wider percentiles of Hesterberg (2015,
+"What Teachers Should Know About the Bootstrap"). Measured on 1,000 samples of 10 normal
+values, 95 % intervals then cover 94 % instead of 90 %. With 100 prompts they are 2 %
+wider.
 """
 
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -159,20 +167,94 @@ def band(
     n: Int[np.ndarray, "*rows"],
     level: float = 0.95,
 ) -> Band:
-    """Percentile intervals of bootstrap `draws` around the point values `mean`.
+    """Intervals of bootstrap `draws` around the point values `mean`: percentiles,
+    moved out for few prompts.
 
     One prompt tells nothing about other prompts: below two the limits are NaN.
     """
     tail = (1 - level) / 2
-    usable = np.isfinite(draws).any(axis=-1) & (n >= 2)
+    usable = np.isfinite(draws).any(axis=-1) & (n >= 2) & np.isfinite(mean)
     safe = np.where(usable[..., None], draws, 0.0)
-    low, high = np.nanquantile(safe, [tail, 1 - tail], axis=-1)
+    # nanquantile goes row by row: ten times slower, so only where it must
+    quantile = np.nanquantile if np.isnan(safe).any() else np.quantile
+    low, high = quantile(safe, [tail, 1 - tail], axis=-1)
+    out = widening(n, level)
     return Band(
         np.asarray(mean),
-        np.where(usable, low, np.nan),
-        np.where(usable, high, np.nan),
+        np.where(usable, mean + out * (low - mean), np.nan),
+        np.where(usable, mean + out * (high - mean), np.nan),
         np.asarray(n),
     )
+
+
+def widening(
+    n: Int[np.ndarray, "*rows"], level: float = 0.95
+) -> Float[np.ndarray, "*rows"]:
+    """How far percentiles of a bootstrap of `n` prompts are to be moved out:
+
+    sqrt(n / (n - 1))  t quantile with n - 1 degrees of freedom / normal quantile
+
+    NaN below two prompts.
+    """
+    normal = NormalDist().inv_cdf((1 + level) / 2)
+    counts, place = np.unique(n, return_inverse=True)
+    factors = [
+        math.sqrt(k / (k - 1)) * student_quantile(k - 1, level) / normal
+        if k >= 2
+        else math.nan
+        for k in counts.tolist()
+    ]
+    return np.asarray(np.array(factors)[place]).reshape(np.shape(n))
+
+
+@lru_cache(maxsize=1024)
+def student_quantile(freedom: int, level: float = 0.95) -> float:
+    """The t of Student's distribution with P(|T| < t) = `level`.
+
+    By bisection of the closed form for whole degrees of freedom, Abramowitz & Stegun
+    26.7.3 and 26.7.4.
+    """
+    low, high = 0.0, 2.0
+    while _within(high, freedom) < level:
+        low, high = high, 2 * high
+    for _ in range(80):
+        middle = (low + high) / 2
+        if _within(middle, freedom) < level:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _within(t: float, freedom: int) -> float:
+    """P(|T| < t) of Student's distribution."""
+    angle = math.atan(t / math.sqrt(freedom))
+    odd = freedom % 2
+    term = math.cos(angle) if odd else 1.0
+    total = 0.0
+    for power in range(2 + odd, freedom + 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (power - 1) / power
+    share = math.sin(angle) * total
+    return 2 / math.pi * (angle + share) if odd else share
+
+
+def share_interval(count: int, n: int, level: float = 0.95) -> Interval:
+    """The share `count` of `n` prompts with Wilson's score interval (1927).
+
+    A bootstrap of a share that is 0 or 1 has no width; this one has. NaN limits below
+    two prompts.
+    """
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    share, z = count / n, NormalDist().inv_cdf((1 + level) / 2)
+    if n < 2:
+        return Interval(share, math.nan, math.nan, n)
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) * z / (1 + z * z / n)
+    low = middle - half if count > 0 else 0.0  # not a rounding error above it
+    high = middle + half if count < n else 1.0
+    return Interval(share, low, high, n)
 
 
 def known(interval: Interval | None) -> bool:

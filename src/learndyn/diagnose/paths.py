@@ -191,13 +191,14 @@ def off_target(
         or "response_ids" not in trajectory.probes.column_names
     ):
         return None
-    first = trajectory.observation(int(trajectory.steps[0]))
+    start = int(trajectory.steps[0])
+    favourite = trajectory.tokens("token_argmax_id", start)
     labels = trajectory.probes["response_ids"].combine_chunks().flatten().to_numpy()
-    if len(labels) != len(first.token_argmax_id):
+    if len(labels) != len(favourite):
         return None
-    astray = first.token_argmax_id != labels
-    probes = len(first.n_tokens)
-    probe_of = np.repeat(np.arange(probes), first.n_tokens)
+    astray = favourite != labels
+    probes = len(trajectory.n_tokens)
+    probe_of = np.repeat(np.arange(probes), trajectory.n_tokens)
     rows = np.flatnonzero(trajectory.kind_of == "chosen")
 
     def spread(per_token: Float[np.ndarray, " token"]) -> Float[np.ndarray, " prompt"]:
@@ -205,13 +206,12 @@ def off_target(
         sums = np.bincount(probe_of, kept, minlength=probes)[None, rows]
         return _spread(sums, trajectory.prompt_of[rows], paths.prompts)[0]
 
-    begin = first.token_start_logp.astype(np.float64)
+    begin = trajectory.tokens("token_start_logp", start).astype(np.float64)
 
     def moved(step: int) -> Float[np.ndarray, " prompt"]:
-        seen = trajectory.observation(step)
-        scored = np.isin(np.arange(probes), seen.ids)
+        scored = trajectory.covered[np.searchsorted(trajectory.steps, step)]
         now = np.full(len(begin), np.nan)
-        now[scored[probe_of]] = seen.token_start_logp
+        now[scored[probe_of]] = trajectory.tokens("token_start_logp", step)
         change = spread(now - begin)
         known = _spread(
             np.where(scored, 0.0, np.nan)[None, rows],
@@ -222,6 +222,16 @@ def off_target(
 
     changes = [moved(int(paths.steps[i])) for i in points]
     return np.stack(changes), spread(np.ones(len(labels)))
+
+
+def column_of(
+    trajectory: Trajectory, paths: Paths, column: str, kind: str, split: str | None
+) -> Float[np.ndarray, "step prompt"]:
+    """Another column of one kind, at the steps and prompts of `paths`."""
+    steps = np.isin(trajectory.steps, paths.steps)
+    rows = trajectory.rows(kind, split)
+    values = trajectory.columns[column][np.ix_(steps, rows)]
+    return _spread(values, trajectory.prompt_of[rows], paths.prompts)
 
 
 def paired(
@@ -257,9 +267,11 @@ def _spread(
     prompt_of: np.ndarray,
     prompts: Sequence[str],
 ) -> Float[np.ndarray, "step prompt"]:
-    """Put columns where their prompts stand in `prompts`; the others stay NaN."""
+    """Put columns where their prompts stand in `prompts`; the others stay NaN, and
+    what is not finite becomes NaN."""
     position = {prompt: index for index, prompt in enumerate(prompts)}
     kept = [i for i, prompt in enumerate(prompt_of.tolist()) if prompt in position]
     out = np.full((len(values), len(prompts)), np.nan)
-    out[:, [position[prompt_of[i]] for i in kept]] = values[:, kept]
+    found = np.where(np.isfinite(values[:, kept]), values[:, kept], np.nan)
+    out[:, [position[prompt_of[i]] for i in kept]] = found
     return out

@@ -20,14 +20,8 @@ import numpy as np
 from jaxtyping import Float
 
 from learndyn.diagnose.changes import falling, rising
-from learndyn.diagnose.intervals import (
-    Interval,
-    band,
-    paired_bootstrap,
-    pooled_bootstrap,
-    ratio_of_sums,
-    resample_weights,
-)
+from learndyn.diagnose.index import squeeze_index
+from learndyn.diagnose.intervals import Interval, paired_bootstrap, pooled_bootstrap
 from learndyn.diagnose.paths import (
     GREEDY,
     Between,
@@ -156,17 +150,7 @@ def _index(
     starts: dict[str, Float[np.ndarray, " prompt"]],
     seed: int,
 ) -> Interval | None:
-    """g(greedy path) - max over kinds of g(kind), on the same resamples."""
-    if GREEDY not in changes:
-        return None
-    prompts = len(changes[GREEDY])
-
-    def index(weights: Float[np.ndarray, "draw prompt"]) -> Float[np.ndarray, " draw"]:
-        share = {k: ratio_of_sums(v, starts[k], weights) for k, v in changes.items()}
-        kinds = np.stack([v for k, v in share.items() if k != GREEDY])
-        best = np.max(np.where(np.isfinite(kinds), kinds, -np.inf), axis=0)
-        return share[GREEDY] - best
-
-    mean = index(np.ones((1, prompts)))[0]
-    n = np.array(np.isfinite(changes[GREEDY]).sum())
-    return band(np.array(mean), index(resample_weights(prompts, seed=seed)), n).at()
+    """g(greedy path) - max over kinds of g(kind); None without a greedy path."""
+    rows = {kind: change[None] for kind, change in changes.items()}
+    index = squeeze_index(rows, starts, seed=seed)
+    return None if index is None else index.sx.at(0)

@@ -1,0 +1,213 @@
+"""Which of four things happened in a run: squeezing, fitting, collapse, or nothing.
+
+With relative changes g (see `learndyn.diagnose.index`), as means over the last 20 % of
+the observations, and delta = 0.02:
+
+    SQUEEZE   g* > delta, SX > delta         the greedy path rises, beyond every kind
+    FIT       max g(k) > delta, SX <= delta  a kind rises, as much as the greedy path
+    COLLAPSE  g* <= delta, max g(k) < -delta every kind falls, the greedy path not up
+    NEUTRAL   else
+
+The state is a rule about a pattern, on the means themselves, but for one thing: where
+the intervals of g* and SX are known, SQUEEZE also needs both above zero. On means alone
+noise of few prompts would raise the alarm too often (docs/diagnosis.md has the rates).
+Whether other prompts would show a state too is `sure`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from learndyn.diagnose.index import Index, squeeze_index
+from learndyn.diagnose.intervals import Band, Interval
+from learndyn.diagnose.paths import GREEDY, Paths
+from learndyn.record.trajectory import Trajectory
+
+
+State = Literal["SQUEEZE", "FIT", "COLLAPSE", "NEUTRAL"]
+
+DELTA = 0.02
+"""Smallest relative change that counts: 2 % of the log-probability at the start."""
+
+LAST = 0.2
+"""Share of the observations, from the end, that the state is about."""
+
+IN_A_ROW = 3
+"""Observations in a row over delta that make an onset."""
+
+
+@dataclass(frozen=True, eq=False)
+class StateReport:
+    """The state of a run and what it rests on; relative changes, no unit."""
+
+    state: State
+    """NEUTRAL also where nothing can be judged; `reason` then says why."""
+    sure: bool
+    """Whether the 95 % intervals put the state beyond doubt. Of
+
+        SQUEEZE   those of g* and SX are above delta
+        FIT       that of max g(k) is above delta, that of SX not above it
+        COLLAPSE  that of g* is not above delta, that of max g(k) below -delta
+        NEUTRAL   that of max g(k) is within -delta .. delta, and that of g* or of SX
+                  not above delta
+
+    Other prompts may then differ in numbers, hardly in the state. Other seeds may.
+    """
+    sx: Interval
+    """g* - max g(k): mean over the last 20 % of the observations, at least one."""
+    greedy: Interval
+    """g* of the same observations, on the same resamples."""
+    best: Interval
+    """max g(k), likewise. No limits where the best kind has one prompt only."""
+    best_kind: str
+    """The kind with the largest g; empty text where nothing can be judged."""
+    steps: Float[np.ndarray, " step"]
+    """Optimizer updates at each observation that the index is given for."""
+    index: Band
+    """SX at each of `steps`, each with its own interval. Zero at the first."""
+    greedy_curve: Band
+    """g* at each of `steps`."""
+    onset_step: int | None
+    """Updates at the first of three observations in a row at which both g* and SX are
+    over delta (of fewer, where the run has fewer after its start). None where never."""
+    first_sure_step: int | None
+    """Updates at the first observation at which the whole intervals of g* and of SX are
+    over delta. None where never."""
+    kinds: int
+    """Kinds that have a value in the last observations."""
+    prompts: int
+    """Prompts that g* is a mean over."""
+    fixed: tuple[str, ...] = ()
+    """Kinds of one prompt only, such as a recorded mean over prompts: the intervals
+    hold them fixed and leave their spread out."""
+    reason: str | None = None
+    """Why nothing can be judged; None where it can."""
+
+
+def state_of(
+    trajectory: Trajectory,
+    *,
+    split: str | None = None,
+    delta: float = DELTA,
+    seed: int = 0,
+) -> StateReport:
+    """Judge one run, over the same prompts at every observation.
+
+    Where the run has a panel these are the panel's. Values that are not finite (the
+    model had diverged) are left out of their observation, and of the start.
+
+    Raises:
+        BadInput: if no probe is of this split.
+    """
+    paths = Paths.of(trajectory, split).common()
+    if paths.greedy is None:
+        reason = "no greedy path: no probe is chosen."
+        return _unjudged(paths, reason)
+    values = paths.with_greedy()
+    last = _last(len(paths.steps))
+    changes = {kind: _with_end(path - path[0], last) for kind, path in values.items()}
+    starts = {kind: np.abs(path[0]) for kind, path in values.items()}
+    index = squeeze_index(changes, starts, seed=seed)
+    assert index is not None  # chosen is a kind, and has a greedy path
+    reason = _reason(paths, index)
+    if reason is not None:
+        return _unjudged(paths, reason, index)
+    greedy, best, sx = (b.at(-1) for b in (index.greedy, index.best, index.sx))
+    state, sure = judge(greedy, best, sx, delta)
+    ends = {k: int(np.isfinite(v[-1]).sum()) for k, v in changes.items() if k != GREEDY}
+    over = (index.greedy.mean[:-1] > delta) & (index.sx.mean[:-1] > delta)
+    surely = (index.greedy.low[:-1] > delta) & (index.sx.low[:-1] > delta)
+    return StateReport(
+        state,
+        sure,
+        sx,
+        greedy,
+        best,
+        index.best_kind[-1] or "",
+        paths.steps,
+        _without_end(index.sx),
+        _without_end(index.greedy),
+        _first(paths.steps, over, min(IN_A_ROW, len(over) - 1)),
+        _first(paths.steps, surely, 1),
+        kinds=sum(n > 0 for n in ends.values()),
+        prompts=greedy.n,
+        fixed=tuple(kind for kind, n in ends.items() if n == 1),
+    )
+
+
+def judge(
+    greedy: Interval, best: Interval, sx: Interval, delta: float = DELTA
+) -> tuple[State, bool]:
+    """The state by its rule, and whether the intervals put it beyond doubt."""
+    noise = greedy.low <= 0 or sx.low <= 0  # false where the limits are not known
+    if greedy.mean > delta and sx.mean > delta and not noise:
+        return "SQUEEZE", greedy.low > delta and sx.low > delta
+    if best.mean > delta and sx.mean <= delta:
+        return "FIT", best.low > delta and sx.high <= delta
+    if greedy.mean <= delta and best.mean < -delta:
+        return "COLLAPSE", greedy.high <= delta and best.high < -delta
+    still = best.low >= -delta and best.high <= delta
+    return "NEUTRAL", still and (greedy.high <= delta or sx.high <= delta)
+
+
+def _last(observations: int) -> int:
+    """How many observations from the end the state is about; never the first one."""
+    return max(1, min(round(LAST * observations), observations - 1))
+
+
+def _with_end(
+    change: Float[np.ndarray, "step prompt"], last: int
+) -> Float[np.ndarray, "row prompt"]:
+    """The changes, and below them each prompt's mean over its last finite values."""
+    end = change[-last:]
+    known = np.isfinite(end)
+    count = known.sum(axis=0)
+    mean = np.where(known, end, 0.0).sum(axis=0) / np.maximum(count, 1)
+    return np.vstack([change, np.where(count > 0, mean, np.nan)])
+
+
+def _without_end(rows: Band) -> Band:
+    return Band(rows.mean[:-1], rows.low[:-1], rows.high[:-1], rows.n[:-1])
+
+
+def _reason(paths: Paths, index: Index) -> str | None:
+    if len(paths.steps) < 2:
+        return "one observation: nothing to compare it with."
+    if not np.isfinite(index.sx.mean[-1]):
+        return "no finite value in the last observations: the model had diverged."
+    return None
+
+
+def _first(
+    steps: Float[np.ndarray, " step"], over: Bool[np.ndarray, " step"], run: int
+) -> int | None:
+    """Updates at the first of `run` observations in a row that are over."""
+    if run < 1 or len(over) < run:
+        return None
+    together = np.lib.stride_tricks.sliding_window_view(over, run).all(axis=1)
+    found = np.flatnonzero(together)
+    return int(steps[found[0]]) if len(found) else None
+
+
+def _unjudged(paths: Paths, reason: str, index: Index | None = None) -> StateReport:
+    nothing = Interval(float("nan"), float("nan"), float("nan"))
+    empty = np.full(len(paths.steps), np.nan)
+    none = Band(empty, empty, empty, np.zeros(len(empty), dtype=np.int64))
+    return StateReport(
+        "NEUTRAL",
+        False,
+        nothing,
+        nothing,
+        nothing,
+        "",
+        paths.steps,
+        none if index is None else _without_end(index.sx),
+        none if index is None else _without_end(index.greedy),
+        None,
+        None,
+        kinds=len(paths.logp),
+        prompts=0,
+        reason=reason,
+    )
