@@ -23,9 +23,12 @@ ROOMS = (
 
 UPWARD = {
     ("lab/demo.py", "show"): "the demo is a whole job, and the job ends in a page",
+    ("lab/reproduce.py", "show"): "so is the reproduction",
+    ("lab/paper_parts.py", "show"): "its parts bring their figures",
 }
 """Imports from a room above, each with its reason."""
 
+HEAVY_ROOMS = {"measure", "forces", "train", "evaluate"}
 READ_ROOMS = ("probes", "record", "diagnose", "show")
 HEAVY = {
     *("torch", "transformers", "trl", "datasets", "peft", "accelerate"),
@@ -141,12 +144,34 @@ def test_the_read_wing_imports_nothing_heavy(file):
         f"{name_of(file)}:{line} imports {module}"
         for line, module in imports(file, anywhere=anywhere)
         if module.split(".")[0] in HEAVY
-        or (
-            room_named(module) in {"measure", "forces", "train", "evaluate", "lab"}
-            and room != "cli"
-        )
+        or (room_named(module) in HEAVY_ROOMS and room != "cli")
+        or (room_named(module) == "lab" and room not in ("cli", "show"))
     ]
     assert heavy == []
+
+
+def loads(module: str, seen: set[str]) -> set[str]:
+    """Names of all that importing a module of ours loads, heavy packages included."""
+    parts = module.split(".")
+    files = (SOURCE.parent.joinpath(*parts[:n]) for n in range(len(parts), 1, -1))
+    file = next((f for f in (p.with_suffix(".py") for p in files) if f.exists()), None)
+    if file is None or module in seen:
+        return seen
+    seen.add(module)
+    for _, name in imports(file, anywhere=False):
+        if room_named(name):
+            loads(name, seen)
+        else:
+            seen.add(name.split(".")[0])
+    return seen
+
+
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if room_of(f) == "show"], ids=name_of
+)
+def test_a_figure_loads_nothing_heavy_by_way_of_the_lab(file):
+    module = "learndyn." + name_of(file).removesuffix(".py").replace("/", ".")
+    assert loads(module, set()) & HEAVY == set()
 
 
 def test_trl_is_imported_in_the_recipes_alone():

@@ -65,6 +65,7 @@ class Sheet:
             figsize=(width / DPI, self.height / DPI), dpi=DPI, facecolor=PAPER
         )
         FigureCanvasAgg(self.figure)
+        self.rendered: str | None = None
         y = 4.0
         for line in titles:
             y += 1.3 * head
@@ -184,12 +185,17 @@ def spread_labels(
 
 
 def svg_of(sheet: Sheet) -> str:
-    """The figure as SVG text; the reader's own sans serif, no date, stable ids."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(RC):
-        sheet.figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue().decode("utf-8")
-    return text.replace("'DejaVu Sans'", FONTS)
+    """The figure as SVG text; the reader's own sans serif, no date, stable ids.
+
+    Rendered once, when first asked for: a figure stands in a file and on a page.
+    """
+    if sheet.rendered is None:
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(RC):
+            sheet.figure.savefig(buffer, format="svg", metadata={"Date": None})
+        text = buffer.getvalue().decode("utf-8")
+        sheet.rendered = text.replace("'DejaVu Sans'", FONTS)
+    return sheet.rendered
 
 
 def save(sheet: Sheet, stem: Path) -> tuple[Path, Path]:
