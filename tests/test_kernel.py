@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from learndyn.diagnose.ranks import spearman
 from learndyn.errors import BadInput
 from learndyn.forces import ghost as ghosts
 from learndyn.forces.ghost import Ghost, NotCovered
@@ -20,7 +21,6 @@ from learndyn.forces.stability import (
     KernelWatch,
     Sketches,
     drift,
-    spearman,
 )
 from learndyn.measure.load import weights_hash
 from learndyn.measure.score import Scorer

@@ -23,6 +23,7 @@ where an observation keeps the mean of ||pi||^2, which is never smaller.
 import numpy as np
 from jaxtyping import Float, Int
 
+from learndyn.diagnose.finding import clock
 from learndyn.errors import BadInput
 from learndyn.record.trajectory import Trajectory
 
@@ -100,7 +101,7 @@ def _scored(
     """
     if len(trajectory.steps) < 2:
         raise BadInput(
-            f"{trajectory.run.path} has one observation, at update "
+            f"{trajectory.run.path} has one observation, at {clock(trajectory)} "
             f"{trajectory.steps[0]}: a change needs two."
         )
     rows: Int[np.ndarray, " prompt"] = trajectory.rows(kind, split)

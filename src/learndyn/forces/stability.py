@@ -16,6 +16,7 @@ import pyarrow as pa
 from jaxtyping import Float
 from torch import nn
 
+from learndyn.diagnose.ranks import spearman
 from learndyn.errors import BadInput
 from learndyn.forces.reading import TokenReader
 from learndyn.forces.sketch import CountSketch, ProbeGradients
@@ -165,20 +166,6 @@ def drift(first: Sketches, now: Sketches) -> Drift:
         self_cosine=float((then * here).sum(1).mean()),
         kernel_cosine=float((kernels[0] * kernels[1]).sum() / (sizes[0] * sizes[1])),
     )
-
-
-def spearman(a: Float[np.ndarray, " _"], b: Float[np.ndarray, " _"]) -> float:
-    """Rank correlation, ties at their mean rank; NaN where all of one are equal."""
-    left, right = (_ranks(values) for values in (a, b))
-    left, right = left - left.mean(), right - right.mean()
-    size = np.sqrt((left @ left) * (right @ right))
-    return float(left @ right / size) if size else float("nan")
-
-
-def _ranks(values: Float[np.ndarray, " _"]) -> Float[np.ndarray, " _"]:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[place.reshape(-1)]
 
 
 def _unit(sketches: Sketches) -> Float[np.ndarray, "pair size"]:
