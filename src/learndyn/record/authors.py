@@ -1,24 +1,245 @@
-"""The spellings of Ren & Sutherland's published files, read here and nowhere else.
+"""Makes run directories of the result folders that Ren & Sutherland published.
 
-Two of their columns do not hold what their names say. `irr_test` is drawn from other
-rows of the same split, so for the training probes it is training text. `random_nonhum`
-is no random text: it is a shuffle of the words of `irr_test`. Both keep our nearest
-kind, `irrelevant_test` and `random_words`.
+The folders hold no step, no name for a column of an array, and often the rows of
+several processes. What is known of them stands in `docs/authors.md`; their spellings
+are read in `learndyn.record.authors_kinds` and nowhere else.
 """
 
-AUTHORS_KINDS: dict[str, str] = {
-    "chosen_gptsemantic": "chosen_semantic",
-    "chosen_gptformat": "chosen_format",
-    # Probe files write reject_, the rephrase files and the notebooks rejected_.
-    "reject_gptsemantic": "rejected_semantic",
-    "rejected_gptsemantic": "rejected_semantic",
-    "reject_gptformat": "rejected_format",
-    "rejected_gptformat": "rejected_format",
-    "irr_train": "irrelevant_train",
-    "irr_test": "irrelevant_test",
-    "irr_hum": "irrelevant_human",
-    "random_permute": "random_permuted",
-    "random_nonhum": "random_words",
+import importlib.metadata
+import re
+import textwrap
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from learndyn.errors import BadInput
+from learndyn.record.authors_defects import defects_of, remarks_on
+from learndyn.record.authors_kinds import AUTHORS_KINDS as AUTHORS_KINDS
+from learndyn.record.authors_probes import (
+    norms_of_others,
+    observation_of,
+    probes_of,
+    table_of,
+    vocabulary,
+)
+from learndyn.record.authors_runs import Found, find_runs, ranges
+from learndyn.record.run_directory import RunDirectory
+
+
+MODELS = {
+    r"pythia[-_]?410": "pythia-410m",
+    r"pythia[-_]?1b": "pythia-1b",
+    r"pythia[-_]?1\.?4": "pythia-1.4b",
+    r"pythia[-_]?2\.?8": "pythia-2.8b",
+    r"qwen[-_]?0\.?5": "Qwen1.5-0.5B",
+    r"qwen[-_]?1\.?8": "Qwen1.5-1.8B",
+    r"qwen[-_]?4": "Qwen1.5-4B",
 }
-"""The authors' column name -> our kind. `chosen`, `chosen_initial`, `chosen_selfr` and
-`rejected` have the same name in both."""
+"""What a folder's name contains -> the model that it most likely means."""
+
+
+@dataclass(frozen=True)
+class ImportedRun:
+    """One run directory that was made."""
+
+    run: str
+    """Its path."""
+    layout: str
+    observations: int
+    prompts: int | None
+    """None where only means over prompts are known."""
+    kinds: list[str]
+    """Kinds with log-probabilities."""
+    lines: list[int | None]
+    """Line of the JSON file that each observation is, from 0; None without one."""
+    metrics: str | None
+    array: str | None
+    method: str | None
+    """Guessed from the folder's name."""
+    model: str | None
+    """Guessed from the folder's name."""
+    defects: list[dict[str, Any]]
+    """Columns that are not what their names say: `column`, `what`, `evidence`."""
+    columns_left_out: list[str]
+    """Columns whose names say nothing to us."""
+    notes: list[str]
+    """How the run was told from others, and what is not exact."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was found in a folder, and what was made of it."""
+
+    folder: str
+    runs: list[ImportedRun]
+    """The main run first."""
+    left_out: list[str]
+    """Files and lines that were not used, each with the reason."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """For a terminal, at most 88 columns wide."""
+        parts = [f"{self.folder}: {_count(len(self.runs), 'run')}"]
+        for run in self.runs:
+            parts += ["", *_told(run)]
+        if self.left_out:
+            parts += ["", "left out:"]
+            parts += [line for what in self.left_out for line in _wrapped(what)]
+        return "\n".join(parts)
+
+
+def import_folder(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    probes: str | Path | None = None,
+    overwrite: bool = False,
+) -> Imported:
+    """Make a run directory of each run in a result folder: `out`, then `out`-2 ...
+
+    The first is that of the .npy file; without one it is the longest. `probes` is the
+    authors' probe file, for the texts. The evaluations are numbered from 0, since the
+    files hold no step.
+
+    Raises:
+        BadInput: if the folder holds no result that can be read, `probes` is not what
+            was watched, or something is at `out` and `overwrite` is false.
+    """
+    folder, out = Path(folder), Path(out)
+    if not folder.is_dir():
+        raise BadInput(
+            f"{folder} is no folder. Give the folder of one experiment, which holds "
+            "prob_train_metrics.json or logp_npy_all_chosen.npy, or both."
+        )
+    found, left_out = find_runs(folder)
+    given = None if probes is None else Path(probes)
+    watched = [probes_of(run, given) for run in found]  # refused before any is written
+    names = [out.name] + [f"{out.name}-{i}" for i in range(2, len(found) + 1)]
+    paths = [out.with_name(name) for name in names]
+    for path in paths:
+        _refuse_taken(path, overwrite)
+    runs = []
+    for run, path, texts in zip(found, paths, watched, strict=True):
+        size = vocabulary(run, folder.name)
+        told = ImportedRun(
+            run=str(path),
+            layout=run.layout.letter,
+            observations=len(run.values),
+            prompts=None if run.means_only else run.values.shape[2],
+            kinds=run.layout.kinds,
+            lines=run.lines,
+            metrics=run.metrics,
+            array=run.array,
+            method=_method(folder.name),
+            model=_model(folder.name),
+            defects=defects_of(run),
+            columns_left_out=run.layout.left_out,
+            notes=[*run.notes, *_of_probes(run, given), *remarks_on(run)],
+        )
+        info = _info(folder.name, told, run, size) | {
+            "probe_fingerprint": texts.fingerprint
+        }
+        made = RunDirectory.create(path, table_of(texts), info, overwrite=overwrite)
+        for step in range(len(run.values)):
+            made.write_observation(observation_of(run, step, texts, size))
+        runs.append(told)
+    return Imported(str(folder), runs, left_out)
+
+
+def _info(
+    folder: str, told: ImportedRun, run: Found, size: int | None
+) -> dict[str, Any]:
+    """What run.json keeps. Names that were guessed say so."""
+    known: dict[str, Any] = {"step_unit": "evaluation"}
+    if run.array is not None:  # it is written at the end
+        known["finished"] = True
+    if told.method is not None:
+        known["method"] = told.method
+    if told.model is not None:
+        known["model"] = f"{told.model} (guessed)"
+    if size is not None:
+        # Token ids are not known: what can be said of the tokenizer is its V.
+        known["tokenizer_sha256"] = f"vocab {size}"
+    supervised = re.fullmatch(r"logp_npy_all_(.+)\.npy", run.array or "")
+    if run.means_only:
+        known["means_only"] = told.kinds
+    others = norms_of_others(run)
+    if others:
+        known["a_norm"] = others
+    return known | {
+        "imported": {
+            "folder": folder,
+            "layout": told.layout,
+            "metrics": told.metrics,
+            "array": told.array,
+            "trained_on": supervised.group(1) if supervised else None,
+            "lines": ranges(told.lines),
+            "greedy_path_along": run.layout.along,
+            "vocabulary": size,
+            "columns_left_out": told.columns_left_out,
+            "notes": told.notes,
+        },
+        "guessed": [n for n in ("method", "model") if getattr(told, n) is not None],
+        "defects": told.defects,
+        "versions": {"learndyn": importlib.metadata.version("learndyn")},
+    }
+
+
+def _of_probes(run: Found, given: Path | None) -> list[str]:
+    if given is None or not run.means_only:
+        return []
+    return ["only means are known of it, so the texts of --probes are not in it."]
+
+
+def _method(name: str) -> str | None:
+    """What a folder's name says was done, as `learndyn run` calls it."""
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    found = next((w for w in ("dpo", "ipo", "sft") if w in words), None)
+    return "extend-sft" if found == "sft" and "extend" in words else found
+
+
+def _model(name: str) -> str | None:
+    hits = (m for pattern, m in MODELS.items() if re.search(pattern, name.lower()))
+    return next(hits, None)
+
+
+def _refuse_taken(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite and (not path.is_dir() or any(path.iterdir())):
+        raise BadInput(
+            f"{path} exists already, and this import would write it. Choose another "
+            "--out, or replace it with --overwrite."
+        )
+
+
+def _told(run: ImportedRun) -> list[str]:
+    values = "means alone" if run.prompts is None else _count(run.prompts, "prompt")
+    parts = [
+        f"{run.run}",
+        f"  layout {run.layout}: {_count(run.observations, 'observation')}, {values}, "
+        f"{_count(len(run.kinds), 'kind')}",
+    ]
+    guesses = [g for g in (run.method, run.model) if g]
+    if guesses:
+        parts.append(f"  {', '.join(guesses)} (guessed from the folder's name)")
+    if run.metrics:
+        parts += _wrapped(f"lines {ranges(run.lines)} of {run.metrics}")
+    if run.columns_left_out:
+        parts += _wrapped(f"unknown columns: {', '.join(run.columns_left_out)}")
+    for defect in run.defects:
+        evidence = ", ".join(f"{k} {v}" for k, v in defect["evidence"].items())
+        ending = f" ({evidence})" if evidence else ""
+        parts += _wrapped(f"{defect['column']}: {defect['what']}{ending}")
+    return parts + [line for note in run.notes for line in _wrapped(note)]
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(
+        text, 88, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+    )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
