@@ -11,12 +11,15 @@ from PIL import Image
 
 from learndyn.diagnose.changes import kind_table
 from learndyn.diagnose.numbers import bracket, nats
+from learndyn.diagnose.verdict import diagnose, verdict
 from learndyn.diagnose.words import what_happened
 from learndyn.errors import BadInput
+from learndyn.record.observation import TOKEN_COLUMNS
 from learndyn.record.run_directory import RunDirectory
 from learndyn.record.trajectory import Trajectory
 from learndyn.show import palette
 from learndyn.show.canvas import spread_labels
+from learndyn.show.figures import curves_figure
 from learndyn.show.page import text as escaped
 from learndyn.show.report import write_report
 from synthetic import write_run
@@ -30,7 +33,7 @@ ALLOWED_TAGS = {
     *("html", "head", "meta", "title", "style", "body", "header", "main", "footer"),
     *("section", "div", "h1", "h2", "h3", "p", "ul", "li", "span", "figure", "picture"),
     *("source", "img", "table", "thead", "tbody", "tr", "th", "td", "details"),
-    *("summary", "dl", "dt", "dd"),
+    *("summary", "dl", "dt", "dd", "strong", "code", "a"),
 }
 
 
@@ -66,9 +69,13 @@ class Reader(HTMLParser):
 def assert_safe(page):
     read = Reader(page)
     assert set(read.tags) <= ALLOWED_TAGS
+    names = [value for name, value in read.attributes if name == "id"]
+    assert len(names) == len(set(names))
     for name, value in read.attributes:
+        if name == "href":
+            assert value[1:] in names  # every link leads somewhere
         assert not name.startswith("on")
-        assert name != "href"
+        assert name != "href" or value[0] == "#"
         if name in ("src", "srcset"):
             assert value.startswith("data:image/svg+xml;base64,")
     style = re.search(r"<style>(.*?)</style>", page.read_text(), re.S)[1]
@@ -121,6 +128,32 @@ def test_every_sentence_of_diagnose_is_on_the_page(page):
         assert sentence in words
 
 
+def test_the_page_begins_with_the_verdict_and_its_numbers(page):
+    read, found = Reader(page), diagnose(Trajectory.load(page.parent))
+    words = " ".join(read.words)
+    before, after = words.split("First, peak and last of every kind")
+    assert found.state.state in before
+    assert verdict(found)[0] in before
+    assert found.advice[0].do in before
+    assert f"{nats(found.facts.evidence.margin.mean)} " in before
+    assert bracket(found.facts.evidence.greedy) in before
+    assert "How this verdict was reached" in before
+    for finding in found.findings:
+        assert finding.says in before
+    anchors = [value for name, value in read.attributes if name == "id"]
+    sections = ("verdict", "curves", "kinds", "prompts", "training", "data")
+    assert tuple(anchors) == sections
+    assert "24 of 24 prompts were squeezed" in after
+
+
+def test_sections_of_several_runs_have_names_of_their_own(tmp_path):
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", steps=(0,))]
+    read = assert_safe(write_report(runs, tmp_path / "both"))
+    anchors = {value for name, value in read.attributes if name == "id"}
+    assert {"run-1-verdict", "run-2-verdict", "run-1-prompts"} <= anchors
+    assert "NO VERDICT" in " ".join(read.words)
+
+
 def test_settings_versions_and_data_notes_are_on_the_page(page):
     words = " ".join(Reader(page).words)
     for expected in ("tiny-llama", "f" * 64, "float32", "beta", "2.13.0", "truncated"):
@@ -156,7 +189,7 @@ def test_without_text_no_prompt_and_no_response_is_on_the_page(tmp_path):
         tmp_path / "run", texts={"prompt": "SECRETP", "response": "SECRETR"}
     )
     html = write_report([path]).read_text()
-    assert html.count("SECRETP") == 2
+    assert "SECRETP" in html
     assert "SECRETR" in html
     assert "SECRET" not in write_report([path], text=False).read_text()
 
@@ -182,6 +215,51 @@ def test_values_that_are_not_finite_do_not_stop_the_page(tmp_path):
     lost = np.full_like(last.logp, np.nan)
     run.write_observation(dataclasses.replace(last, logp=lost))
     assert "not finite" in " ".join(assert_safe(write_report([path])).words)
+
+
+def without_tokens(path):
+    """As an imported run: no counts and no values per token."""
+    run = RunDirectory.open(path)
+    for step in run.steps:
+        seen = run.read_observation(step)
+        none = {name: getattr(seen, name)[:0] for name in TOKEN_COLUMNS}
+        counts = np.zeros_like(seen.n_tokens)
+        run.write_observation(dataclasses.replace(seen, n_tokens=counts, **none))
+    return path
+
+
+def test_a_run_without_counts_of_tokens_is_shown_without_them(tmp_path, page):
+    path = write_run(tmp_path / "run", info={"step_unit": "evaluation"}, log=False)
+    words = " ".join(assert_safe(write_report([without_tokens(path)])).words)
+    assert "tokens per response" not in words
+    assert not re.search(r"\bupdates?\b", words)
+    assert "5, evaluations 0 to 100" in words
+    drawn = {picture.stem for picture in (path / "figures").iterdir()}
+    assert drawn == {"curves"}
+    assert "tokens per response" in " ".join(Reader(page).words)
+    sheet = curves_figure(Trajectory.load(path))
+    said = [text.get_text() for text in sheet.figure.texts]
+    assert any("since evaluation 0" in text for text in said)
+    assert [axes.get_xlabel() for axes in sheet.figure.axes] == ["evaluations"]
+
+
+def test_a_run_of_means_alone_has_no_prompts_and_no_intervals(tmp_path):
+    kinds = ["chosen", "rejected"]
+    info = {"means_only": kinds}
+    drift = dict.fromkeys(kinds, -9.0)
+    path = write_run(tmp_path / "run", drift=drift, prompts=1, info=info)
+    read = assert_safe(write_report([path]))
+    words = " ".join(read.words)
+    assert "1 prompts" not in words
+    assert "prompts were squeezed" not in words
+    assert "means over prompts alone × 2 kinds" in words
+    rows = {row[0]: row[1:] for row in read.rows if len(row) == 7}
+    for kind in (*kinds, "greedy path"):
+        assert rows[kind][-2:] == ["unknown", "mean"]
+    sheet = curves_figure(Trajectory.load(path))
+    said = " ".join(text.get_text() for text in sheet.figure.texts)
+    assert "2 kinds, without intervals: chosen −9" in said
+    assert "bands" not in said
 
 
 def test_two_preference_runs_get_a_comparison(tmp_path):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from learndyn.cli import jobs
 from learndyn.cli.options import make_parser
+from learndyn.cli.parts import plain_warnings
 from learndyn.errors import BadInput
 
 
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown and known.job is not jobs.run:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         known.unknown = unknown
-        known.job(known)
+        with plain_warnings():
+            known.job(known)
     except BadInput as error:
         print(f"learndyn: {error}", file=sys.stderr)
         return 2

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from learndyn.cli import jobs
+from learndyn.cli import answers, jobs, worlds
 from learndyn.cli.parts import subcommand
 
 
@@ -33,6 +33,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_score(found)
     _add_explain(found)
     _add_report(found)
+    answers.add(found)
+    worlds.add(found)
     return parser
 
 

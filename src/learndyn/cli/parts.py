@@ -2,7 +2,9 @@
 
 import argparse
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -21,20 +23,36 @@ def subcommand(
 
 def quiet() -> None:
     """Keep transformers' and datasets' own bars and notes off the screen."""
-    import warnings
-
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     # other libraries' use of each other's old names is nothing a user can mend
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.formatwarning = lambda message, *_, **__: f"learndyn: warning: {message}\n"
     try:
         import datasets
     except ImportError:
         return
     datasets.disable_progress_bars()
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print warnings as errors are printed, each once, without a line of source."""
+    before, said = warnings.formatwarning, set[str]()
+
+    def plain(message: Warning | str, *_: Any, **__: Any) -> str:
+        line = f"learndyn: warning: {message}\n"
+        if line in said:  # a run that a command reads twice is told of once
+            return ""
+        said.add(line)
+        return line
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def print_json(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from learndyn.diagnose.comparable import is_sft
 from learndyn.diagnose.compare import By, Comparison, Difference, compare
+from learndyn.diagnose.finding import clock
 from learndyn.diagnose.numbers import nats, number, rounded_by
 from learndyn.record.trajectory import Trajectory
 
@@ -31,7 +32,8 @@ def compare_in_words(
     """
     found = compare_all(a, b) if found is None else found
     one, other = names(a, b)
-    said = [_at_updates(found["updates"], one, other), *_prompts(found)]
+    unit = clock(a)
+    said = [_at_updates(found["updates"], one, other, unit), *_prompts(found, unit)]
     said += [
         f"{name} was scored approximately, {rounded_by(run.approximate)}: a small "
         "difference may be its rounding."
@@ -40,8 +42,8 @@ def compare_in_words(
     ]
     if "margin" not in found:
         return said
-    said.append(_at_match(found["margin"], one, other, "DPO margin"))
-    said.append(_at_match(found["gap"], one, other, "absolute gap"))
+    said.append(_at_match(found["margin"], one, other, unit))
+    said.append(_at_match(found["gap"], one, other, unit))
     if found["margin"].at is not None:
         said.append(
             "At a matched point rejected differs by as much as chosen, by "
@@ -61,19 +63,20 @@ def names(a: Trajectory, b: Trajectory) -> tuple[str, str]:
     return (one, other) if one != other else (f"{one} (1)", f"{other} (2)")
 
 
-def _at_updates(result: Comparison, one: str, other: str) -> str:
-    updates = f"At equal updates ({result.at:g})"
+def _at_updates(result: Comparison, one: str, other: str, unit: str) -> str:
+    updates = f"At equal {unit}s ({result.at:g})"
     chosen = result.kinds.get("chosen")
     if chosen is None:
         return f"{updates} chosen cannot be compared: no probe is chosen."
     return f"{updates} {_difference(chosen, one, other)}{_others(result)}"
 
 
-def _at_match(result: Comparison, one: str, other: str, what: str) -> str:
+def _at_match(result: Comparison, one: str, other: str, unit: str) -> str:
+    what = "absolute gap" if result.by == "gap" else "DPO margin"
     if result.at is None:
         return f"No comparison at matched {what}: {result.reason}"
     text = (
-        f"At matched {what} ({result.at:.1f} nats; update {result.step_a:.0f} of "
+        f"At matched {what} ({result.at:.1f} nats; {unit} {result.step_a:.0f} of "
         f"{one}, {result.step_b:.0f} of {other}) "
         f"{_difference(result.kinds['chosen'], one, other, result.by == 'gap')}"
         f"{_others(result)}"
@@ -86,9 +89,9 @@ def _at_match(result: Comparison, one: str, other: str, what: str) -> str:
     return text
 
 
-def _prompts(found: dict[By, Comparison]) -> list[str]:
+def _prompts(found: dict[By, Comparison], unit: str) -> list[str]:
     """Where not all prompts are compared: how many, and which."""
-    where = {"updates": "equal updates", "margin": "matched margin"}
+    where = {"updates": f"equal {unit}s", "margin": "matched margin"}
     fewer = [
         f"{result.prompts} at {where.get(by, 'matched gap')}"
         for by, result in found.items()

@@ -1,27 +1,30 @@
-"""What happened, in plain sentences that carry their numbers.
+"""What happened, in at most ten plain sentences that carry their numbers.
 
 A sentence is never more certain than its interval: "fell" needs the whole interval
-below zero. Curves show a pattern, not a mechanism, so causes are called probable.
+below zero. Curves show a pattern, not a mechanism, so causes are called probable. These
+are the only sentences about a run: the command line, the report and the demo take them
+from here.
 """
 
-import math
+import re
 
 import numpy as np
 
-from learndyn.diagnose.changes import kind_table
-from learndyn.diagnose.comparable import is_sft
-from learndyn.diagnose.intervals import Interval
-from learndyn.diagnose.numbers import nats, number, percent, rounded_by
-from learndyn.diagnose.squeeze import Evidence, squeeze_evidence
+from learndyn.diagnose.cautions import diverged
+from learndyn.diagnose.facts import Facts
+from learndyn.diagnose.finding import Finding, clock
+from learndyn.diagnose.headline import THRESHOLD, headline, moves
+from learndyn.diagnose.intervals import Interval, known
+from learndyn.diagnose.numbers import nats, number, percent
+from learndyn.diagnose.panels import outside_panel
+from learndyn.diagnose.squeeze import Evidence
+from learndyn.diagnose.state import LAST
 from learndyn.diagnose.two_runs import compare_in_words
 from learndyn.record.trajectory import Trajectory
 
 
-THRESHOLD = 0.02
-"""Relative change below which nothing is said to have moved."""
-
-FEW_PROMPTS = 10
-"""Percentile intervals over fewer prompts are too narrow; a sentence says so."""
+MOST = 10
+"""Sentences of a verdict; what matters least is left out."""
 
 
 def what_happened(
@@ -29,60 +32,95 @@ def what_happened(
     baseline: Trajectory | None = None,
     split: str | None = None,
 ) -> list[str]:
-    """Sentences about one run; with `baseline`, also about its difference to that.
+    """The verdict on one run; with `baseline`, then its difference to that.
 
     Raises:
         BadInput: if `baseline` watched other answers, or no probe is of `split`.
     """
-    if len(trajectory.steps) < 2:
-        return [
-            f"One observation so far, at update {trajectory.steps[0]}: no change can "
-            "be shown yet."
-        ]
-    if trajectory.lost[-1].sum() > 0.5 * trajectory.covered[-1].sum():
-        return [_diverged(trajectory)]
-    evidence = squeeze_evidence(trajectory, split=split)
-    if evidence.step == trajectory.steps[0]:
-        return [
-            f"One observation of all prompts so far, at update {evidence.step:g}, and "
-            f"no prompt of split {split} is in the panel: no change can be shown yet."
-        ]
-    sft = is_sft(trajectory.run.info)
-    said = [_what_moved(trajectory, evidence, sft)]
-    said += _greedy(evidence)
-    said.append(_how_many(evidence))
-    said.append(_fit(evidence) if sft else _squeezing(evidence))
-    said += _off_target(evidence) if not sft else []
-    said += _turned_back(trajectory, split) + _hallucination(evidence)
-    said += _cautions(trajectory, evidence)
-    if baseline is not None:
+    alone = nothing_to_judge(trajectory, split)
+    said = [alone.says] if alone else sentences_of(Facts.of(trajectory, split))
+    if baseline is not None and alone is None:
         said += compare_in_words(baseline, trajectory)
     return said
 
 
-def outside_panel(trajectory: Trajectory, split: str | None = None) -> list[str]:
-    """Kinds that no prompt of the panel has: they are followed over all prompts, at the
-    full observations alone. None of them without a panel."""
-    always = trajectory.covered.all(axis=0)
-    start = np.isfinite(trajectory.columns["logp"][0])
-    here = True if split is None else trajectory.split_of == split
-    inside = set(trajectory.kind_of[always & start & here])
-    wanted = set(trajectory.kind_of[~always & here])
-    return [kind for kind in trajectory.kinds if kind in wanted - inside]
+def nothing_to_judge(
+    trajectory: Trajectory, split: str | None = None
+) -> Finding | None:
+    """Why nothing but one thing can be said of a run, if so."""
+    unit = clock(trajectory)
+    if len(trajectory.steps) < 2:
+        says = (
+            f"One observation so far, at {unit} {trajectory.steps[0]}: no change can "
+            "be shown yet."
+        )
+        return Finding("one_observation", "watch", says, at="data")
+    found = diverged(trajectory)
+    if found is not None or trajectory.covered[-1].all() or split is None:
+        return found
+    covered = trajectory.covered[:, trajectory.split_of == split]
+    full = np.asarray(covered.all(axis=1))
+    if covered.all(axis=0).any() or full[1:].any():
+        return None
+    says = (
+        f"One observation of all prompts so far, at {unit} {trajectory.steps[0]}, and "
+        f"no prompt of split {split} is in the panel: no change can be shown yet."
+    )
+    return Finding("one_observation", "watch", says, at="data")
 
 
-def _what_moved(trajectory: Trajectory, evidence: Evidence, sft: bool) -> str:
-    method = "SFT" if sft else str(trajectory.run.info.get("method") or "training")
+def sentences_of(facts: Facts) -> list[str]:
+    """The verdict: the answer first, then what moved, then what to watch.
+
+    At most `MOST` sentences. Each is given with its rank: the lower, the more it
+    matters; what has no room is left out, and the order stays.
+    """
+    said = [(0, headline(facts)), (1, _what_moved(facts))]
+    said += [(2, f.says) for f in facts.problems if f.name not in _SAID_ELSEWHERE]
+    said.append((1, _fit(facts.evidence) if facts.sft else _state(facts)))
+    said += [(6, text) for text in _greedy(facts.evidence)]
+    said.append((5, _how_many(facts.evidence)))
+    said += [(8, text) for text in ([] if facts.sft else _off_target(facts.evidence))]
+    said += [(4, text) for text in _turned_back(facts)]
+    watched = [f for f in facts.findings if f.severity == "watch"]
+    said += [(5, f.says) for f in watched if f.name in _SIGNS]
+    said += [(3, f.says) for f in watched if f.at == "data"]
+    kept: set[int] = set()
+    room = MOST
+    for place in sorted(range(len(said)), key=lambda i: said[i][0]):
+        if (size := sentence_count(said[place][1])) <= room:
+            kept.add(place)
+            room -= size
+    return [text for place, (_, text) in enumerate(said) if place in kept]
+
+
+_SAID_ELSEWHERE = ("state", "steps_too_large")
+"""Findings whose sentence is the state's own."""
+
+_SIGNS = ("hallucination", "overfit", "peakiness", "reference", "steps_too_large")
+
+
+def sentence_count(text: str) -> int:
+    """How many sentences a text has."""
+    return len(re.findall(r"[.!?](?=\s|$)", text))
+
+
+def _what_moved(facts: Facts) -> str:
+    trajectory, evidence = facts.trajectory, facts.evidence
+    method = (
+        "SFT" if facts.sft else str(trajectory.run.info.get("method") or "training")
+    )
     method = method.upper() if len(method) <= 4 else method
+    unit = clock(trajectory)
     moved = []
     if evidence.chosen is not None:
         moved.append(f"chosen by {number(evidence.chosen)} nats")
     if evidence.rejected is not None:
         moved.append(f"rejected by {number(evidence.rejected)} nats")
     if not moved:
-        return f"{method} ran for {trajectory.steps[-1]} updates; no probe is chosen."
-    text = f"{method} moved {' and '.join(moved)} in {evidence.step:g} updates"
-    if evidence.margin is None or sft:
+        return f"{method} ran for {trajectory.steps[-1]} {unit}s; no probe is chosen."
+    text = f"{method} moved {' and '.join(moved)} in {evidence.step:g} {unit}s"
+    if evidence.margin is None or facts.sft:
         return text + "."
     return text + f": the margin changed by {number(evidence.margin)} nats."
 
@@ -91,8 +129,8 @@ def _greedy(evidence: Evidence) -> list[str]:
     path = evidence.greedy
     if path is None:
         return []
-    verb = "did not clearly move"
-    if path.excludes_zero and not _counts(evidence.greedy_relative):
+    verb = "did not clearly move" if known(path) else "changed"
+    if path.excludes_zero and not moves(evidence.greedy_relative):
         verb = f"moved by less than {100 * THRESHOLD:.0f} %"
     elif path.above_zero:
         verb = "gained probability"
@@ -106,46 +144,56 @@ def _greedy(evidence: Evidence) -> list[str]:
 
 def _how_many(evidence: Evidence) -> str:
     total = len(evidence.kinds)
-    unsure = total - evidence.falling - evidence.rising
+    unknown = sum(not known(change) for change in evidence.kinds.values())
+    unsure = total - evidence.falling - evidence.rising - unknown
     text = f"{evidence.falling} of {total} kinds fell and {evidence.rising} rose"
-    return text + (f"; for {unsure} the interval includes zero." if unsure else ".")
+    text += f"; for {unsure} the interval includes zero" if unsure else ""
+    return text + (f"; for {unknown} there is no interval." if unknown else ".")
 
 
-def _squeezing(evidence: Evidence) -> str:
-    index, path = evidence.squeeze_index, evidence.greedy_relative
-    if index is None or path is None:
-        return "Squeezing cannot be judged without the greedy path along chosen."
-    best = max(evidence.relative, key=lambda k: _rank(evidence.relative[k].mean))
+def _state(facts: Facts) -> str:
+    """The state in words, with the numbers that decided it."""
+    state, evidence = facts.state, facts.evidence
+    if state.reason is not None:
+        return f"Squeezing cannot be judged: {state.reason}"
+    over = ""
+    if round(LAST * len(state.steps)) > 1:
+        over = f", over the last {100 * LAST:.0f} % of the observations,"
     shares = (
-        f"relative to its start the greedy path changed by {percent(path.mean)}, "
-        f"the best kind, {best}, by {percent(evidence.relative[best].mean)}"
+        f"relative to its start{over} the greedy path changed by "
+        f"{percent(state.greedy.mean)}, the best kind, {state.best_kind}, by "
+        f"{percent(state.best.mean)}"
     )
-    if path.mean > THRESHOLD and index.mean > THRESHOLD:
-        if not (path.low > THRESHOLD and index.low > THRESHOLD):
+    index = (
+        f"the squeeze index is {number(state.sx, 2)}, and the threshold is {THRESHOLD}"
+    )
+    if state.state == "SQUEEZE":
+        if not state.sure:
+            return f"Perhaps squeezing, but not surely: {shares}; {index}."
+        if 2 * evidence.falling <= len(evidence.kinds):
             return (
-                f"Perhaps squeezing, but not surely: {shares}; the squeeze index is "
-                f"{number(index, 2)}, and the threshold is {THRESHOLD}."
-            )
-        if 2 * evidence.falling > len(evidence.kinds):
-            return (
-                f"Probability moved to tokens the model already favoured (squeezing): "
-                f"{shares}. Probably not a bug."
+                "The greedy path gained more than any kind, but most kinds did not "
+                f"fall: at most mild squeezing. In numbers, {shares}."
             )
         return (
-            "The greedy path gained more than any kind, but most kinds did not fall: "
-            f"at most mild squeezing. In numbers, {shares}."
+            f"Probability moved to tokens the model already favoured (squeezing): "
+            f"{shares}.{'' if facts.problems else ' Probably not a bug.'}"
         )
-    top = evidence.relative[best]
-    if path.mean <= THRESHOLD and top.mean < -THRESHOLD:
-        sure = path.high <= THRESHOLD and top.high < 0
+    if state.state == "COLLAPSE":
+        if not state.sure:
+            return f"Perhaps a leak, but not surely: {shares}; {index}."
         return (
-            f"No squeezing{'' if sure else ', as far as the intervals tell'}: nothing "
-            f"watched gained; {shares}. Probability leaks out of every watched answer: "
-            "steps that are too large, or a fault in template, EOS or labels."
+            f"No squeezing: nothing watched gained; {shares}. Probability leaks out of "
+            "every watched answer: steps that are too large, or a fault in template, "
+            "EOS or labels."
         )
-    if top.mean > THRESHOLD:
+    if not state.sure:
+        return f"Probably no squeezing, but not surely: {shares}; {index}."
+    if state.state == "FIT":
         return f"No squeezing: {shares}."
-    return f"No squeezing: nothing moved past {100 * THRESHOLD:.0f} %; {shares}."
+    changes = [*evidence.relative.values(), evidence.greedy_relative]
+    verb = "gained more than" if any(map(moves, changes)) else "moved past"
+    return f"No squeezing: nothing {verb} {100 * THRESHOLD:.0f} %; {shares}."
 
 
 def _fit(evidence: Evidence) -> str:
@@ -153,7 +201,7 @@ def _fit(evidence: Evidence) -> str:
     if chosen is None:
         return "No probe is chosen, so the fit cannot be judged."
     share = evidence.relative["chosen"]
-    if chosen.excludes_zero and not _counts(share):
+    if chosen.excludes_zero and not moves(share):
         return (
             f"Chosen hardly changed, by {percent(share.mean)} of its log-probability: "
             f"below {100 * THRESHOLD:.0f} % the fit is not judged."
@@ -168,14 +216,16 @@ def _fit(evidence: Evidence) -> str:
             "SFT made chosen less likely, which it should not: check the learning "
             "rate, the template and that these prompts are like the training data."
         )
+    if not known(chosen):
+        return f"Chosen changed by {percent(share.mean)}; how surely is not known."
     return "Chosen did not clearly change: its interval includes zero."
 
 
 def _off_target(evidence: Evidence) -> list[str]:
-    moved = evidence.off_target
+    moved: Interval | None = evidence.off_target
     if moved is None:
         return []
-    direction = "did not clearly move"
+    direction = "did not clearly move" if known(moved) else "changed"
     if moved.excludes_zero:
         direction = "gained" if moved.above_zero else "lost"
     return [
@@ -185,81 +235,17 @@ def _off_target(evidence: Evidence) -> list[str]:
     ]
 
 
-def _turned_back(trajectory: Trajectory, split: str | None) -> list[str]:
-    rows = {row.kind: row for row in kind_table(trajectory, split)}
-    chosen = rows.get("chosen")
-    inside = chosen and trajectory.steps[0] < chosen.peak_step < trajectory.steps[-1]
-    if not chosen or not inside:
+def _turned_back(facts: Facts) -> list[str]:
+    peak = facts.peak
+    if peak is None or not (peak.inside and peak.fell):
         return []
     among = ""
-    if trajectory.panel is not None:
-        full = "full " if "chosen" in outside_panel(trajectory, split) else ""
-        among = (
-            f" among {chosen.peak_prompts} prompts scored at every {full}observation"
-        )
-    return [
-        f"Chosen was highest at update {chosen.peak_step}, {nats(chosen.rise)} nats "
-        f"above its start, and ended {nats(chosen.turn)} nats from there (peak picked "
-        f"after the fact{among})."
-    ]
-
-
-def _hallucination(evidence: Evidence) -> list[str]:
-    other = evidence.kinds.get("irrelevant_train")
-    share = evidence.relative.get("irrelevant_train")
-    if other is None or not (other.above_zero and _counts(share)):
-        return []
-    return [
-        f"Watch irrelevant_train, {number(other)} nats: answers of other training "
-        "prompts became likelier (a sign of hallucination)."
-    ]
-
-
-def _cautions(trajectory: Trajectory, evidence: Evidence) -> list[str]:
-    prompts = max((i.n for i in evidence.kinds.values()), default=0)
-    said = []
-    if trajectory.approximate is not None:
-        said.append(
-            f"Scored approximately, {rounded_by(trajectory.approximate)}: all numbers "
-            "carry its rounding, and small changes may be nothing else."
-        )
-    if prompts < FEW_PROMPTS:
-        said.append(f"Only {prompts} prompts: the intervals are too narrow.")
-    lost, scored = trajectory.lost[-1], trajectory.covered[-1]
-    if lost.any():
-        said.append(
-            f"{lost.sum()} of {scored.sum()} last log-probabilities are not finite; "
-            "they are left out."
-        )
-    panel = trajectory.panel
-    if panel is not None and not scored.all():
-        said.append(
-            f"The last observation is of the panel, {panel.size} of {panel.of} prompts:"
-            " all numbers are of those."
-        )
-    elif panel is not None and panel.size < FEW_PROMPTS <= prompts:
-        said.append(
-            f"Only {panel.size} prompts in the panel: the curves' bands are too narrow."
-        )
-    return said
-
-
-def _diverged(trajectory: Trajectory) -> str:
-    """The one thing to say of a model whose log-probabilities are not numbers."""
-    lost = trajectory.lost
-    first = int(trajectory.steps[np.argmax(lost.any(axis=1))])
-    return (
-        f"The model diverged: at update {trajectory.steps[-1]}, "
-        f"{lost[-1].sum()} of {trajectory.covered[-1].sum()} log-probabilities are not "
-        f"finite (first seen at update {first}). Nothing else can be said. Lower the "
-        "learning rate, or start from a checkpoint before that."
+    if facts.trajectory.panel is not None:
+        outside = outside_panel(facts.trajectory, facts.split)
+        full = "full " if "chosen" in outside else ""
+        among = f", among {peak.fall.n} prompts scored at every {full}observation"
+    text = (
+        f"Chosen was highest at {peak.clock} {peak.step}, {nats(peak.rise)} nats above "
+        f"its start, and ended {number(peak.fall)} nats from there"
     )
-
-
-def _counts(share: Interval | None) -> bool:
-    """Whether a relative change is large enough to be told as one."""
-    return share is not None and abs(share.mean) > THRESHOLD
-
-
-def _rank(value: float) -> float:
-    return value if math.isfinite(value) else -math.inf
+    return [f"{text} (the limits allow for the peak's being picked{among})."]

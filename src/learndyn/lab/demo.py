@@ -158,7 +158,8 @@ class _Inputs:
         if not is_sft:
             if self.settings.model is None:  # of a large model they cost minutes
                 recipe = replace(recipe, forces=FORCES)
-            return dpo(recipe, self.pairs, self.probes)
+            info = {"extend": True} if stage.startswith("extend") else None
+            return dpo(recipe, self.pairs, self.probes, info=info)
         kinds = ("chosen", "rejected") if stage.startswith("extend") else ("chosen",)
         return sft(recipe, self.data, self.probes, kinds=kinds)
 

@@ -13,11 +13,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from learndyn.diagnose.changes import Curve, Per, change_curves
 from learndyn.diagnose.comparable import together
-from learndyn.diagnose.intervals import Interval
+from learndyn.diagnose.finding import clock
+from learndyn.diagnose.intervals import Interval, known
 from learndyn.diagnose.numbers import nats
+from learndyn.diagnose.panels import outside_panel
 from learndyn.diagnose.paths import GREEDY, Paths, mean_path
 from learndyn.diagnose.two_runs import names
-from learndyn.diagnose.words import outside_panel
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.canvas import WIDE, Pixels, Sheet, points, shortened, spread_labels
 from learndyn.show.palette import MUTED, SOLID, Style, style_of
@@ -28,10 +29,17 @@ Label = tuple[str, float, Style]
 
 
 def curves_figure(
-    trajectory: Trajectory, per: Per = "response", *, width: int = WIDE
+    trajectory: Trajectory,
+    per: Per = "response",
+    *,
+    width: int = WIDE,
+    curves: dict[str, Curve] | None = None,
 ) -> Sheet:
-    """Change of every kind since the first observation, with 95 % bands."""
-    curves = change_curves(trajectory, per=per)
+    """Change of every kind since the first observation, with 95 % bands.
+
+    `curves` are what `change_curves` gave, so that two widths need it once.
+    """
+    curves = change_curves(trajectory, per=per) if curves is None else curves
     digits = 1 if per == "response" else 2
     unit = "nats per response" if per == "response" else "nats per token (pooled)"
     labels = [
@@ -44,11 +52,11 @@ def curves_figure(
         width,
         tall + 58,
         _finding(curves),
-        f"Change of log π(response) since update {trajectory.steps[0]}, {unit}; "
-        f"bands: 95 % over prompts{_of_panel(trajectory, curves, digits)}"
-        f"{_label(trajectory)}",
+        f"Change of log π(response) since {clock(trajectory)} "
+        f"{trajectory.steps[0]}, {unit}{_bands(curves)}"
+        f"{_of_panel(trajectory, curves, digits)}{_label(trajectory)}",
     )
-    axes = _chart(sheet, tall, "updates")
+    axes = _chart(sheet, tall, f"{clock(trajectory)}s")
     for curve in curves.values():
         style = style_of(curve.kind)
         _line(axes, curve.steps, curve.mean, style)
@@ -60,7 +68,8 @@ def curves_figure(
 
 
 def comparison_figure(a: Trajectory, b: Trajectory, *, width: int = WIDE) -> Sheet:
-    """Chosen, rejected and greedy path of two runs, by updates and by margin.
+    """Chosen, rejected and greedy path of two runs, by updates and, where both have
+    one, by margin.
 
     Colour is the kind; run a is dashed, run b is solid. Both are over one set of
     prompts.
@@ -68,20 +77,23 @@ def comparison_figure(a: Trajectory, b: Trajectory, *, width: int = WIDE) -> She
     one, other = (shortened(name, 22) for name in names(a, b))
     both = together(Paths.of(a), Paths.of(b))
     shown, of = len(both[0].prompts), len(set(a.prompt_of))
+    alongs = [f"{clock(a)}s"]
+    if all(paths.margin is not None for paths in both):
+        alongs.append("margin, nats")
     sheet = Sheet(
         width,
-        890 if width < 600 else 450,
+        445 * len(alongs) if width < 600 else 450,
         f"{other} (solid) against {one} (dashed)",
         "Change since each run's own start, nats per response"
         + (f"; {shown} of {of} prompts" if shown < of else "")
         + _label(a, b),
     )
     sides = [(both[0], (5.0, 2.5)), (both[1], SOLID)]
-    for index, clock in enumerate(("updates", "margin, nats")):
+    for index, along in enumerate(alongs):
         if sheet.narrow:
             begin, left, right = sheet.top + index * 445, 46.0, width - 130.0
         else:
-            half = (width - 40) / 2
+            half = (width + 40) / len(alongs) - 40
             begin, left = sheet.top, 52 + index * (half + 40)
             right = left - 52 + half - 130
         axes = sheet.axes(left, begin + 8, right, begin + 388)
@@ -99,10 +111,16 @@ def comparison_figure(a: Trajectory, b: Trajectory, *, width: int = WIDE) -> She
                 _line(axes, at, change, style)
                 if dash == SOLID:
                     labels.append((kind, float(change[-1]), style))
-        axes.set_xlabel(clock, color=MUTED, fontsize=points(12))
+        axes.set_xlabel(along, color=MUTED, fontsize=points(12))
         _zero(axes)
         _labels(sheet, axes, (right, begin + 8, begin + 388), labels)
     return sheet
+
+
+def _bands(curves: dict[str, Curve]) -> str:
+    """What the bands are, where there are any."""
+    drawn = any(np.isfinite(curve.low[-1:]).any() for curve in curves.values())
+    return "; bands: 95 % over prompts" if drawn else ""
 
 
 def _label(*trajectories: Trajectory) -> str:
@@ -133,6 +151,10 @@ def _finding(curves: dict[str, Curve]) -> str:
     if all(len(c.steps) < 2 for c in curves.values()):
         return "One observation: no change to show yet"
     kinds = {kind: end for kind, end in ends.items() if kind != GREEDY}
+    told = [f"{k} {nats(ends[k].mean)}" for k in ("chosen", GREEDY) if k in ends]
+    if not any(map(known, kinds.values())):
+        ended = f": {', '.join(told)} nats" if told else ""
+        return f"{len(kinds)} kinds, without intervals{ended}"
     fell = sum(end.below_zero for end in kinds.values())
     rose = sum(end.above_zero for end in kinds.values())
     text = f"{fell} of {len(kinds)} kinds fell, {rose} rose"
@@ -149,11 +171,11 @@ def _verb(end: Interval) -> str:
     return "rose" if end.above_zero else "did not clearly move"
 
 
-def _chart(sheet: Sheet, tall: Pixels, clock: str) -> Axes:
+def _chart(sheet: Sheet, tall: Pixels, along: str) -> Axes:
     left = 40 if sheet.narrow else 52
     right = sheet.width - (150 if sheet.narrow else 250)
     axes = sheet.axes(left, sheet.top, right, sheet.top + tall)
-    axes.set_xlabel(clock, color=MUTED, fontsize=points(12))
+    axes.set_xlabel(along, color=MUTED, fontsize=points(12))
     axes.xaxis.set_major_locator(MaxNLocator(4 if sheet.narrow else 8, integer=True))
     return axes
 

@@ -20,6 +20,7 @@ from learndyn.show.palette import (
     DOWN,
     HAIRLINE,
     INK,
+    LINE,
     MUTED,
     PAPER,
     TEXT,
@@ -76,6 +77,30 @@ h2 {{ font-size: 24px; line-height: 1.25; letter-spacing: -.015em; font-weight: 
   margin: 44px 0 6px; padding-top: 28px; border-top: 1px solid {HAIRLINE};
   overflow-wrap: anywhere; }}
 section:first-child h2 {{ margin-top: 20px; }}
+.state {{ color: {MUTED}; font-size: 14px; margin: 44px 0 0; padding-top: 28px;
+  border-top: 1px solid {HAIRLINE}; max-width: none; overflow-wrap: anywhere; }}
+section:first-child > section:first-child .state {{ margin-top: 20px; }}
+.chip {{ display: inline-block; border: 2px solid {MUTED}; border-radius: 4px;
+  padding: 0 8px; font-weight: 650; letter-spacing: .04em; color: {MUTED};
+  margin-right: 6px; }}
+.chip.squeeze {{ border-color: {TEXT["rejected"]}; color: {TEXT["rejected"]}; }}
+.chip.fit {{ border-color: {TEXT["chosen"]}; color: {TEXT["chosen"]}; }}
+.chip.collapse {{ border-color: {INK}; color: {PAPER}; background: {INK};
+  print-color-adjust: exact; -webkit-print-color-adjust: exact; }}
+h2.answer {{ border: 0; margin-top: 0; padding-top: 10px; font-size: 27px;
+  max-width: 34em; text-wrap: balance; }}
+.three {{ display: flex; flex-wrap: wrap; gap: 12px 44px; margin: 22px 0; }}
+.three dt {{ font-size: 13px; font-weight: 500; color: {MUTED}; margin: 0; }}
+.three dd {{ font-size: 24px; font-weight: 650; }}
+.three .limits, td .limits {{ color: {MUTED}; font-weight: 400; }}
+.three .limits {{ font-size: 14px; }}
+.remedy {{ background: {mixed(LINE["chosen"], 0.06)}; padding: 4px 18px; margin: 22px 0;
+  max-width: 72ch; border-left: 3px solid {TEXT["chosen"]}; }}
+.remedy h3 {{ margin: 10px 0 0; font-size: 16px; }}
+code {{ font: 13px/1.5 ui-monospace, Menlo, Consolas, monospace; display: block;
+  white-space: pre-wrap; overflow-wrap: anywhere; background: {INK}; color: {PAPER};
+  padding: 8px 12px; border-radius: 4px; max-width: 84ch; }}
+a {{ color: {TEXT["chosen"]}; }}
 h3 {{ font-size: 18.5px; font-weight: 650; margin: 36px 0 6px; }}
 p, ul.said {{ max-width: 68ch; }}
 ul.said {{ padding-left: 1.1em; margin: 10px 0; }}
@@ -95,7 +120,6 @@ th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
 table.plain {{ min-width: 0; width: 100%; table-layout: fixed; }}
 table.plain td {{ text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; }}
 table.plain td:first-child {{ width: 30%; color: {MUTED}; }}
-td .limits {{ color: {MUTED}; }}
 td.said, th.said {{ text-align: left; white-space: normal; min-width: 22em;
   overflow-wrap: anywhere; }}
 dl {{ margin: 10px 0; }}
@@ -106,7 +130,7 @@ summary {{ cursor: pointer; font-weight: 600; margin: 14px 0; }}
 footer {{ color: {MUTED}; font-size: 13px; padding-top: 36px; padding-bottom: 44px; }}
 @media (max-width: 700px) {{
   main, header, footer {{ padding-left: 18px; padding-right: 18px; }}
-  h1 {{ font-size: 25px; }} h2 {{ font-size: 21px; }}
+  h1 {{ font-size: 25px; }} h2, h2.answer {{ font-size: 21px; }}
   .lead {{ font-size: 17px; }}
   table.plain td:first-child {{ width: 44%; }}
 }}
@@ -177,6 +201,21 @@ def sentences(said: Sequence[str]) -> str:
     items = "".join(f"<li>{text(sentence)}</li>" for sentence in rest)
     listed = f"<ul class='said'>{items}</ul>" if rest else ""
     return f"<p class='lead'>{text(first)}</p>{listed}"
+
+
+def details(summary: str, inner: str) -> str:
+    """Something that is folded away until it is asked for; `inner` is HTML."""
+    return f"<details><summary>{text(summary)}</summary>{inner}</details>"
+
+
+def section(anchor: str, inner: str) -> str:
+    """A part of the page that can be linked to; "" where `inner` is."""
+    return f"<section id='{text(anchor)}'>{inner}</section>" if inner else ""
+
+
+def link(anchor: str, name: str) -> Markup:
+    """To a section of the same page."""
+    return Markup(f"<a href='#{text(anchor)}'>{text(name)}</a>")
 
 
 def figure(wide: Sheet, narrow: Sheet, alt: str) -> str:

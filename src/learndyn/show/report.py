@@ -1,23 +1,25 @@
 """report.html: one page that says what a run did, opened from disk, loading nothing."""
 
-import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from learndyn.diagnose.changes import Per, kind_table
+from learndyn.diagnose.cautions import missing_in_words
+from learndyn.diagnose.changes import Per, change_curves, kind_table
+from learndyn.diagnose.finding import clock, means_only
 from learndyn.diagnose.numbers import nats, rounded_by
+from learndyn.diagnose.panels import outside_panel
 from learndyn.diagnose.paths import GREEDY
-from learndyn.diagnose.words import outside_panel, what_happened
+from learndyn.diagnose.verdict import diagnose
 from learndyn.errors import BadInput
 from learndyn.record.atomic import write_whole
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.canvas import NARROW, WIDE, Sheet, save
 from learndyn.show.comparison import comparisons
+from learndyn.show.data import data_of, provenance
 from learndyn.show.figures import curves_figure
 from learndyn.show.forces import forces_section
 from learndyn.show.page import (
@@ -28,11 +30,13 @@ from learndyn.show.page import (
     interval_cell,
     page_in,
     plain_table,
-    sentences,
+    section,
     table,
     text as escaped,
 )
+from learndyn.show.prompts import prompts_section
 from learndyn.show.training import training_figure
+from learndyn.show.verdict import verdict_section
 
 
 EXAMPLE_PROMPTS = 2
@@ -92,48 +96,54 @@ def _page(loaded: list[Trajectory], body: str) -> str:
 
 def _run(trajectory: Trajectory, folder: Path, prefix: str, text: bool) -> str:
     info = trajectory.run.info
-    heading = f"{_name(trajectory)}: what happened" if prefix else "What happened"
     splits = sorted(set(trajectory.split_of.tolist()))
     looks, full = len(trajectory.steps), trajectory.covered.all(axis=1).sum()
-    prompts = len(set(trajectory.prompt_of.tolist()))
     facts = " · ".join(
         [
             str(info.get("model", "unknown model")),
             str(info.get("method", "unknown method")),
             f"{looks} observation{'s' if looks > 1 else ''}"
             + (f", {full} of all prompts" if full < looks else ""),
-            f"{prompts} prompts × {len(trajectory.kinds)} kinds",
+            f"{_prompts(trajectory)} × {len(trajectory.kinds)} kinds",
             *([f"splits pooled: {', '.join(splits)}"] if len(splits) > 1 else []),
         ]
     )
-    parts = [
-        f"<section><h2>{escaped(heading)}</h2>",
-        f"<p class='muted'>{escaped(facts)}</p>",
-        *(f"<p class='note'>{escaped(note)}</p>" for note in _notes(trajectory)),
-        sentences(what_happened(trajectory)),
-        *(f"<p>{escaped(sentence)}</p>" for sentence in _panel(trajectory)),
-        _curves(trajectory, folder / f"{prefix}curves"),
-        "<h3>First, peak and last of every kind</h3>",
-        _kinds(trajectory),
-        _drawn(
-            curves_figure, trajectory, folder / f"{prefix}curves_per_token", "token"
-        ),
-        forces_section(
-            trajectory.run, trajectory.probes, folder / f"{prefix}forces", text=text
-        ),
-        _drawn(training_figure, trajectory, folder / f"{prefix}training"),
-        _examples(trajectory) if text else "",
-        "<h3>Data</h3>",
-        plain_table(_data(trajectory)),
-        "<h3>Settings and provenance</h3>",
-        _provenance(info),
-        "</section>",
-    ]
-    return "".join(parts)
+    anchor = prefix.replace("_", "-")
+    stem, run = folder / f"{prefix}curves", trajectory.run
+    about = f"<p class='muted'>{escaped(facts)}</p>" + "".join(
+        f"<p class='note'>{escaped(note)}</p>" for note in _notes(trajectory)
+    )
+    panel = "".join(f"<p>{escaped(said)}</p>" for said in _panel(trajectory))
+    name = _name(trajectory) if prefix else ""
+    forces = folder / f"{prefix}forces"
+    parts = {
+        "verdict": verdict_section(diagnose(trajectory), about, anchor, name),
+        "curves": panel + _curves(trajectory, stem),
+        "kinds": "<h3>First, peak and last of every kind</h3>"
+        + _kinds(trajectory)
+        + _curves(trajectory, folder / f"{prefix}curves_per_token", "token"),
+        "prompts": prompts_section(trajectory, text=text),
+        "forces": forces_section(run, trajectory.probes, forces, text=text),
+        "training": _drawn(training_figure, trajectory, folder / f"{prefix}training")
+        or "<p class='note'>The trainer logged nothing (no train.jsonl).</p>",
+        "data": (_examples(trajectory) if text else "")
+        + f"<h3>Data</h3>{plain_table(data_of(trajectory))}"
+        + f"<h3>Settings and provenance</h3>{provenance(info)}",
+    }
+    inner = [section(f"{anchor}{key}", part) for key, part in parts.items()]
+    return f"<section>{''.join(inner)}</section>"
+
+
+def _prompts(trajectory: Trajectory) -> str:
+    """How many prompts, or that means over them are all that is known."""
+    if means_only(trajectory) == set(trajectory.kinds):
+        return "means over prompts alone"
+    return f"{len(set(trajectory.prompt_of.tolist()))} prompts"
 
 
 def _notes(trajectory: Trajectory) -> list[str]:
-    notes = []
+    gaps = missing_in_words(trajectory)
+    notes = [*trajectory.unreadable, *([] if gaps is None else [gaps])]
     if trajectory.approximate is not None:
         notes.append(
             f"Approximate: this run was scored {rounded_by(trajectory.approximate)}, "
@@ -141,11 +151,9 @@ def _notes(trajectory: Trajectory) -> list[str]:
         )
     if trajectory.run.info.get("finished") is False:
         notes.append(
-            f"This run is not finished: its last observation is at update "
-            f"{trajectory.steps[-1]}."
+            f"This run is not finished: its last observation is at "
+            f"{clock(trajectory)} {trajectory.steps[-1]}."
         )
-    if not trajectory.train_log:
-        notes.append("The trainer logged nothing (no train.jsonl).")
     return notes
 
 
@@ -170,22 +178,26 @@ def _panel(trajectory: Trajectory) -> list[str]:
 
 
 def _curves(trajectory: Trajectory, stem: Path, per: Per = "response") -> str:
-    if len(trajectory.steps) == 1:
+    counted = (trajectory.n_tokens > 0).any()
+    if len(trajectory.steps) == 1 or (per == "token" and not counted):
         return ""
-    return _drawn(curves_figure, trajectory, stem, per)
+    curves = change_curves(trajectory, per=per)  # once for both widths
+    return _drawn(partial(curves_figure, per=per, curves=curves), trajectory, stem)
 
 
-def _drawn(make: Any, trajectory: Trajectory, stem: Path, *arguments: Any) -> str:
+def _drawn(make: Any, trajectory: Trajectory, stem: Path) -> str:
     """Draw one figure for both widths and write its files."""
-    wide: Sheet | None = make(trajectory, *arguments, width=WIDE)
+    wide: Sheet | None = make(trajectory, width=WIDE)
     if wide is None:
         return ""
     save(wide, stem)
-    narrow = make(trajectory, *arguments, width=NARROW)
+    narrow = make(trajectory, width=NARROW)
     return figure(wide, narrow, f"{wide.title}. The numbers are in the table of kinds.")
 
 
 def _kinds(trajectory: Trajectory) -> str:
+    means = means_only(trajectory)
+    means |= {GREEDY} if "chosen" in means else set()
     rows = [
         [
             coloured(row.kind),
@@ -193,8 +205,10 @@ def _kinds(trajectory: Trajectory) -> str:
             nats(row.first),
             f"{nats(row.peak)} at {row.peak_step}",
             nats(row.last),
-            f"{100 * row.fell:.0f} %" if row.prompts else "unknown",
-            str(row.prompts),
+            f"{100 * row.fell:.0f} %"
+            if row.prompts and row.kind not in means
+            else "unknown",
+            "mean" if row.kind in means else str(row.prompts),
         ]
         for row in kind_table(trajectory)
     ]
@@ -240,70 +254,6 @@ def _examples(trajectory: Trajectory) -> str:
             f"{answers}</dl></details>"
         )
     return "<h3>Examples</h3>" + "".join(parts)
-
-
-def _data(trajectory: Trajectory) -> list[tuple[str, str]]:
-    probes = trajectory.probes
-    total = len(probes)
-    rows = [
-        ("probes", f"{total}"),
-        ("splits", _counts(trajectory.split_of.tolist())),
-        (
-            "observations",
-            f"{len(trajectory.steps)}, updates {trajectory.steps[0]} to "
-            f"{trajectory.steps[-1]}",
-        ),
-        *_full_observations(trajectory),
-        (
-            "tokens per response",
-            f"median {np.median(trajectory.n_tokens):.0f}, "
-            f"{trajectory.n_tokens.min()} to {trajectory.n_tokens.max()}",
-        ),
-    ]
-    counted = {
-        "truncated": ("truncated", True, "part of prompt or response was cut"),
-        "has_eos": ("without end token", False, "cut, or the template has none"),
-        "response": ("empty responses", "", "only the end token is scored"),
-    }
-    for column, (name, value, meaning) in counted.items():
-        if column in probes.column_names:
-            found = sum(item == value for item in probes[column].to_pylist())
-            rows.append((name, f"{found} of {total}" + (f" ({meaning})" * bool(found))))
-    lost = int(np.sum(trajectory.lost))
-    if lost:
-        rows.append(("not finite", f"{lost} log-probabilities, left out of all means"))
-    return rows
-
-
-def _full_observations(trajectory: Trajectory) -> list[tuple[str, str]]:
-    if trajectory.panel is None:
-        return []
-    full = trajectory.steps[trajectory.covered.all(axis=1)]
-    listed = cut(", ".join(map(str, full)), 200)
-    return [("full observations", f"{len(full)}, at updates {listed}")]
-
-
-def _counts(values: list[str]) -> str:
-    return ", ".join(f"{values.count(v)} {v}" for v in sorted(set(values)))
-
-
-def _provenance(info: dict[str, Any]) -> str:
-    """run.json: single values in one table, each group of values behind its name."""
-    groups = {k: v for k, v in info.items() if isinstance(v, dict) and v}
-    single = [(key, _value(info[key])) for key in info if key not in groups]
-    parts = [plain_table(single)]
-    for name, group in groups.items():
-        rows = [(str(key), _value(value)) for key, value in group.items()]
-        parts.append(
-            f"<details><summary>{escaped(name)}</summary>{plain_table(rows)}</details>"
-        )
-    return "".join(parts)
-
-
-def _value(value: Any) -> str:
-    return cut(
-        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    )
 
 
 def _name(trajectory: Trajectory) -> str:

@@ -38,6 +38,7 @@ def describe(model: nn.Module, args: TrainingArguments | None) -> dict[str, Any]
         "git_sha": git_sha(),
         "model": config._name_or_path,
         "model_type": config.model_type,
+        "vocabulary": getattr(config, "vocab_size", None),
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable_parameters": sum(
             p.numel() for p in model.parameters() if p.requires_grad

@@ -143,6 +143,8 @@ def reopen(
             "is of its panel alone, so the full one before it was removed. Restore it, "
             "or choose another --out."
         )
+    if run.info.get("every", schedule.every) != schedule.every:
+        run.update_info(every=None)  # no one schedule is that of the whole run
     return run
 
 

@@ -1,0 +1,331 @@
+"""Damaged runs: what can be shown is shown, loudly; what cannot is named."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from learndyn.cli import main
+from learndyn.diagnose.changes import change_curves
+from learndyn.diagnose.verdict import diagnose
+from learndyn.errors import BadInput
+from learndyn.record.observation import PROBE_COLUMNS
+from learndyn.record.run_directory import RunDirectory
+from learndyn.record.trajectory import Trajectory
+from synthetic import write_run
+
+
+STEPS = (0, 25, 50, 75, 100)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run in which all is well."""
+    path, info = tmp_path_factory.mktemp("whole") / "run", {"every": 25}
+    return write_run(path, prompts=12, steps=STEPS, info={**info, "final_step": 100})
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of it, to be damaged."""
+    shutil.copytree(whole, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Pages without drawings: these take longer than all that is tested here."""
+    monkeypatch.setattr("learndyn.show.report.save", lambda *_: None)
+    monkeypatch.setattr("learndyn.show.report.figure", lambda *_: "")
+    monkeypatch.setattr("learndyn.show.comparison.save", lambda *_: None)
+    monkeypatch.setattr("learndyn.show.comparison.figure", lambda *_: "")
+
+
+def observation(run, step):
+    return run / "observations" / f"step-{step:08d}.parquet"
+
+
+def rewrite(path, change):
+    """Let `change` make another table of a file."""
+    with pq.ParquetFile(path) as file:
+        table = file.read()
+    pq.write_table(change(table), path)
+
+
+def cut_in_two(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def another_format(path):
+    path.write_text("step,logp\n50,-3.2\n")
+
+
+def without_a_column(path):
+    rewrite(path, lambda table: table.drop_columns(["argmax_logp"]))
+
+
+def with_text_for_numbers(path):
+    def change(table):
+        words = pa.array(["about -60"] * table.num_rows)
+        at = table.column_names.index("logp")
+        return table.set_column(at, "logp", words)
+
+    rewrite(path, change)
+
+
+DAMAGE = (cut_in_two, emptied, another_format, without_a_column, with_text_for_numbers)
+NAMES = [damage.__name__ for damage in DAMAGE]
+
+LEFT_OUT = "The observation at update 50 is left out"
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=NAMES)
+def test_an_unreadable_observation_is_left_out_and_the_others_shown(run, whole, damage):
+    damage(observation(run, 50))
+    with pytest.warns(UserWarning, match=LEFT_OUT):
+        found = Trajectory.load(run)
+    assert found.steps.tolist() == [0, 25, 75, 100]
+    (said,) = found.unreadable
+    assert said.startswith(LEFT_OUT)
+    assert "step-00000050.parquet" in said
+    assert "\n" not in said
+    there = Trajectory.load(whole)
+    assert there.unreadable == ()
+    for name in PROBE_COLUMNS:
+        rest = np.delete(there.columns[name], 2, axis=0)
+        np.testing.assert_array_equal(found.columns[name], rest)
+    np.testing.assert_array_equal(
+        change_curves(found)["chosen"].mean,
+        np.delete(change_curves(there)["chosen"].mean, 2),
+    )
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=NAMES)
+def test_without_the_first_observation_nothing_is_shown(run, damage):
+    damage(observation(run, 0))
+    with pytest.raises(BadInput, match="It is the first observation") as caught:
+        Trajectory.load(run)
+    assert "step-00000000.parquet" in str(caught.value)
+
+
+def test_the_page_the_diagnosis_and_a_warning_say_what_was_left_out(run, whole, capsys):
+    cut_in_two(observation(run, 50))
+    emptied(observation(run, 100))
+    with pytest.warns(UserWarning, match=LEFT_OUT):
+        assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count("is left out: cannot read") >= 2
+    assert "update 100 is left out" in page
+    capsys.readouterr()
+    with pytest.warns(UserWarning, match=LEFT_OUT):
+        assert main(["diagnose", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (named,) = [f for f in told["findings"] if f["name"] == "unreadable"]
+    assert LEFT_OUT in named["says"]
+    assert named["numbers"]["count"] == 2
+    with pytest.warns(UserWarning, match=LEFT_OUT):
+        assert main(["compare", str(whole), str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert LEFT_OUT in printed
+    assert "At equal updates (75)" in printed
+
+
+@pytest.mark.parametrize(
+    ("gone", "named"),
+    [
+        ((50,), "1 observation is missing, at update 50:"),
+        ((25, 75, 100), "3 observations are missing, at update 25, 75, 100:"),
+    ],
+    ids=["one", "three"],
+)
+def test_an_observation_that_is_missing_is_missed(run, whole, capsys, gone, named):
+    for step in gone:
+        observation(run, step).unlink()
+    found = Trajectory.load(run)
+    assert found.steps.tolist() == [s for s in STEPS if s not in gone]
+    assert found.missing == gone
+    assert found.unreadable == ()
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert f"<p class='note'>{named}" in page
+    assert f"{len(found.steps)} observations" in page
+    capsys.readouterr()
+    assert main(["diagnose", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (finding,) = [f for f in told["findings"] if f["name"] == "missing"]
+    assert finding["says"].startswith(named)
+    assert "one every 25" in finding["says"]
+    assert finding["numbers"]["count"] == len(gone)
+    assert any(sentence.startswith(named) for sentence in told["verdict"])
+    assert told["state"] is not None
+    assert main(["compare", str(whole), str(run)]) == 0
+    assert f"run: {named}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_nothing_is_missed_where_a_file_is_there_but_broken_or_nothing_is_due(run):
+    assert Trajectory.load(run).missing == ()
+    cut_in_two(observation(run, 50))
+    with pytest.warns(UserWarning, match=LEFT_OUT):
+        assert Trajectory.load(run).missing == ()
+    observation(run, 50).unlink()
+    RunDirectory.open(run).update_info(every="log")
+    found = Trajectory.load(run)
+    assert found.missing == ()
+    assert not any(f.name == "missing" for f in diagnose(found).findings)
+
+
+@pytest.mark.parametrize("command", ["report", "diagnose", "compare"])
+def test_a_warning_is_one_plain_line_without_source_code(run, whole, command):
+    cut_in_two(observation(run, 50))
+    more = {"report": ["--json"], "compare": [str(whole)]}.get(command, [])
+    done = subprocess.run(
+        [sys.executable, "-m", "learndyn", command, str(run), *more],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = [line for line in done.stderr.splitlines() if LEFT_OUT in line]
+    assert len(said) == 1
+    assert said[0].startswith(f"learndyn: warning: {LEFT_OUT}")
+    assert "UserWarning" not in done.stderr
+    assert "warnings.warn" not in done.stderr
+    assert "Trajectory.load" not in done.stderr
+
+
+def test_half_a_run_is_shown_as_what_it_is(run, capsys):
+    for step in (75, 100):
+        observation(run, step).unlink()
+    RunDirectory.open(run).update_info(finished=False)
+    with (run / "train.jsonl").open("ab") as log:
+        log.write(b'{"step": 60, "loss": 0.')
+    (run / "observations" / ".step-00000075.parquet.tmp").write_bytes(b"PAR1")
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "not finished: its last observation is at update 50" in page
+    assert main(["diagnose", str(run)]) == 0
+    assert "in 50 updates" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("share", [0.1, 1.0], ids=["some", "all"])
+def test_lost_numbers_are_counted_and_never_shown_as_numbers(run, capsys, share):
+    def change(table):
+        values = table["logp"].to_numpy().copy()
+        values[: max(1, int(share * len(values)))] = np.nan
+        at = table.column_names.index("logp")
+        return table.set_column(at, "logp", pa.array(values))
+
+    rewrite(observation(run, 100), change)
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"\bnan\b", page.lower()) is None
+    assert main(["diagnose", str(run), "--json"]) == 0
+    printed = capsys.readouterr().out
+    told = json.loads(printed[printed.index("{") :])
+    assert any("not finite" in finding["says"] for finding in told["findings"])
+    assert (told["state"] is None) == (share == 1.0)
+
+
+def test_null_is_read_as_unknown(run):
+    def change(table):
+        values = [None, *table["logp"].to_pylist()[1:]]
+        at = table.column_names.index("logp")
+        return table.set_column(at, "logp", pa.array(values, pa.float64()))
+
+    rewrite(observation(run, 50), change)
+    found = Trajectory.load(run)
+    assert np.isnan(found.columns["logp"][2, 0])
+    assert np.isfinite(found.columns["logp"][:, 1:]).all()
+    assert found.lost.sum() == 1
+
+
+def test_one_observation_shows_what_there_is(run, whole, capsys):
+    for step in STEPS[1:]:
+        observation(run, step).unlink()
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "One observation so far, at update 0" in page
+    assert main(["diagnose", str(run)]) == 0
+    assert "no change can be shown yet" in " ".join(capsys.readouterr().out.split())
+    assert main(["compare", str(whole), str(run)]) == 2
+    assert "has one observation, at update 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["report", "diagnose", "compare"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("no_run", "is no run directory: it has no run.json"),
+        ("no_observation", "has no observation yet"),
+        ("no_probes", "has no probes.parquet"),
+        ("broken_probes", "cannot read"),
+        ("other_probes", "is of another run"),
+        ("fewer_probes", "probes.parquet has 33"),
+        ("other_schema", "schema version 7; this learndyn reads version 1"),
+        ("broken_json", "cannot read"),
+    ],
+)
+def test_what_is_no_run_is_named(
+    run, whole, tmp_path, capsys, command, damage, message
+):
+    {
+        "no_run": lambda: (run / "run.json").unlink(),
+        "no_observation": lambda: [observation(run, s).unlink() for s in STEPS],
+        "no_probes": lambda: (run / "probes.parquet").unlink(),
+        "broken_probes": lambda: cut_in_two(run / "probes.parquet"),
+        "other_probes": lambda: rewrite(run / "probes.parquet", _of_other_lengths),
+        "fewer_probes": lambda: rewrite(
+            run / "probes.parquet", lambda table: table.slice(0, 33)
+        ),
+        "other_schema": lambda: RunDirectory.open(run).update_info(schema_version=7),
+        "broken_json": lambda: (run / "run.json").write_text('{"schema_version": 1'),
+    }[damage]()
+    before = sorted(path.name for path in run.rglob("*"))
+    given = [str(run)] if command != "compare" else [str(whole), str(run)]
+    assert main([command, *given]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert str(run) in said
+    assert "Traceback" not in said
+    assert sorted(path.name for path in run.rglob("*")) == before
+
+
+def _of_other_lengths(table):
+    at = table.column_names.index("n_tokens")
+    return table.set_column(at, "n_tokens", pa.array([9] * table.num_rows))
+
+
+def test_an_empty_folder_is_no_run(tmp_path, capsys):
+    for command in ("report", "diagnose"):
+        assert main([command, str(tmp_path)]) == 2
+        assert "is no run directory" in capsys.readouterr().err
+
+
+def test_runs_of_other_answers_are_not_compared_but_reported(run, whole, capsys):
+    RunDirectory.open(run).update_info(probe_fingerprint="e" * 64)
+    assert main(["compare", str(whole), str(run)]) == 2
+    assert "watched other answers" in capsys.readouterr().err
+    out = run.parent / "both"
+    assert main(["report", str(whole), str(run), "--out", str(out)]) == 0
+    assert "watched other answers" in (out / "report.html").read_text(encoding="utf-8")
+    assert main(["diagnose", str(run), "--baseline", str(whole)]) == 2
+    assert "watched other answers" in capsys.readouterr().err
+
+
+def test_a_run_without_known_lengths_is_read(run):
+    def unknown(table):
+        at = table.column_names.index("n_tokens")
+        zeros = pa.array([0] * table.num_rows, pa.int64())
+        return table.set_column(at, "n_tokens", zeros)
+
+    rewrite(run / "probes.parquet", unknown)
+    assert len(Trajectory.load(run).steps) == len(STEPS)
