@@ -8,8 +8,10 @@ DATA   ?=
 MODEL  ?=
 PYTEST ?= -n 2
 PROBES ?=
+AUTHORS ?=
+IMAGES ?=
 
-.PHONY: demo test lint format bench evidence clean
+.PHONY: demo test lint format bench evidence reproduce clean
 
 demo: $(READY)  ## SFT -> DPO and extend -> DPO, watched; DATA= and MODEL= for one's own
 	$(BIN)/learndyn demo --out $(OUT) --overwrite \
@@ -30,6 +32,12 @@ format: $(READY)
 bench: $(READY)  ## what scoring and forces cost: time, memory, error; PROBES= for a file
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/probing.py $(if $(PROBES),--probes $(PROBES))
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/forces.py $(if $(PROBES),--probes $(PROBES))
+
+reproduce: $(READY)  ## the paper's figures, each beside its claim; MODEL= DATA= PROBES= or AUTHORS=
+	$(BIN)/learndyn reproduce --out runs/reproduce \
+	  $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) \
+	  $(if $(PROBES),--probes $(PROBES)) $(if $(AUTHORS),--authors $(AUTHORS)) \
+	  $(if $(IMAGES),--images $(IMAGES))
 
 evidence: $(READY)  ## the tables of docs/embedded-world.md, from nothing (about an hour)
 	$(BIN)/python -m learndyn.lab.evidence --out runs/evidence

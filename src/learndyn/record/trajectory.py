@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from learndyn.errors import BadInput, listed
 from learndyn.probes.kinds import in_paper_order
 from learndyn.probes.panel import Panel
+from learndyn.record.clock import missing_steps, step_unit
 from learndyn.record.observation import PROBE_COLUMNS, Observation
 from learndyn.record.run_directory import RunDirectory
 from learndyn.record.sums import Sums, read_tokens
@@ -34,7 +35,8 @@ class Trajectory:
     probes: pa.Table
     """One row per probe: prompt_id, kind, prompt, response, split, n_tokens, ..."""
     steps: Int[np.ndarray, " step"]
-    """Optimizer updates at each observation, ascending."""
+    """Optimizer updates at each observation, ascending; of an imported run what its
+    `step_unit` says."""
     n_tokens: Int[np.ndarray, " probe"]
     """Scored tokens of each response, EOS included."""
     columns: dict[str, Float[np.ndarray, "step probe"]]
@@ -45,13 +47,16 @@ class Trajectory:
     """As of its observations; None where all are exact."""
     unreadable: tuple[str, ...] = ()
     """Why observations were left out, in words, one sentence for each file."""
+    missing: tuple[int, ...] = ()
+    """Where the run's schedule has an observation and there is no file."""
 
     @classmethod
     def load(cls, path: str | Path) -> "Trajectory":
         """Read a run directory, finished or not.
 
         An observation whose file is corrupt is left out, with a warning, and named in
-        `unreadable`; without the first one there would be nothing to compare with.
+        `unreadable`; without the first one there would be nothing to compare with. One
+        that should be there and is not is in `missing`.
 
         Raises:
             BadInput: if `path` is no run directory, is of another schema version, has
@@ -73,10 +78,10 @@ class Trajectory:
             scored[index, one.ids] = True
             for name, values in columns.items():
                 values[index, one.ids] = one.columns[name]
-        first = read[0]
+        first, unit = read[0], step_unit(run.info)
         if not scored[0].all():
             raise BadInput(
-                f"the first observation of {path}, at update {first.step}, is of "
+                f"the first observation of {path}, at {unit} {first.step}, is of "
                 f"{scored[0].sum()} of {len(probes)} probes (the panel), so there is "
                 "nothing that the others could be compared with. Its file was removed; "
                 "restore it, or train again."
@@ -85,14 +90,16 @@ class Trajectory:
         seen = np.array([one.step for one in read])
         label = next((o.approximate for o in read if o.approximate is not None), None)
         return cls(
-            run, probes, seen, first.n_tokens, columns, scored, label, unreadable
+            *(run, probes, seen, first.n_tokens, columns, scored, label, unreadable),
+            missing=missing_steps(run.info, steps),
         )
 
     def __repr__(self) -> str:
         """What it holds, in a line."""
         return (
             f"Trajectory({str(self.run.path)!r}: {len(self.steps)} observations, "
-            f"updates {self.steps[0]} to {self.steps[-1]}, {len(self.probes)} probes, "
+            f"{step_unit(self.run.info)}s {self.steps[0]} to {self.steps[-1]}, "
+            f"{len(self.probes)} probes, "
             f"{len(self.kinds)} kinds)"
         )
 
@@ -252,8 +259,8 @@ def _read(run: RunDirectory, steps: list[int]) -> tuple[list[Sums], tuple[str, .
                     f"{error}\nIt is the first observation of {run.path}, which all "
                     "others are compared with. Restore the file, or train again."
                 ) from error
-            said = f"The observation at update {step} is left out: {error}"
-            unreadable.append(said)
+            at = f"{step_unit(run.info)} {step}"
+            unreadable.append(f"The observation at {at} is left out: {error}")
     if unreadable:
         more = f" And {len(unreadable) - 1} more." if unreadable[1:] else ""
         warnings.warn(unreadable[0] + more, stacklevel=3)

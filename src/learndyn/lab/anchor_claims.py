@@ -1,0 +1,148 @@
+"""Numbers of the authors' files that a faithful import must give again.
+
+They were read off the published files, and hold for the runs of these names alone.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from learndyn.diagnose.paths import GREEDY, mean_path
+from learndyn.lab.claims import Claim, Measured
+from learndyn.lab.paper_statements import Absent, Statement, tested
+from learndyn.lab.recorded import Recorded, path_of
+from learndyn.record.trajectory import Trajectory
+
+
+KINDS = (
+    *("chosen", "chosen_initial", "chosen_semantic", "chosen_format", "rejected"),
+    *("rejected_semantic", "rejected_format", "irrelevant_train", "irrelevant_test"),
+    *("irrelevant_human", "random_permuted", "random_words"),
+)
+
+START: dict[str, tuple[float, ...]] = {
+    "pythia-410m": (
+        *(-151.982, -151.659, -155.893, -136.009, -121.351, -135.302),
+        *(-121.821, -193.407, -161.160, -187.900, -401.350, -361.761),
+    ),
+    "pythia-1b": (
+        *(-132.252, -134.706, -138.060, -119.508, -103.647, -119.182),
+        *(-106.477, -173.597, -143.852, -167.931, -385.090, -350.402),
+    ),
+    "Qwen1.5-0.5B": (
+        *(-132.666, -143.721, -135.475, -115.808, -104.608, -117.611),
+        *(-103.968, -176.215, -144.146, -146.100, -373.521, -339.780),
+    ),
+    "Qwen1.5-1.8B": (
+        *(-122.781, -138.673, -128.320, -110.738, -97.141, -112.159),
+        *(-99.733, -164.466, -136.158, -128.794, -361.791, -331.231),
+    ),
+}
+"""Mean log pi of `KINDS` before training, nats, over the 500 training prompts."""
+
+TOLERANCE = 1e-3
+"""Nats; the numbers above are rounded to half of it."""
+
+Point = tuple[str, str | int, float]
+"""Kind; "first", "last" or the number of an evaluation; nats to two decimals."""
+
+PATHS: dict[str, tuple[Point, ...]] = {
+    "prob_pythia410m_dpo": (
+        ("chosen", "first", -151.98),
+        ("chosen", 25, -140.23),
+        ("chosen", "last", -146.34),
+        ("rejected", "first", -121.35),
+        ("rejected", "last", -197.64),
+    ),
+    "verifyargmax_pythia1b_dpo_ep10": (
+        ("chosen", "first", -132.25),
+        ("chosen", 6, -124.57),
+        ("chosen", "last", -138.96),
+        ("rejected", "first", -103.65),
+        ("rejected", "last", -291.79),
+    ),
+    "extend_sft_qwen18_observe": (
+        ("chosen", "first", -122.78),
+        ("chosen", "last", -79.20),
+        ("rejected", "first", -97.14),
+        ("rejected", "last", -60.58),
+    ),
+    "pythia410_baseline_sft_verify_argmax_bug": (
+        ("chosen", "first", -151.98),
+        ("chosen", "last", -92.42),
+        (GREEDY, "first", -61.56),
+        (GREEDY, "last", -44.47),
+    ),
+    "qwen05_baseline_sft_checkbug": (
+        ("chosen", "first", -132.67),
+        ("chosen", "last", -87.38),
+        (GREEDY, "first", -51.58),
+        (GREEDY, "last", -41.34),
+    ),
+}
+"""Points of published trajectories, by the name of their folder."""
+
+ROUNDING = 0.006
+"""Nats: half of the last decimal, and a little."""
+
+
+def at_start(one: Recorded) -> Measured:
+    """Largest distance to the model's numbers before training."""
+    run = _only(one)
+    name = str(run.run.info.get("model", "")).removesuffix(" (guessed)")
+    if name not in START:
+        raise Absent(f"no numbers are known of {name or 'a model without a name'}")
+    known = dict(zip(KINDS, START[name], strict=True))
+    found = {kind: _mean(run, kind)[0] for kind in known if kind in run.kinds}
+    if abs(found["chosen"] - known["chosen"]) > 1:
+        raise Absent("the run starts from another checkpoint")
+    worst = max(abs(float(found[kind]) - known[kind]) for kind in found)
+    return Measured(one.seed, worst, worst <= TOLERANCE)
+
+
+def along_the_way(one: Recorded) -> Measured:
+    """Largest distance to the points of its published trajectory."""
+    run = _only(one)
+    if one.seed not in PATHS:
+        raise Absent("no points are known of a run of this name")
+    worst = 0.0
+    for kind, where, value in PATHS[str(one.seed)]:
+        path = _mean(run, kind)
+        index = {"first": 0, "last": -1}.get(str(where), where)
+        worst = max(worst, abs(float(path[int(index)]) - value))
+    return Measured(one.seed, worst, worst <= ROUNDING)
+
+
+def _only(one: Recorded) -> Trajectory:
+    if not one.runs:
+        raise Absent("the folder's name does not say what was trained")
+    return next(iter(one.runs.values()))
+
+
+def _mean(run: Trajectory, kind: str) -> np.ndarray:
+    return mean_path(path_of(run, kind))
+
+
+ANCHORS = (
+    Statement(
+        "anchors-start",
+        "The authors' files, first evaluation",
+        "An import gives the log-probabilities before training again.",
+        f"largest distance over kinds to the known means <= {TOLERANCE:g} nats",
+        at_start,
+        "",
+    ),
+    Statement(
+        "anchors-path",
+        "The authors' files, trajectories",
+        "An import gives the known points of the trajectory again.",
+        f"largest distance to points known to two decimals <= {ROUNDING:g} nats",
+        along_the_way,
+        "",
+    ),
+)
+
+
+def anchor_claims(seeds: Sequence[Recorded]) -> tuple[Claim, ...]:
+    """Both anchors, tested on imported runs."""
+    return tested(ANCHORS, seeds)

@@ -1,0 +1,270 @@
+"""Claims about DPO and its squeezing effect (Section 4.2, Figure 4)."""
+
+import math
+
+import numpy as np
+
+from learndyn.diagnose.intervals import Interval
+from learndyn.diagnose.paths import GREEDY, mean_path
+from learndyn.diagnose.squeeze import squeeze_evidence
+from learndyn.diagnose.state import DELTA, state_of
+from learndyn.lab.claims import Measured
+from learndyn.lab.paper_statements import (
+    Absent,
+    Measure,
+    Statement,
+    above,
+    below,
+    measured,
+    run_of,
+    values,
+)
+from learndyn.lab.recorded import Recorded, change, difference
+
+
+FIGURE = "Section 4.2, Figure 4"
+
+STEP_ZERO = 1e-4
+"""Largest reward margin before any update: the reference is the policy itself."""
+
+
+def step_zero(one: Recorded) -> Measured:
+    """The reward margin that the trainer logged with its first update's loss, which it
+    computes before that update."""
+    run = run_of(one, "dpo")
+    rows = [r for r in run.train_log if "rewards/margins" in r and r.get("step") == 1]
+    if not rows:
+        raise Absent("the trainer's log has no reward margin of the first update")
+    margin = abs(float(rows[0]["rewards/margins"]))
+    return Measured(one.seed, margin, margin <= STEP_ZERO)
+
+
+def margin_grows(one: Recorded) -> Measured:
+    """Change of log pi(chosen) - log pi(rejected) on the probes."""
+    found = change(values(one, "dpo", "chosen") - values(one, "dpo", "rejected"))
+    return measured(one, found, above(found))
+
+
+def rejected_falls_fastest(one: Recorded) -> Measured:
+    """Change of rejected minus that of the kind that falls most of all others."""
+    rejected = values(one, "dpo", "rejected")
+    others = {
+        kind: values(one, "dpo", kind)
+        for kind in run_of(one, "dpo").kinds
+        if kind != "rejected"
+    }
+    if not others:
+        raise Absent("the dpo run probes rejected alone")
+    fastest = min(others.values(), key=lambda path: change(path).mean)
+    found = difference(rejected[-1] - rejected[0], fastest[-1] - fastest[0])
+    return measured(one, found, below(found))
+
+
+def chosen_rises_first(one: Recorded) -> Measured:
+    """Highest mean change of chosen after the start."""
+    found = change(values(one, "dpo", "chosen"), _top(one))
+    return measured(one, found, above(found))
+
+
+def chosen_falls_later(one: Recorded) -> Measured:
+    """Change of chosen from its highest mean to the end."""
+    path = values(one, "dpo", "chosen")
+    found = difference(path[-1], path[_top(one, start=0)])
+    return measured(one, found, below(found))
+
+
+def _top(one: Recorded, start: int = 1) -> int:
+    path = values(one, "dpo", "chosen")
+    means = mean_path(path - path[0])[start:]
+    return start + int(np.argmax(np.where(np.isfinite(means), means, -np.inf)))
+
+
+def all_fall(kinds: tuple[str, ...] | None = None) -> Measure:
+    """Number of kinds whose mean change over DPO is not below zero: none."""
+
+    def measure(one: Recorded) -> Measured:
+        there = [k for k in kinds or run_of(one, "dpo").kinds if _has(one, k)]
+        if not there:
+            raise Absent("the dpo run has no probes of these kinds")
+        moved = {kind: change(values(one, "dpo", kind)).mean for kind in there}
+        left = float(sum(not moved[kind] < 0 for kind in there))
+        return Measured(one.seed, left, left == 0.0)
+
+    return measure
+
+
+def _has(one: Recorded, kind: str) -> bool:
+    return kind in run_of(one, "dpo").kinds
+
+
+def argmax_rises(split: str) -> Measure:
+    """Relative change of the argmax along chosen."""
+
+    def measure(one: Recorded) -> Measured:
+        path = values(one, "dpo", GREEDY, split)
+        run = run_of(one, "dpo")
+        known = split if split in set(run.split_of.tolist()) else None
+        found = squeeze_evidence(run, split=known).greedy_relative
+        if found is None or not np.isfinite(path).any():
+            raise Absent("the dpo run has no greedy path")
+        return measured(one, found, above(found, DELTA))
+
+    return measure
+
+
+def is_squeezed(one: Recorded) -> Measured:
+    """The squeeze index of the last fifth of DPO; holds in the state SQUEEZE."""
+    run = run_of(one, "dpo")
+    known = "train" if "train" in set(run.split_of.tolist()) else None
+    found = state_of(run, split=known)
+    if not math.isfinite(found.sx.mean):
+        raise Absent(found.reason or "the dpo run cannot be judged")
+    return measured(one, found.sx, found.state == "SQUEEZE")
+
+
+def rest_falls(one: Recorded) -> Measured:
+    """Change of sum log(1 - max pi) along chosen: what all but the favourites have."""
+    run = run_of(one, "dpo")
+    if "chosen" not in run.kinds:
+        raise Absent("the dpo run has no chosen probes")
+    known = "train" if "train" in set(run.split_of.tolist()) else None
+    path = run.values("rest_logp", "chosen", known)
+    if not np.isfinite(path[[0, -1]]).any():
+        raise Absent("the dpo run has no log-probability of the rest")
+    found = change(path)
+    return measured(one, found, below(found))
+
+
+def less_on_policy(one: Recorded) -> Measured:
+    """Change of the argmax along chosen, off-policy minus on-policy."""
+    off, on = (values(one, role, GREEDY) for role in ("dpo", "on-policy"))
+    found = difference(off[-1] - off[0], on[-1] - on[0])
+    return measured(one, found, above(found))
+
+
+def falls_less_on_policy(one: Recorded) -> Measured:
+    """Change of rejected, off-policy minus on-policy."""
+    off, on = (values(one, role, "rejected") for role in ("dpo", "on-policy"))
+    found: Interval = difference(off[-1] - off[0], on[-1] - on[0])
+    return measured(one, found, below(found))
+
+
+DPO_STATEMENTS = (
+    Statement(
+        "dpo-step-zero",
+        "Section 3.2, Equation 6",
+        "Before the first update policy and reference agree.",
+        f"|reward margin| logged with the first update's loss <= {STEP_ZERO:g}",
+        step_zero,
+        "dpo_chosen_and_rejected",
+    ),
+    Statement(
+        "dpo-margin-grows",
+        FIGURE,
+        "DPO separates chosen from rejected.",
+        "change of log π(chosen) − log π(rejected) > 0, 95 % interval above 0",
+        margin_grows,
+        "dpo_chosen_and_rejected",
+    ),
+    Statement(
+        "dpo-rejected-falls-fastest",
+        FIGURE,
+        "Of all answers the rejected one falls most.",
+        "change of rejected minus that of the kind that falls most of all others, "
+        "95 % interval below 0",
+        rejected_falls_fastest,
+        "dpo_chosen_and_rejected",
+        note="The other kind is picked after the fact, which is against the claim.",
+    ),
+    Statement(
+        "dpo-chosen-rises-first",
+        FIGURE,
+        "Chosen rises at the beginning of DPO.",
+        "highest mean change of chosen after the start > 0, 95 % interval above 0",
+        chosen_rises_first,
+        "dpo_chosen_and_rejected",
+        note="The peak is picked after the fact, which favours the claim.",
+    ),
+    Statement(
+        "dpo-chosen-falls-later",
+        FIGURE,
+        "Later even chosen falls.",
+        "change of chosen from its highest mean to the end, 95 % interval below 0",
+        chosen_falls_later,
+        "dpo_chosen_and_rejected",
+        note="The peak is picked after the fact, which favours the claim.",
+    ),
+    Statement(
+        "dpo-rephrases-fall",
+        FIGURE,
+        "Rephrases of chosen fall during DPO.",
+        "kinds among chosen_semantic and chosen_format whose mean does not fall: 0",
+        all_fall(("chosen_semantic", "chosen_format")),
+        "dpo_rephrases",
+        unit="kinds",
+    ),
+    Statement(
+        "dpo-all-kinds-fall",
+        FIGURE,
+        "Every observed answer becomes less likely, but for the greedy one.",
+        "kinds whose mean change is not below 0: none",
+        all_fall(),
+        "dpo_irrelevant_and_random",
+        unit="kinds",
+    ),
+    Statement(
+        "dpo-argmax-rises",
+        FIGURE,
+        "What the model favours already becomes more likely.",
+        f"relative change of Σ log max π along chosen > {DELTA:.0%}, 95 % interval "
+        "above it",
+        argmax_rises("train"),
+        "dpo_where_the_mass_went",
+        unit="share",
+    ),
+    Statement(
+        "dpo-argmax-rises-held-out",
+        "Section 4.2, D_probtest",
+        "So it does for prompts that were never trained on.",
+        f"the same on held-out prompts: > {DELTA:.0%}, 95 % interval above it",
+        argmax_rises("test"),
+        "dpo_held_out",
+        unit="share",
+    ),
+    Statement(
+        "dpo-rest-falls",
+        "Section 3.3; Appendix C, Figure 9",
+        "The mass comes from all tokens but the favourites.",
+        "change of Σ log(1 − max π) along chosen < 0, 95 % interval below 0",
+        rest_falls,
+        "dpo_where_the_mass_went",
+    ),
+    Statement(
+        "dpo-squeezes",
+        "Section 3.3",
+        "DPO on off-policy pairs shows the squeezing effect.",
+        "state SQUEEZE: greedy path and squeeze index over 2 % in the last fifth; "
+        "shown: the index, the greedy path's relative gain minus the best kind's",
+        is_squeezed,
+        "dpo_where_the_mass_went",
+        unit="share",
+    ),
+    Statement(
+        "dpo-less-on-policy",
+        "Section 3.3",
+        "With answers of the model's own as rejected, the favourites rise less.",
+        "change of the argmax along chosen, off-policy minus on-policy, at equal "
+        "updates, 95 % interval above 0",
+        less_on_policy,
+        "dpo_on_policy",
+    ),
+    Statement(
+        "dpo-rejected-falls-less-on-policy",
+        "Section 3.3",
+        "Then the off-policy rejected answers fall less, too.",
+        "change of rejected, off-policy minus on-policy, at equal updates, 95 % "
+        "interval below 0",
+        falls_less_on_policy,
+        "dpo_on_policy",
+    ),
+)

@@ -1,0 +1,35 @@
+"""What a run counts its steps in, and at which of them it was to be observed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from learndyn.probes.panel import Panel
+
+
+def step_unit(info: Mapping[str, Any]) -> str:
+    """ "update", unless run.json says otherwise, such as "evaluation"."""
+    return str(info.get("step_unit") or "update")
+
+
+def missing_steps(info: Mapping[str, Any], steps: Sequence[int]) -> tuple[int, ...]:
+    """Where the schedule in run.json has an observation and `steps` has none.
+
+    Between the first of `steps` and the last, or the run's end once it is finished: all
+    multiples of `every`, and of the panel's `full_every`. Of a schedule that is not so
+    regular ("log"), was changed or is not known, none is missed.
+    """
+    every = info.get("every")
+    if not _is_count(every) or not steps:
+        return ()
+    last = max(steps)
+    if info.get("finished") and _is_count(info.get("final_step")):
+        last = max(last, info["final_step"])
+    panel = Panel.of_run(info)
+    periods = [every, None if panel is None else panel.full_every]
+    due = {s for k in periods if k for s in range(0, last + 1, k) if s > min(steps)}
+    return tuple(sorted(due - set(steps)))
+
+
+def _is_count(value: Any) -> bool:
+    """Whether it is a whole number above zero; true is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
