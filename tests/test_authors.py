@@ -2,12 +2,14 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from learndyn.cli import main
+from learndyn.diagnose.finding import defects
 from learndyn.diagnose.state import state_of
 from learndyn.errors import BadInput
 from learndyn.probes.build import load_probes
@@ -537,6 +539,13 @@ def test_rows_are_matched_in_order_and_equal_ones_without_gaps():
     assert match_rows(rows, rows + 5e-7) == [0, 1, 2, 3, 4]
 
 
+def test_many_equal_rows_are_matched_in_time():
+    rows = np.ones((800, 17))
+    begin = time.process_time()
+    assert match_rows(rows, rows) == list(range(800))
+    assert time.process_time() - begin < 2
+
+
 def test_no_pickle_is_ever_loaded(tmp_path):
     names = names_of("b")
     lines = lines_of(names, values_of(names, 3))
@@ -614,6 +623,60 @@ def test_nothing_is_written_over_another_run(tmp_path):
     assert not (tmp_path / "run").exists()
     again = import_folder(folder, tmp_path / "other", overwrite=True)
     assert [run.lines for run in again.runs] == [[*range(4, 12)], [0, 1, 2, 3]]
+
+
+def test_no_run_is_replaced_where_another_cannot_be(tmp_path):
+    names = names_of("c")
+    lines = lines_of(names, values_of(names, 8))
+    folder = folder_of(tmp_path / "x", lines[:4] + lines)
+    import_folder(folder, tmp_path / "run")
+    (tmp_path / "run-2" / "mine.txt").write_text("mine")
+    before = (tmp_path / "run").stat().st_ino
+    with pytest.raises(BadInput, match=r"mine\.txt"):
+        import_folder(folder, tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run").stat().st_ino == before
+
+
+def test_a_run_can_be_made_where_one_stands(tmp_path, monkeypatch):
+    names = names_of("c")
+    folder = folder_of(tmp_path / "x", lines_of(names, values_of(names, 3)))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (found,) = import_folder(folder, ".").runs
+    assert found.run == str(tmp_path / "here")
+    assert len(Trajectory.load(tmp_path / "here").steps) == 3
+    with pytest.raises(BadInput, match="can be no run directory"):
+        import_folder(folder, "/")
+
+
+def test_names_from_a_file_cannot_steer_a_terminal(tmp_path):
+    names = [*names_of("e"), "loss\x1b]0;owned\x07\u202e"]
+    folder = folder_of(tmp_path / "x", lines_of(names, values_of(names, 3)))
+    said = import_folder(folder, tmp_path / "run").to_text()
+    assert "loss\ufffd]0;owned" in said
+    assert not {"\x1b", "\x07", "\u202e"} & set(said)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "ours"),
+    [
+        ("logps_eval_prob_train/chosen", 5.0, {"logp", "chosen"}),
+        ("logps_eval_prob_train/rejected", 5.0, {"logp", "rejected"}),
+        ("chosen_A_o", 0.5, {"p_norm2", "chosen"}),
+        ("rejected_A_o", 0.5, {"a_norm of rejected"}),
+        ("argmax_prob_logits", 1.0, {"argmax_logp"}),
+        ("energy", 3.0, {"energy"}),
+    ],
+)
+def test_values_that_cannot_be_are_told_in_our_words(tmp_path, column, value, ours):
+    names = names_of("d")
+    values = values_of(names, 3)
+    values[:, names.index(column)] = value
+    folder = folder_of(tmp_path / "x", lines_of(names, values))
+    import_folder(folder, tmp_path / "run")
+    found = defects(Trajectory.load(tmp_path / "run"))
+    assert ours <= set(found)
+    assert column in found[min(ours)]
 
 
 def test_a_probe_file_must_be_what_was_watched(shared_data, tmp_path):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from learndyn.diagnose.paths import GREEDY
-from learndyn.lab.anchor_claims import PATHS, START, anchor_claims
+from learndyn.lab.anchor_claims import KINDS, PATHS, START, anchor_claims
 from learndyn.lab.paper_claims import STATEMENTS, paper_claims
 from learndyn.lab.paper_statements import above, below
 from learndyn.lab.recorded import Recorded, difference
 from paper_world import DPO, GOOD, OTHERS, REST, RIGHT, SFT, world, write
+from simulated import simulated
 
 
 NAMES = [statement.name for statement in STATEMENTS]
@@ -160,8 +161,39 @@ def test_grades_decide_table_1(tmp_path, good):
     better = {**RIGHT, "extend-sft": [True] * 100}
     one = world(tmp_path, good=good, right=better)
     assert outcome("extend-starts-no-better", [one]) == "FAIL"
+    few = {**RIGHT, "sft": [True, False] * 10, "extend-sft": [False, True] * 10}
+    one = world(tmp_path, good=good, right=few)  # alike, but 20 prompts cannot say so
+    assert outcome("extend-starts-no-better", [one]) == "FAIL"
+    most = {**RIGHT, "sft": [True] * 100, "extend-sft": [True] * 100}
+    one = world(tmp_path, good=good, right=most)
+    assert outcome("extend-starts-no-better", [one]) == "N-A"
     one = world(tmp_path, good=good, right={})
     assert outcome("extend-answers-better", [one]) == "N-A"
+
+
+def test_a_path_that_is_highest_at_its_start_does_not_fall_later(tmp_path, good):
+    run = write(tmp_path, "dpo", DPO | {"chosen": DOWN})
+    assert (
+        outcome("dpo-chosen-falls-later", [world(tmp_path, {"dpo": run}, good=good)])
+        == "FAIL"
+    )
+
+
+@pytest.mark.parametrize("name", ["dpo-rephrases-fall", "dpo-all-kinds-fall"])
+def test_a_kind_falls_where_its_interval_does(tmp_path, good, name):
+    slight = DPO | {"chosen_format": (0, 0, 0, 0, -1e-4)}  # in the noise of prompts
+    run = write(tmp_path, "dpo", slight)
+    path = run.values("logp", "chosen_format", "train")
+    moved = path[-1] - path[0]
+    assert abs(moved.mean()) < moved.std() / math.sqrt(len(moved))
+    assert outcome(name, [world(tmp_path, {"dpo": run}, good=good)]) == "FAIL"
+
+
+def test_both_rephrases_have_to_be_probed(tmp_path, good):
+    one_kind = {k: v for k, v in DPO.items() if k != "chosen_format"}
+    run = write(tmp_path, "dpo", one_kind)
+    found = outcome("dpo-rephrases-fall", [world(tmp_path, {"dpo": run}, good=good)])
+    assert found == "N-A"
 
 
 def test_a_claim_that_holds_on_some_seeds_only_has_failed(tmp_path, good):
@@ -214,7 +246,7 @@ def test_a_difference_without_pairs_has_no_interval():
 def test_anchors_hold_on_the_authors_files(tmp_path, shared_data):
     from learndyn.lab.paper_imports import imported
 
-    seeds = imported(shared_data / "authors", tmp_path)
+    seeds = imported(shared_data / "authors", tmp_path).seeds
     claims = {claim.name: claim for claim in anchor_claims(seeds)}
     assert {claim.outcome for claim in claims.values()} == {"PASS"}
     assert {one.seed for one in claims["anchors-start"].measured} == {
@@ -224,16 +256,50 @@ def test_anchors_hold_on_the_authors_files(tmp_path, shared_data):
     assert len(claims["anchors-path"].measured) == 4
     dpo = next(one for one in seeds if one.seed == "prob_pythia410m_dpo")
     found = {claim.name: claim.outcome for claim in paper_claims([dpo])}
-    assert found["dpo-squeezes"] == "PASS"
     assert found["dpo-margin-grows"] == "PASS"
-    assert found["dpo-argmax-rises"] == "N-A"  # its greedy path is along random words
+    for name in ("dpo-squeezes", "dpo-argmax-rises", "dpo-rest-falls"):
+        assert found[name] == "N-A"  # its greedy path is along random words
 
 
 def test_anchors_fail_where_a_number_is_off(tmp_path, shared_data, monkeypatch):
     from learndyn.lab.paper_imports import imported
 
-    seeds = imported(shared_data / "authors" / "prob_pythia410m_dpo", tmp_path)
+    folder = shared_data / "authors" / "prob_pythia410m_dpo"
+    seeds = imported(folder, tmp_path).seeds
     name = "pythia-410m"
     monkeypatch.setitem(START, name, (START[name][0] + 0.01, *START[name][1:]))
     monkeypatch.setitem(PATHS, "prob_pythia410m_dpo", (("chosen", 25, -140.25),))
     assert [claim.outcome for claim in anchor_claims(seeds)] == ["FAIL", "FAIL"]
+
+
+def anchored(name, method="dpo", *, kinds=KINDS, off=0.0, steps=26):
+    """Outcomes of the anchors for a made run that begins `off` nats from the known."""
+    start = dict(zip(KINDS, START["pythia-410m"], strict=True))
+    paths = {kind: np.full((steps, 3), start[kind] + off) for kind in kinds}
+    told = {"method": method, "model": "pythia-410m (guessed)"}
+    one = Recorded(name, {method: simulated(paths, info=told)})
+    return {claim.name: claim.outcome for claim in anchor_claims([one])}
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "off", "wanted"),
+    [
+        ("prob_pythia410m_dpo", "dpo", 0.0, "PASS"),
+        ("prob_pythia410m_dpo", "dpo", 40.0, "FAIL"),
+        ("pythia410_sft_again", "sft", 40.0, "FAIL"),
+        ("pythia410_dpo_again", "dpo", 40.0, "N-A"),
+        ("pythia410_dpo_again", "dpo", 0.5, "FAIL"),
+        ("prob_pythia410m_dpo", "dpo", math.nan, "FAIL"),
+    ],
+)
+def test_a_start_that_is_known_must_be_met(name, method, off, wanted):
+    assert anchored(name, method, off=off)["anchors-start"] == wanted
+
+
+def test_a_run_that_lacks_what_is_known_fails_and_stops_nothing():
+    name = "prob_pythia410m_dpo"
+    assert anchored(name, kinds=("rejected", "random_words")) == {
+        "anchors-start": "PASS",
+        "anchors-path": "FAIL",
+    }
+    assert anchored(name, steps=3)["anchors-path"] == "FAIL"

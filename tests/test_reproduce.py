@@ -9,16 +9,20 @@ import pytest
 from learndyn.errors import BadInput
 from learndyn.lab import paper_runs
 from learndyn.lab.claims import Claim, Measured
+from learndyn.lab.paper_imports import imported
 from learndyn.lab.paper_jobs import Job, run_jobs
+from learndyn.lab.paper_parts import REASON, theory
 from learndyn.lab.recorded import Recorded
 from learndyn.lab.reproduce import ReproduceSettings, reproduce
-from learndyn.show.canvas import NARROW, WIDE
+from learndyn.show.canvas import NARROW, WIDE, svg_of
 from learndyn.show.paper_figures import paper_plates
 from learndyn.show.paper_heatmap import influence
 from learndyn.show.reproduction import write_page
 from models import save_tiny
 from paper_world import GOOD, RIGHT, VOCABULARY, write
 from runs import data
+from test_authors import folder_of, lines_of, names_of, values_of
+from test_theory import good
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -125,6 +129,86 @@ def test_other_settings_do_not_continue_it(small):
         reproduce(other)
 
 
+@pytest.mark.parametrize("inside", ["runs/source", "seeds/0/sft/model", "."])
+@pytest.mark.parametrize("name", ["authors", "images", "model", "data"])
+def test_to_overwrite_never_removes_an_input(tmp_path, name, inside):
+    out = tmp_path / "out"
+    reproduce(ReproduceSettings(out=out, seeds=(0,), parts=()))
+    given = out / inside
+    given.mkdir(parents=True, exist_ok=True)
+    (given / "precious").touch()
+    value = given if name in ("authors", "images") else str(given)
+    asked = ReproduceSettings(out=out, parts=(), **{name: value})
+    with pytest.raises(BadInput, match=f"which --{name} names"):
+        reproduce(asked, overwrite=True)
+    assert (given / "precious").exists()
+
+
+@pytest.mark.parametrize("kept", ['{"settings": {"mo', "[]", "\udcff"])
+def test_a_marker_that_was_cut_off_is_refused(tmp_path, kept):
+    settings = ReproduceSettings(out=tmp_path / "out", parts=())
+    reproduce(settings)
+    marker = tmp_path / "out" / "reproduce.json"
+    marker.write_bytes(kept.encode("utf-8", "surrogateescape"))
+    with pytest.raises(BadInput, match="cannot be read"):
+        reproduce(settings)
+    assert reproduce(settings, overwrite=True).page.exists()
+
+
+def test_seeds_whose_theory_was_refused_are_named(tmp_path):
+    for seed, found in ((0, good(0).to_dict()), (1, {REASON: "no tied head"})):
+        path = tmp_path / "seeds" / str(seed) / "theory.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(found))
+    claims, plates = theory(tmp_path, (0, 1))
+    assert plates
+    left = "Not measured on 1 of 2: no tied head"
+    assert all(claim.note.endswith(left) for claim in claims)
+    assert {len(claim.measured) for claim in claims} == {1}
+    claims, plates = theory(tmp_path, (1,))
+    assert not plates
+    assert {claim.note for claim in claims} == {"no tied head"}
+
+
+def result_folder(path, steps=3):
+    """A result folder as the authors' trainer writes it, without an array."""
+    names = names_of("c")
+    return folder_of(path, lines_of(names, values_of(names, steps)))
+
+
+def test_an_import_that_was_stopped_halfway_is_made_again(tmp_path):
+    source = result_folder(tmp_path / "pythia410m_dpo")
+    imported(source, tmp_path / "runs")
+    path = tmp_path / "runs" / source.name
+    kept = sorted((path / "observations").iterdir())
+    first = kept[0].stat().st_mtime_ns
+    imported(source, tmp_path / "runs")
+    assert kept[0].stat().st_mtime_ns == first  # whole: it was read again
+    kept[-1].unlink()
+    (one,) = imported(source, tmp_path / "runs").seeds
+    assert len(one.runs["dpo"].steps) == 3
+
+
+def test_a_result_folder_may_have_folders_of_its_own(tmp_path):
+    source = result_folder(tmp_path / "pythia410m_dpo")
+    (source / "checkpoint-100").mkdir()
+    (one,) = imported(source, tmp_path / "runs").seeds
+    assert one.seed == "pythia410m_dpo"
+
+
+def test_a_folder_that_cannot_be_read_is_named_on_the_page(tmp_path):
+    result_folder(tmp_path / "in" / "pythia410m_dpo")
+    (tmp_path / "in" / "broken<b>").mkdir()
+    settings = ReproduceSettings(
+        out=tmp_path / "out", authors=tmp_path / "in", parts=()
+    )
+    with pytest.warns(UserWarning, match="left out, as it cannot be read: broken"):
+        found = reproduce(settings)
+    page = found.page.read_text()
+    assert "broken&lt;b&gt;: " in page
+    assert "left out, as it cannot be read" in page
+
+
 def test_the_authors_folders_are_drawn_and_judged(tmp_path, shared_data):
     settings = ReproduceSettings(
         out=tmp_path / "out", authors=shared_data / "authors", parts=()
@@ -177,6 +261,26 @@ def test_the_heat_maps_columns_have_the_range_one(seeds):
     _, _, nats = influence(seeds, normalised=False)
     place = rows.index("chosen"), columns.index("learn-chosen")
     assert nats[place] == pytest.approx(20, abs=1.5)
+
+
+def test_a_claim_stands_on_the_page_once_and_links_to_what_is_drawn(tmp_path):
+    words = ("Section 1", "It rises.", "above 0", "nats")
+    na = Claim("a", *words, note="no run was made")
+    held = Claim("b", *words, (Measured(0, 1.0, True),), "not_drawn")
+    page = write_page(tmp_path, [na, held], [], []).read_text()
+    assert page.count("no run was made") == 1
+    assert "href='#" not in page
+
+
+def test_against_extend_the_baseline_is_plain(seeds):
+    sheets = {plate.name: plate.wide for plate in paper_plates(seeds)}
+    for name, wanted, other in (
+        ("extend_dpo", "plain", "off-policy"),
+        ("dpo_on_policy", "off-policy", "plain"),
+    ):
+        drawn = svg_of(sheets[name])
+        assert f">{wanted}" in drawn
+        assert f">{other}" not in drawn
 
 
 def test_a_page_escapes_what_is_not_ours(tmp_path):

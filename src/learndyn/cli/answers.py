@@ -16,8 +16,19 @@ def diagnose(args: argparse.Namespace) -> None:
             "to say before any training which pairs are likely to squeeze."
         )
     if args.run is None:
+        if args.baseline is not None:
+            raise BadInput(
+                "--baseline needs a RUN to compare with it: --model is looked at "
+                "before any run."
+            )
         found = _foresee(args)
     else:
+        given = _of_foresight(args)
+        if given:
+            raise BadInput(
+                f"{given} cannot be used with a RUN: what happened in it is recorded. "
+                "Leave the RUN out to look at pairs before any training of --model."
+            )
         from learndyn.diagnose.verdict import diagnose as of_run
         from learndyn.record.trajectory import Trajectory
 
@@ -39,6 +50,14 @@ def _foresee(args: argparse.Namespace) -> Any:
     given = {name: getattr(args, name) for name in _OF_FORESIGHT}
     settings = Foreseen(**{k: v for k, v in given.items() if v is not None})
     return foresee(settings, overwrite=args.overwrite)
+
+
+def _of_foresight(args: argparse.Namespace) -> str:
+    """The flags that were given and mean nothing with a RUN, as they are written."""
+    names = [name for name in (*_OF_FORESIGHT, "overwrite") if name != "split"]
+    values = {name: getattr(args, name) for name in names}
+    given = [k for k, v in values.items() if v is not None and v is not False]
+    return ", ".join("--" + name.replace("_", "-") for name in given)
 
 
 _OF_FORESIGHT = (

@@ -3,6 +3,7 @@
 They were read off the published files, and hold for the runs of these names alone.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,6 +43,9 @@ START: dict[str, tuple[float, ...]] = {
 
 TOLERANCE = 1e-3
 """Nats; the numbers above are rounded to half of it."""
+
+ELSEWHERE = 1.0
+"""Nats; farther off a run may start from another checkpoint, if its name allows it."""
 
 Point = tuple[str, str | int, float]
 """Kind; "first", "last" or the number of an evaluation; nats to two decimals."""
@@ -87,30 +91,49 @@ ROUNDING = 0.006
 
 
 def at_start(one: Recorded) -> Measured:
-    """Largest distance to the model's numbers before training."""
+    """Largest distance to the model's numbers before training.
+
+    SFT starts from that model, and of the runs in `PATHS` it is known; another run that
+    is far off may start from elsewhere.
+    """
     run = _only(one)
     name = str(run.run.info.get("model", "")).removesuffix(" (guessed)")
     if name not in START:
         raise Absent(f"no numbers are known of {name or 'a model without a name'}")
     known = dict(zip(KINDS, START[name], strict=True))
-    found = {kind: _mean(run, kind)[0] for kind in known if kind in run.kinds}
-    if abs(found["chosen"] - known["chosen"]) > 1:
-        raise Absent("the run starts from another checkpoint")
-    worst = max(abs(float(found[kind]) - known[kind]) for kind in found)
+    kinds = [kind for kind in known if kind in run.kinds]
+    if not kinds:
+        raise Absent("the run has no kind of which a number is known")
+    apart = [abs(float(_mean(run, kind)[0]) - known[kind]) for kind in kinds]
+    worst = _largest(apart)
+    told = one.seed in PATHS or run.run.info.get("method") in ("sft", "extend-sft")
+    if worst > ELSEWHERE and not told:
+        raise Absent("the run seems to start from another checkpoint")
     return Measured(one.seed, worst, worst <= TOLERANCE)
 
 
 def along_the_way(one: Recorded) -> Measured:
-    """Largest distance to the points of its published trajectory."""
+    """Largest distance to the points of its published trajectory; infinite where the
+    run lacks one."""
     run = _only(one)
     if one.seed not in PATHS:
         raise Absent("no points are known of a run of this name")
-    worst = 0.0
-    for kind, where, value in PATHS[str(one.seed)]:
-        path = _mean(run, kind)
-        index = {"first": 0, "last": -1}.get(str(where), where)
-        worst = max(worst, abs(float(path[int(index)]) - value))
+    worst = _largest([_apart(run, point) for point in PATHS[str(one.seed)]])
     return Measured(one.seed, worst, worst <= ROUNDING)
+
+
+def _apart(run: Trajectory, point: Point) -> float:
+    kind, where, value = point
+    index = int({"first": 0, "last": -1}.get(str(where), where))
+    try:
+        return abs(float(_mean(run, kind)[index]) - value)
+    except (KeyError, IndexError):  # no such kind, or too few evaluations
+        return math.inf
+
+
+def _largest(apart: Sequence[float]) -> float:
+    """The largest distance; one that is not known is as far as can be."""
+    return max(each if math.isfinite(each) else math.inf for each in apart)
 
 
 def _only(one: Recorded) -> Trajectory:

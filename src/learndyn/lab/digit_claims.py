@@ -178,12 +178,14 @@ _TESTS: tuple[Test, ...] = (
         Claim(
             "digits-zig-zag",
             "Section 2",
-            "A similar digit's answer rises early in training, and is pushed down "
-            "later by that digit's own images.",
+            "The most probable wrong answer rises early in training, and falls again "
+            "later.",
             "digits whose main wrong answer rises by 0.01 above both ends of its path: "
             "at least 5 of 10",
             "digits of 10",
             plate="digits_paths",
+            note="The paper says so of similar digits; whether less similar answers do "
+            "it less is not tested.",
         ),
         zigzags,
         lambda value: value >= 5,

@@ -14,6 +14,7 @@ from learndyn.lab.paper_statements import (
     Measure,
     Statement,
     above,
+    along_chosen,
     below,
     measured,
     run_of,
@@ -67,10 +68,11 @@ def chosen_rises_first(one: Recorded) -> Measured:
 
 
 def chosen_falls_later(one: Recorded) -> Measured:
-    """Change of chosen from its highest mean to the end."""
-    path = values(one, "dpo", "chosen")
-    found = difference(path[-1], path[_top(one, start=0)])
-    return measured(one, found, below(found))
+    """Change of chosen from its highest mean to the end; a path that is highest at the
+    start has no "later"."""
+    path, top = values(one, "dpo", "chosen"), _top(one, start=0)
+    found = difference(path[-1], path[top])
+    return measured(one, found, top > 0 and below(found))
 
 
 def _top(one: Recorded, start: int = 1) -> int:
@@ -80,21 +82,16 @@ def _top(one: Recorded, start: int = 1) -> int:
 
 
 def all_fall(kinds: tuple[str, ...] | None = None) -> Measure:
-    """Number of kinds whose mean change over DPO is not below zero: none."""
+    """Number of kinds whose change over DPO is not below zero: none. Of `kinds` all
+    have to be probed; None are those that are."""
 
     def measure(one: Recorded) -> Measured:
-        there = [k for k in kinds or run_of(one, "dpo").kinds if _has(one, k)]
-        if not there:
-            raise Absent("the dpo run has no probes of these kinds")
-        moved = {kind: change(values(one, "dpo", kind)).mean for kind in there}
-        left = float(sum(not moved[kind] < 0 for kind in there))
+        asked = kinds or run_of(one, "dpo").kinds
+        moved = [change(values(one, "dpo", kind)) for kind in asked]
+        left = float(sum(not below(each) for each in moved))
         return Measured(one.seed, left, left == 0.0)
 
     return measure
-
-
-def _has(one: Recorded, kind: str) -> bool:
-    return kind in run_of(one, "dpo").kinds
 
 
 def argmax_rises(split: str) -> Measure:
@@ -115,6 +112,7 @@ def argmax_rises(split: str) -> Measure:
 def is_squeezed(one: Recorded) -> Measured:
     """The squeeze index of the last fifth of DPO; holds in the state SQUEEZE."""
     run = run_of(one, "dpo")
+    along_chosen(run)
     known = "train" if "train" in set(run.split_of.tolist()) else None
     found = state_of(run, split=known)
     if not math.isfinite(found.sx.mean):
@@ -127,6 +125,7 @@ def rest_falls(one: Recorded) -> Measured:
     run = run_of(one, "dpo")
     if "chosen" not in run.kinds:
         raise Absent("the dpo run has no chosen probes")
+    along_chosen(run)
     known = "train" if "train" in set(run.split_of.tolist()) else None
     path = run.values("rest_logp", "chosen", known)
     if not np.isfinite(path[[0, -1]]).any():
@@ -189,7 +188,8 @@ DPO_STATEMENTS = (
         "dpo-chosen-falls-later",
         FIGURE,
         "Later even chosen falls.",
-        "change of chosen from its highest mean to the end, 95 % interval below 0",
+        "its highest mean comes after the start; change of chosen from there to the "
+        "end, 95 % interval below 0",
         chosen_falls_later,
         "dpo_chosen_and_rejected",
         note="The peak is picked after the fact, which favours the claim.",
@@ -198,7 +198,8 @@ DPO_STATEMENTS = (
         "dpo-rephrases-fall",
         FIGURE,
         "Rephrases of chosen fall during DPO.",
-        "kinds among chosen_semantic and chosen_format whose mean does not fall: 0",
+        "kinds among chosen_semantic and chosen_format whose change does not have its "
+        "95 % interval below 0: none",
         all_fall(("chosen_semantic", "chosen_format")),
         "dpo_rephrases",
         unit="kinds",
@@ -207,7 +208,7 @@ DPO_STATEMENTS = (
         "dpo-all-kinds-fall",
         FIGURE,
         "Every observed answer becomes less likely, but for the greedy one.",
-        "kinds whose mean change is not below 0: none",
+        "kinds whose change does not have its 95 % interval below 0: none",
         all_fall(),
         "dpo_irrelevant_and_random",
         unit="kinds",

@@ -1,35 +1,49 @@
 """The authors' published runs in the roles of ours, each import a "seed" of its own."""
 
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 from learndyn.errors import BadInput
 from learndyn.lab.recorded import Recorded
 from learndyn.record.authors import AUTHORS_KINDS, import_folder
-from learndyn.record.run_directory import is_run
+from learndyn.record.run_directory import RunDirectory, is_run
 from learndyn.record.trajectory import Trajectory
 
 
-def imported(folder: Path, out: Path, *, overwrite: bool = False) -> list[Recorded]:
-    """Import every result folder in `folder`, or `folder` itself, into `out/NAME`.
+@dataclass(frozen=True)
+class Imports:
+    """What was made of a folder of result folders."""
 
-    What was imported before is read again, not imported again, unless `overwrite`. A
-    folder that holds several runs gives its main one; the others, which are pieces of
-    restarted processes, are imported beside it and not drawn.
+    seeds: list[Recorded]
+    refused: list[str]
+    """Folders that could not be read, each with the reason."""
+
+
+def imported(folder: Path, out: Path, *, overwrite: bool = False) -> Imports:
+    """Import `folder` itself, or else every result folder in it, into `out/NAME`.
+
+    What was imported whole before is read again, not imported again, unless
+    `overwrite`. A folder that holds several runs gives its main one; the others, which
+    are pieces of restarted processes, are imported beside it and not drawn. Of a folder
+    that cannot be read beside others that can a warning tells.
 
     Raises:
         BadInput: if there is no folder at `folder`, or none with a result in it.
     """
     if not folder.is_dir():
         raise BadInput(f"{folder} is no folder. Name the authors' result folders.")
+    try:
+        return Imports([_imported(folder, out, overwrite)], [])
+    except BadInput as error:
+        refused = [f"{folder.name}: {error}"]
     inside = sorted(path for path in folder.iterdir() if path.is_dir())
-    refused: list[str] = []
+    if inside:  # then it need not be a result itself
+        refused = []
     found: list[Recorded] = []
-    for source in inside or [folder]:
-        path = out / source.name
+    for source in inside:
         try:
-            if overwrite or not is_run(path):
-                import_folder(source, path, overwrite=overwrite)
-            found.append(_recorded(source.name, path))
+            found.append(_imported(source, out, overwrite))
         except BadInput as error:
             refused.append(f"{source.name}: {error}")
     if not found:
@@ -37,7 +51,25 @@ def imported(folder: Path, out: Path, *, overwrite: bool = False) -> list[Record
             f"{folder} holds no result of the authors that can be read:\n"
             + "\n".join(refused)
         )
-    return found
+    for each in refused:
+        warnings.warn(f"left out, as it cannot be read: {each}", stacklevel=2)
+    return Imports(found, refused)
+
+
+def _imported(source: Path, out: Path, overwrite: bool) -> Recorded:
+    path = out / source.resolve().name
+    if overwrite or not _whole(path):
+        import_folder(source, path, overwrite=overwrite or is_run(path))
+    return _recorded(path.name, path)
+
+
+def _whole(path: Path) -> bool:
+    """Whether an import is there that was not stopped halfway."""
+    if not is_run(path):
+        return False
+    run = RunDirectory.open(path)
+    told = run.info.get("imported") or {}
+    return len(run.steps) == told.get("observations")
 
 
 def _recorded(name: str, path: Path) -> Recorded:

@@ -52,14 +52,17 @@ def theory(out: Path, seeds: Sequence[int]) -> Part:
     paths = [out / "seeds" / str(seed) / "theory.json" for seed in seeds]
     given = _read(paths)
     found = [TheoryResult.from_dict(one) for one in given if REASON not in one]
+    refused = [one[REASON] for one in given if REASON in one]
+    said = "; ".join(dict.fromkeys(refused))
+    claims = list(theory_claims(found))
     if not found:
-        reasons = dict.fromkeys(one[REASON] for one in given)
-        claims = theory_claims(found)
-        note = "; ".join(reasons)
-        return [replace(c, note=note) if note else c for c in claims], []
+        return [replace(c, note=said) if said else c for c in claims], []
     from learndyn.show.theory_figures import theory_plates
 
-    return list(theory_claims(found)), theory_plates(found)
+    if refused:
+        left = f"Not measured on {len(refused)} of {len(given)}: {said}"
+        claims = [replace(c, note=f"{c.note} {left}".strip()) for c in claims]
+    return claims, theory_plates(found)
 
 
 def digits(out: Path, seeds: Sequence[int]) -> Part:

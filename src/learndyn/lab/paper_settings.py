@@ -16,6 +16,9 @@ PARTS = ("runs", "theory", "digits", "softmax")
 
 MARKER = "reproduce.json"
 
+FOLDERS = ("seeds", "digits", "runs", "figures", "logs")
+"""What a reproduction holds besides its page, its claims and its marker."""
+
 
 @dataclass(frozen=True)
 class ReproduceSettings:
@@ -79,7 +82,8 @@ def prepare(settings: ReproduceSettings, overwrite: bool) -> None:
 
     Raises:
         BadInput: if `out` holds anything else, or a reproduction with other settings
-            and `overwrite` is false.
+            and `overwrite` is false, or one whose marker cannot be read, or if to
+            overwrite it would remove an input.
     """
     out, marker = settings.out, settings.out / MARKER
     if out.exists() and not out.is_dir():
@@ -91,14 +95,15 @@ def prepare(settings: ReproduceSettings, overwrite: bool) -> None:
         )
     if marker.is_file():
         if not overwrite:
-            before = json.loads(marker.read_text(encoding="utf-8")).get("settings")
+            before = _kept(marker).get("settings")
             if before != settings.key:
                 raise BadInput(
                     f"{out} holds a reproduction with other settings: {before}. Choose "
                     "another --out, or start anew with --overwrite."
                 )
             return
-        for name in ("seeds", "digits", "runs", "figures", "logs"):
+        _spare_inputs(settings)
+        for name in FOLDERS:
             shutil.rmtree(out / name, ignore_errors=True)
         for name in ("claims.json", "reproduction.html", MARKER):
             (out / name).unlink(missing_ok=True)
@@ -106,10 +111,40 @@ def prepare(settings: ReproduceSettings, overwrite: bool) -> None:
     write_state(settings, {})
 
 
+def _spare_inputs(settings: ReproduceSettings) -> None:
+    """Refuse to remove what the new reproduction is to be made from."""
+    for name, given in settings.key.items():
+        if given is None:
+            continue
+        path, out = Path(given).resolve(), settings.out.resolve()
+        removed = [(out / folder).resolve() for folder in FOLDERS]
+        if path == out or any(path.is_relative_to(each) for each in removed):
+            raise BadInput(
+                f"--overwrite would remove {given}, which --{name} names: it is in "
+                f"{settings.out}. Copy it elsewhere first, or choose another --out."
+            )
+
+
+def _kept(marker: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads(marker.read_text(encoding="utf-8"))
+    except ValueError:  # bytes that are no UTF-8, too
+        kept = None
+    if not isinstance(kept, dict):
+        raise BadInput(
+            f"{marker} cannot be read: it is cut off or not JSON. Start anew with "
+            "--overwrite, or choose another --out."
+        )
+    return kept
+
+
 def read_times(settings: ReproduceSettings) -> dict[str, Any]:
-    """How long each job took, of this command and of those before it."""
-    marker = settings.out / MARKER
-    return json.loads(marker.read_text(encoding="utf-8")).get("times", {})
+    """How long each job took, of this command and of those before it.
+
+    Raises:
+        BadInput: if the marker of `out` cannot be read.
+    """
+    return _kept(settings.out / MARKER).get("times", {})
 
 
 def write_state(settings: ReproduceSettings, times: dict[str, Any]) -> None:

@@ -96,13 +96,23 @@ def values(
         Absent: if there is no such run or kind.
     """
     run = run_of(one, role)
-    along = run.run.info.get("imported", {}).get("greedy_path_along", "chosen")
-    if kind == GREEDY and along != "chosen":
-        raise Absent(f"the file's greedy path is along {along}, not along chosen")
+    if kind == GREEDY:
+        along_chosen(run)
     try:
         return path_of(run, kind, split)
     except KeyError:
         raise Absent(f"the {role} run has no {kind} probes") from None
+
+
+def along_chosen(run: Trajectory) -> None:
+    """Let only a run pass whose argmax and rest are those along chosen.
+
+    Raises:
+        Absent: if it was imported from a file in which another kind overwrote them.
+    """
+    along = run.run.info.get("imported", {}).get("greedy_path_along", "chosen")
+    if along != "chosen":
+        raise Absent(f"the file's greedy path is along {along}, not along chosen")
 
 
 def measured(one: Recorded, found: Interval, holds: bool) -> Measured:

@@ -119,6 +119,8 @@ class _Found:
 
     def __init__(self, settings: ReproduceSettings) -> None:
         self.settings = settings
+        self.refused: list[str] = []
+        """Folders of the authors that could not be read, each with the reason."""
         self.experiments = [
             Experiment(
                 settings.out / "seeds" / str(seed),
@@ -147,7 +149,9 @@ class _Found:
 
         settings = self.settings
         assert settings.authors is not None
-        return imported(settings.authors, settings.out / "runs", overwrite=overwrite)
+        found = imported(settings.authors, settings.out / "runs", overwrite=overwrite)
+        self.refused = found.refused
+        return found.seeds
 
     def drawn(self, seeds: Sequence[Recorded]) -> tuple[list[Claim], list[Plate]]:
         """Every claim and every figure that there is something to draw in."""
@@ -182,6 +186,7 @@ class _Found:
 
         settings = self.settings
         rows = [(name, value) for name, value in settings.key.items() if value]
+        rows += [("left out, as it cannot be read", each) for each in self.refused]
         rows.append(("seeds", ", ".join(str(one.seed) for one in seeds) or "none"))
         rows += [(f"version of {name}", text) for name, text in versions().items()]
         times = read_times(settings)

@@ -103,13 +103,20 @@ def sppo_spares_rejected(result: TheoryResult) -> Found:
 
 
 def path_turns(result: TheoryResult) -> Found | None:
-    """How much more y- changed than y+ over DPO."""
+    """How much farther y- fell over DPO than y+ moved, either way.
+
+    Its limits are those at which the intervals of both are nearest and farthest: wider
+    than a paired interval, so a turn that shows here shows all the more there.
+    """
     walks = {walk.role: walk for walk in result.walks}
     if not {"sft", "dpo"} <= set(walks):
         return None
     sft, dpo = walks["sft"], walks["dpo"]
-    beyond = dpo.fall[0] - dpo.turn[0]
-    return Found(beyond, _both_rise(sft) and _high(dpo.fall) < 0 and beyond < 0)
+    mean, low, high = dpo.turn
+    moved = abs(mean), max(-low, high), max(0.0, low, -high)  # as it is, most, least
+    beyond = -dpo.fall[0] - moved[0]
+    least, most = -_high(dpo.fall) - moved[1], -_low(dpo.fall) - moved[2]
+    return Found(beyond, _both_rise(sft) and least > 0, least, most)
 
 
 def _both_rise(walk: Walk) -> bool:

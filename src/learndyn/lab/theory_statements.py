@@ -163,7 +163,8 @@ STEPS: tuple[Statement, ...] = (
         "path-turns",
         "Sections 4.1 and 4.2, Figures 3 and 4",
         "SFT on y+ raises y- too; DPO then turns, and lowers y- more than it moves y+.",
-        "95 % intervals: both rise over SFT, y- falls over DPO, and by more than y+.",
+        "95 % intervals: both rise over SFT; over DPO that of y- is below zero, and "
+        "all of it farther from zero than any of that of y+.",
         "nats",
         "theory_walk",
         path_turns,

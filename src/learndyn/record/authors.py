@@ -23,7 +23,8 @@ from learndyn.record.authors_probes import (
     vocabulary,
 )
 from learndyn.record.authors_runs import Found, find_runs, ranges
-from learndyn.record.run_directory import RunDirectory
+from learndyn.record.plain import visible
+from learndyn.record.run_directory import RunDirectory, refuse_taken
 
 
 MODELS = {
@@ -88,7 +89,7 @@ class Imported:
         if self.left_out:
             parts += ["", "left out:"]
             parts += [line for what in self.left_out for line in _wrapped(what)]
-        return "\n".join(parts)
+        return visible("\n".join(parts))
 
 
 def import_folder(
@@ -109,6 +110,10 @@ def import_folder(
             was watched, or something is at `out` and `overwrite` is false.
     """
     folder, out = Path(folder), Path(out)
+    if out.name in ("", ".."):  # of "." and ".."; the runs are named after it
+        out = out.resolve()
+    if not out.name:
+        raise BadInput(f"{out} can be no run directory. Choose another --out.")
     if not folder.is_dir():
         raise BadInput(
             f"{folder} is no folder. Give the folder of one experiment, which holds "
@@ -119,8 +124,8 @@ def import_folder(
     watched = [probes_of(run, given) for run in found]  # refused before any is written
     names = [out.name] + [f"{out.name}-{i}" for i in range(2, len(found) + 1)]
     paths = [out.with_name(name) for name in names]
-    for path in paths:
-        _refuse_taken(path, overwrite)
+    for path in paths:  # all, before any is written
+        refuse_taken(path, overwrite)
     runs = []
     for run, path, texts in zip(found, paths, watched, strict=True):
         size = vocabulary(run, folder.name)
@@ -145,6 +150,8 @@ def import_folder(
         made = RunDirectory.create(path, table_of(texts), info, overwrite=overwrite)
         for step in range(len(run.values)):
             made.write_observation(observation_of(run, step, texts, size))
+        if run.array is not None:  # the authors write it at the end
+            made.update_info(finished=True)
         runs.append(told)
     return Imported(str(folder), runs, left_out)
 
@@ -154,8 +161,6 @@ def _info(
 ) -> dict[str, Any]:
     """What run.json keeps. Names that were guessed say so."""
     known: dict[str, Any] = {"step_unit": "evaluation"}
-    if run.array is not None:  # it is written at the end
-        known["finished"] = True
     if told.method is not None:
         known["method"] = told.method
     if told.model is not None:
@@ -173,6 +178,7 @@ def _info(
         "imported": {
             "folder": folder,
             "layout": told.layout,
+            "observations": told.observations,
             "metrics": told.metrics,
             "array": told.array,
             "trained_on": supervised.group(1) if supervised else None,
@@ -204,14 +210,6 @@ def _method(name: str) -> str | None:
 def _model(name: str) -> str | None:
     hits = (m for pattern, m in MODELS.items() if re.search(pattern, name.lower()))
     return next(hits, None)
-
-
-def _refuse_taken(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite and (not path.is_dir() or any(path.iterdir())):
-        raise BadInput(
-            f"{path} exists already, and this import would write it. Choose another "
-            "--out, or replace it with --overwrite."
-        )
 
 
 def _told(run: ImportedRun) -> list[str]:

@@ -1,11 +1,12 @@
 """Columns of a published file that do not hold what their names say, with evidence."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from learndyn.record.authors_kinds import NOT_AS_NAMED
-from learndyn.record.authors_layout import impossible
+from learndyn.record.authors_layout import Column, impossible
 from learndyn.record.authors_runs import Found
 
 
@@ -14,8 +15,9 @@ def defects_of(found: Found) -> list[dict[str, Any]]:
     wrong = _greedy(found)
     outside = impossible(found.layout, found.means)
     if outside:
-        what = f"{', '.join(outside)} has values that this quantity cannot have"
-        wrong.append(_entry(", ".join(outside), what, columns=len(outside)))
+        named = ", ".join(column.name for column in outside)
+        what = f"{named} has values that this quantity cannot have"
+        wrong.append(_entry(_ours(outside), what, columns=len(outside)))
     if found.layout.split == "train":
         wrong += [
             _entry(kind, NOT_AS_NAMED[kind])
@@ -64,6 +66,18 @@ def _greedy(found: Found) -> list[dict[str, Any]]:
     return [
         _entry("argmax_logp", what, compared=int(both.sum()), below_chosen=below),
     ]
+
+
+def _ours(columns: Sequence[Column]) -> str:
+    """Our words for columns, by which whoever reads a run knows what not to trust: the
+    quantity, and the kind where it has one."""
+    names: dict[str, None] = {}
+    for column in columns:
+        if column.quantity == "a_norm" and column.kind not in (None, "chosen"):
+            continue  # what we keep as p_norm2 is chosen's
+        quantity = "p_norm2" if column.quantity == "a_norm" else column.quantity
+        names |= dict.fromkeys(each for each in (quantity, column.kind) if each)
+    return ", ".join(names or dict.fromkeys(f"a_norm of {c.kind}" for c in columns))
 
 
 def _entry(column: str, what: str, **evidence: int) -> dict[str, Any]:

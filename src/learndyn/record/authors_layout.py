@@ -131,10 +131,10 @@ def layout_of_values(means: Float[np.ndarray, "step column"], where: str) -> Lay
     return possible[0]
 
 
-def impossible(layout: Layout, means: Float[np.ndarray, "step column"]) -> list[str]:
+def impossible(layout: Layout, means: Float[np.ndarray, "step column"]) -> list[Column]:
     """Columns with values that their quantity cannot have."""
     return [
-        column.name
+        column
         for index, column in enumerate(layout.columns)
         if column.quantity and not _within(column.quantity, means[:, index])
     ]

@@ -1,15 +1,14 @@
 """Which rows of an appended file are those of an array, and how far rows are apart."""
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Float
 
 
 Rows = Float[np.ndarray, "row column"]
-_Way = tuple[int, int, Any]
-_BEGIN: _Way = (0, 0, None)
-_WORST: _Way = (2**31, 0, None)
+
+_LOST = 2**31
+"""Price of an array row without a row; of a gap it is 1."""
+_NEVER = 2**62
 
 SAME = 1e-6
 """Largest difference between a row and the mean of the array that it was made from:
@@ -23,32 +22,36 @@ def match_rows(rows: Rows, array: Float[np.ndarray, "step column"]) -> list[int 
     Order is kept, and as many as possible are found. Where several rows are equal, the
     choice with the fewest gaps is taken: what a crashed process wrote stays together.
     """
-    # last row used -> (array rows without one, gaps, row of each array row so far)
-    ways = {-1: _BEGIN}
-    for mean in array:
-        equal = set(np.flatnonzero(_same(rows, mean)).tolist())
-        now = {at: _without(way) for at, way in ways.items()}
-        best: _Way | None = None
-        for at in range(-1, len(rows)):
-            # best: of all ways that end before this row
-            if at in equal and best is not None:
-                lost, gaps, path = best
-                adjoining = ways.get(at - 1)
-                if at and adjoining is not None and adjoining[:2] <= (lost, gaps + 1):
-                    lost, gaps, path = adjoining
-                else:
-                    gaps += path is not None
-                if (lost, gaps) < now.get(at, _WORST)[:2]:
-                    now[at] = (lost, gaps, (at, path))
-            if at in ways and (best is None or ways[at][:2] < best[:2]):
-                best = ways[at]
-        ways = now
-    path = min(ways.values(), key=lambda way: way[:2])[2]
+    size = len(rows) + 1  # the last row used, counted from 1; 0 is none so far
+    cost, seen = np.full(size, _NEVER), np.full(size, len(array))
+    cost[0], seen[0] = 0, 0
+    parents = np.empty((len(array), size), dtype=np.int32)
+    places = np.arange(size)
+    for step, mean in enumerate(array):
+        lost, parent = cost + _LOST, places.copy()  # one more array row without a row
+        equal = 1 + np.flatnonzero(_same(rows, mean))
+        best = _first_least(cost)[equal - 1]  # of all ways that end before this row
+        gap = cost[best] + (step > 0)
+        adjoining = (equal > 1) & (cost[equal - 1] <= gap)
+        way = np.where(adjoining, equal - 1, best)
+        price = np.where(adjoining, cost[equal - 1], gap)
+        better = price < lost[equal]
+        lost[equal[better]], parent[equal[better]] = price[better], way[better]
+        cost, parents[step] = np.minimum(lost, _NEVER), parent
+        seen = np.where((seen == len(array)) & (cost < _NEVER), step, seen)
+    at = int(min(np.flatnonzero(cost == cost.min()), key=lambda place: seen[place]))
     found: list[int | None] = []
-    while path is not None:
-        found.append(path[0])
-        path = path[1]
+    for parent in parents[::-1]:
+        found.append(None if parent[at] == at else at - 1)
+        at = int(parent[at])
     return found[::-1]
+
+
+def _first_least(cost: np.ndarray) -> np.ndarray:
+    """Of every place the first of the least among those up to it."""
+    least = np.minimum.accumulate(cost)
+    new = np.r_[True, least[1:] < least[:-1]]
+    return np.maximum.accumulate(np.where(new, np.arange(len(cost)), 0))
 
 
 def usual_move(rows: Rows) -> Float[np.ndarray, " column"]:
@@ -89,9 +92,3 @@ def _same(rows: Rows, mean: Float[np.ndarray, " column"]) -> np.ndarray:
         close = np.abs(rows - mean) <= SAME * np.maximum(1.0, np.abs(mean))
     both = ~np.isfinite(rows) & ~np.isfinite(mean)
     return np.asarray((close | both).all(axis=1) & np.isfinite(rows).any(axis=1))
-
-
-def _without(way: _Way) -> _Way:
-    """A way that finds no row for one more array row."""
-    lost, gaps, path = way
-    return lost + 1, gaps, (None, path)

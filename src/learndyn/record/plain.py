@@ -2,7 +2,13 @@
 
 import json
 import math
+import re
 from typing import Any
+
+
+HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
+)
 
 
 def to_plain(value: Any) -> Any:
@@ -30,3 +36,9 @@ def dumps(value: Any, indent: int | None = None) -> str:
 def storable(text: str) -> str:
     """The same text with U+FFFD for lone surrogates, which no file of text holds."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def visible(text: str) -> str:
+    """Show a sign for what no page or terminal may be given: control characters, lone
+    surrogates, and the marks that turn the direction of all text after them."""
+    return HIDDEN.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -14,7 +14,6 @@ that is itself renamed into place. So a folder with a `run.json` can always be r
 and a crash loses at most the observation that was being written.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,10 @@ from learndyn.record.force_files import forget_forces, read_forces, write_forces
 from learndyn.record.forces import Forces
 from learndyn.record.observation import Observation
 from learndyn.record.plain import dumps, to_plain as to_plain
+from learndyn.record.run_json import SCHEMA_VERSION, read_run_json
 from learndyn.record.sums import Sums, read_sums
 from learndyn.record.tables import read_table, steps_in
-
-
-SCHEMA_VERSION = 1
-"""Version of the layout above. A reader refuses any other."""
+from learndyn.record.train_log import TrainLog
 
 
 OWN_NAMES = frozenset(
@@ -90,7 +87,7 @@ class RunDirectory:
         old = path.with_name(f".{path.name}.old")
         if is_run(old) and not path.exists():  # a crash between the renames below
             old.rename(path)
-        _refuse_taken(path, overwrite)
+        refuse_taken(path, overwrite)
         info = {"schema_version": SCHEMA_VERSION, **info}
         for leftover in (building, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -122,23 +119,7 @@ class RunDirectory:
             BadInput: if there is none at `path`, or if it is of another schema version.
         """
         path = Path(path)
-        try:
-            info = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise BadInput(
-                f"{path} is no run directory: it has no run.json. A run directory is "
-                "what `learndyn run --out` or LearningDynamicsCallback(out=) made."
-            ) from error
-        except (OSError, ValueError) as error:
-            raise BadInput(f"cannot read {path / 'run.json'}: {error}") from error
-        version = info.get("schema_version") if isinstance(info, dict) else None
-        if version != SCHEMA_VERSION:
-            raise BadInput(
-                f"{path} has schema version {version}; this learndyn reads version "
-                f"{SCHEMA_VERSION}. Use the learndyn that wrote it "
-                f"({_version_of(info)})."
-            )
-        return cls(path, info)
+        return cls(path, read_run_json(path))
 
     @property
     def steps(self) -> list[int]:
@@ -243,18 +224,7 @@ class RunDirectory:
 
     def read_log(self) -> list[dict[str, Any]]:
         """All complete lines of `train.jsonl`; a line cut by a crash is left out."""
-        path = self.path / "train.jsonl"
-        if not path.exists():
-            return []
-        rows = []
-        # Bytes: the cut may fall inside a letter. "\n" alone: splitlines() would also
-        # split at U+2028, which JSON leaves as it is.
-        for line in path.read_bytes().split(b"\n"):
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue  # the crash came in the middle of this line
-        return rows
+        return TrainLog.read(self.path / "train.jsonl").rows
 
     def rewind(self, step: int) -> None:
         """Forget all that came after `step`, so that a resumed run writes it anew.
@@ -286,7 +256,12 @@ def is_run(path: str | Path) -> bool:
     return (Path(path) / "run.json").is_file()
 
 
-def _refuse_taken(path: Path, overwrite: bool) -> None:
+def refuse_taken(path: Path, overwrite: bool) -> None:
+    """Let only a path pass that `RunDirectory.create` may write to.
+
+    Raises:
+        BadInput: as `RunDirectory.create`.
+    """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not is_run(path):
@@ -307,8 +282,3 @@ def _refuse_taken(path: Path, overwrite: bool) -> None:
             f"{' and more' if len(foreign) > 5 else ''}, which learndyn did not write, "
             "so it is not overwritten. Move them, or choose another --out."
         )
-
-
-def _version_of(info: Any) -> str:
-    versions = info.get("versions", {}) if isinstance(info, dict) else {}
-    return f"learndyn {versions.get('learndyn', 'of unknown version')}"

@@ -5,7 +5,6 @@ files carry no date and no random id, so that equal runs give equal bytes.
 """
 
 import io
-import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from learndyn.record.atomic import write_whole
+from learndyn.record.plain import visible
 from learndyn.show.palette import HAIRLINE, INK, MUTED, PAPER, Style
 
 
@@ -35,10 +35,6 @@ FONTS = (
 
 Pixels = int | float
 """A length on the page, in CSS pixels."""
-
-HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
-)
 
 RC: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
@@ -152,12 +148,6 @@ def shortened(text: str, length: int) -> str:
     """At most `length` characters on one line, the cut shown by an ellipsis."""
     text = visible(" ".join(text.split()))
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def visible(text: str) -> str:
-    """Show a sign for what no page may hold: control characters, lone surrogates, and
-    the marks that turn the direction of all text after them."""
-    return HIDDEN.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def spread_labels(

@@ -12,9 +12,9 @@ from learndyn.diagnose.forces import Explanation, explain
 from learndyn.errors import BadInput
 from learndyn.record.atomic import write_whole
 from learndyn.record.forces import Forces
-from learndyn.record.plain import to_plain
+from learndyn.record.plain import to_plain, visible
 from learndyn.record.run_directory import RunDirectory
-from learndyn.show.canvas import NARROW, WIDE, save, visible
+from learndyn.show.canvas import NARROW, WIDE, save
 from learndyn.show.force_figures import layers_figure, parts_figure
 from learndyn.show.force_tables import (
     facts,

@@ -15,7 +15,8 @@ from typing import Any
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import bracket, nats
 from learndyn.errors import BadInput
-from learndyn.show.canvas import Sheet, svg_of, visible
+from learndyn.record.plain import visible
+from learndyn.show.canvas import Sheet, svg_of
 from learndyn.show.palette import (
     DOWN,
     HAIRLINE,

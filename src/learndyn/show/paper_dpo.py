@@ -152,6 +152,8 @@ def compared(
         found = []
         for role in roles:
             name, style = ROLES[role]
+            if role == "dpo" and "extend-dpo" in roles:
+                name = "plain"  # against extend this is what matters of it
             if kind == "others":
                 found.append(mean_line(seeds, role, OTHERS, name, style))
             else:

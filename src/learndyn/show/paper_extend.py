@@ -45,9 +45,9 @@ def extend_dpo(seeds: Sequence[Recorded], width: int) -> Sheet:
         told(name, ends(seeds, role, kind))
         for kind, role, name in (
             ("chosen", "extend-dpo", "chosen"),
-            ("chosen", "dpo", "without"),
+            ("chosen", "dpo", "plain"),
             (GREEDY, "extend-dpo", "the favourites"),
-            (GREEDY, "dpo", "without"),
+            (GREEDY, "dpo", "plain"),
         )
     ]
     pairs = [sentence(found[0], found[1]), sentence(found[2], found[3])]

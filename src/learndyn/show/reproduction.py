@@ -4,7 +4,7 @@ Static: no script, nothing fetched. Every text that is not ours goes through `te
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from learndyn.lab.claims import Claim, Measured, Outcome
@@ -46,8 +46,12 @@ def write_page(
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     named = {plate.name for plate in plates}
-    lost = [claim for claim in claims if claim.plate not in named]
-    parts = [_summary(claims, plates), _every(claims), "<section><h2>Figures</h2>"]
+    lost = [c for c in claims if c.measured and c.plate not in named]
+    parts = [
+        _summary(claims, plates),
+        _every(claims, named),
+        "<section><h2>Figures</h2>",
+    ]
     parts += [_plate(plate, claims, folder) for plate in plates]
     parts.append("</section>")
     if lost:
@@ -78,14 +82,14 @@ def _summary(claims: Sequence[Claim], plates: Sequence[Plate]) -> str:
     )
 
 
-def _every(claims: Sequence[Claim]) -> str:
+def _every(claims: Sequence[Claim], drawn: Set[str]) -> str:
     """All claims at a glance; those that nothing could test, folded."""
     tested = [claim for claim in claims if claim.measured]
     rest = [claim for claim in claims if not claim.measured]
     parts = ["<section><h2>Claims</h2>"]
     if tested:
         head = ("outcome", "claim", "holds on", "measured; bold where it fails")
-        parts.append(table(head, [_row(claim) for claim in tested]))
+        parts.append(table(head, [_row(claim, drawn) for claim in tested]))
     if rest:
         listed = "".join(
             f"<dt>{text(claim.says)}</dt><dd class='muted'>{text(claim.source)}: "
@@ -99,13 +103,13 @@ def _every(claims: Sequence[Claim]) -> str:
     return "".join([*parts, "</section>"])
 
 
-def _row(claim: Claim) -> list[str | Markup]:
+def _row(claim: Claim, drawn: Set[str]) -> list[str | Markup]:
     source = (
         f"<br><span class='limits' style='color:{MUTED}'>{text(claim.source)}</span>"
     )
     return [
         chip(claim.outcome),
-        Markup(_named(claim) + source, running=True),
+        Markup(_named(claim, drawn) + source, running=True),
         f"{claim.held} of {len(claim.measured)}",
         Markup("; ".join(_one(claim, one) for one in claim.measured), running=True),
     ]
@@ -120,8 +124,9 @@ def chip(outcome: Outcome) -> Markup:
     )
 
 
-def _named(claim: Claim) -> str:
-    if not claim.plate:
+def _named(claim: Claim, drawn: Set[str]) -> str:
+    """What a claim says, a link to its figure where that was drawn."""
+    if claim.plate not in drawn:
         return text(claim.says)
     return f"<a href='#{text(claim.plate)}' style='color:{INK}'>{text(claim.says)}</a>"
 
