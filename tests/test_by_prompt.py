@@ -7,9 +7,7 @@ from learndyn.diagnose.by_prompt import (
     ChosenTokens,
     by_prompt,
     token_texts,
-    tokens_that_gained,
 )
-from learndyn.errors import BadInput
 from learndyn.record.trajectory import Trajectory
 from simulated import drifting, simulated, write_token_run
 from synthetic import make_forces, write_run
@@ -32,8 +30,6 @@ def test_a_prompt_is_squeezed_where_greedy_rises_and_chosen_falls():
     found = by_prompt(planted([-3, -1, 4, -2, 0], [1, 5, 2, -1, 0]))
     assert [row.prompt_id for row in found.rows if row.squeezed] == ["p0000", "p0001"]
     assert found.squeezed.mean == pytest.approx(2 / 5)
-    assert found.chosen_fell.mean == pytest.approx(3 / 5)
-    assert found.greedy_rose.mean == pytest.approx(3 / 5)
     assert found.squeezed.low < 2 / 5 < found.squeezed.high
 
 
@@ -57,12 +53,12 @@ def test_rows_hold_the_changes_of_their_own_prompt_and_probe():
         assert row.off_target is None  # no token ids
 
 
-def test_prompts_that_diverged_are_left_out_and_counted():
+def test_prompts_that_diverged_are_left_out():
     run = planted([-1, -2, -3], [1, 1, 1])
     run.columns["logp"][-1, 1] = np.nan
     found = by_prompt(run)
     assert [row.prompt_id for row in found.rows] == ["p0000", "p0002"]
-    assert (found.left_out, found.squeezed.n) == (1, 2)
+    assert found.squeezed.n == 2
 
 
 def test_probes_without_chosen_have_no_rows():
@@ -76,7 +72,6 @@ def test_a_last_observation_of_the_panel_has_the_panels_prompts_only():
         values[-1, ~run.scored[-1]] = np.nan
     found = by_prompt(run)
     assert sorted(row.prompt_id for row in found.rows) == ["p0001", "p0002"]
-    assert found.left_out == 0
 
 
 def test_a_row_of_means_is_no_prompt_of_the_others():
@@ -90,7 +85,6 @@ def test_a_row_of_means_is_no_prompt_of_the_others():
     found = by_prompt(run)
     assert [row.prompt_id for row in found.rows] == ["p0000", "p0002", "p0001"]
     assert {row.rejected for row in found.rows} == {None}
-    assert found.left_out == 0
 
 
 def test_off_target_is_the_change_of_first_favourites_that_are_no_labels(tmp_path):
@@ -109,7 +103,7 @@ def test_token_rows_are_those_of_the_full_distributions(tmp_path):
     run = [logits, {k: pushed(v, labels[k], 3.0) for k, v in logits.items()}]
     trajectory = write_token_run(tmp_path / "run", run, labels)
     key = "p007", "chosen"
-    rows = tokens_that_gained(trajectory, "p007")
+    rows = ChosenTokens.of(trajectory).rows("p007")
     begin, end = (np.log(softmax(run[t][key])) for t in (0, -1))
     assert [row.position for row in rows] == list(range(len(begin)))
     assert (begin.argmax(axis=1) != end.argmax(axis=1)).any()
@@ -176,10 +170,9 @@ def test_tokens_of_a_panel_are_matched_to_their_own_probes(tmp_path):
     assert found.rows("p008") == ChosenTokens.of(whole).rows("p008")
 
 
-def test_a_prompt_that_is_not_there_is_refused(tmp_path):
+def test_a_prompt_that_is_not_there_has_no_rows(tmp_path):
     trajectory = squeezing(tmp_path / "run")[0]
-    with pytest.raises(BadInput, match="no chosen answer of prompt p999"):
-        tokens_that_gained(trajectory, "p999")
+    assert ChosenTokens.of(trajectory).rows("p999") == []
 
 
 def test_a_run_without_values_per_token_has_no_token_rows(tmp_path):
@@ -192,7 +185,6 @@ def test_a_run_without_values_per_token_has_no_token_rows(tmp_path):
         trajectory.columns,
     )
     assert ChosenTokens.of(bare) is None
-    assert tokens_that_gained(bare, "p000") == []
     assert token_texts(bare) == {}
     assert by_prompt(bare).rows[0].off_target is None
 

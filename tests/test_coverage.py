@@ -107,6 +107,27 @@ def test_kinds_that_nearly_tie_are_covered_too(shared):
     assert covered(index.best, 0.1) >= 0.93
 
 
+@pytest.mark.parametrize(
+    ("few", "at_least"), [(2, 0.9), (3, 0.93), (5, 0.93), (10, 0.93)]
+)
+def test_a_kind_of_few_prompts_among_many_is_covered(few, at_least):
+    changes, starts = runs(200, {"chosen": -0.3, "custom": 0.05}, 0.2)
+    changes["custom"] = np.where(np.arange(200) < few, changes["custom"], np.nan)
+    index = squeeze_index(changes, starts)
+    assert (index.sx.n == 200).all()
+    assert covered(index.sx, 0.15) >= at_least
+    assert covered(index.best, 0.05) >= at_least - 0.02
+
+
+@pytest.mark.parametrize("few", [2, 3, 5])
+def test_noise_of_a_kind_of_few_prompts_is_almost_never_called_a_squeeze(few):
+    # the greedy path surely rises, and that kind as much: SX is 0
+    changes, starts = runs(200, {"chosen": -0.3, "custom": 0.2}, 0.2)
+    changes["custom"] = np.where(np.arange(200) < few, changes["custom"], np.nan)
+    states = judged(squeeze_index(changes, starts))
+    assert np.mean([state == "SQUEEZE" for state, _ in states]) < 0.06
+
+
 def test_the_low_end_is_cleared_against_every_kind_the_noisy_one_too():
     generator = np.random.default_rng(0)
     starts = dict.fromkeys(("calm", "noisy", GREEDY), np.full(40, 60.0))

@@ -88,7 +88,9 @@ def test_a_run_in_which_nothing_moved_is_found(base):
 def test_one_prompt_that_moves_is_training(base):
     run = planted(base, {}, noise=0.0)
     run.columns["logp"][-1, 3] += 0.01
-    assert not_training(run).severity == "fine"
+    found = not_training(run)
+    assert found.severity == "fine"
+    assert "the largest change is 0.01 nats" in found.says
 
 
 # --- chosen and rejected exchanged
@@ -116,6 +118,17 @@ def test_exchanged_columns_are_found(base):
 )
 def test_chosen_and_rejected_that_move_otherwise_are_not_exchanged(base, drift):
     assert swapped(planted(base, drift)).severity == "fine"
+
+
+def test_means_that_move_as_if_exchanged_cannot_be_told(tmp_path):
+    drift = {"chosen": -9.0, "rejected": 6.0}
+    run = Trajectory.load(write_run(tmp_path / "run", drift=drift, prompts=1))
+    found = swapped(run)
+    assert found.severity == "watch"
+    assert "cannot be told" in found.says
+    drift = {"chosen": 9.0, "rejected": 6.0}
+    calm = Trajectory.load(write_run(tmp_path / "calm", drift=drift, prompts=1))
+    assert swapped(calm).severity == "fine"
 
 
 def test_a_margin_that_was_once_above_its_start_is_not_an_exchange(base):

@@ -158,6 +158,21 @@ def test_training_prompts_that_gain_more_are_found_with_where_they_part(base):
     assert half == pytest.approx(2.09 * np.hypot(*errors), rel=0.12)  # t of 19
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "says"),
+    [(-1.0, -5.0, "fall less"), (5.0, 1.0, "gain more"), (0.0, -5.0, "fare better")],
+)
+def test_training_prompts_that_fall_less_are_not_said_to_gain(base, train, test, says):
+    run = planted(base, {"chosen": 3.0}, noise=0.1)
+    own = np.array([int(p[1:]) % 2 == 0 for p in run.prompt_of[run.rows("chosen")]])
+    path = run.values("logp", "chosen")
+    wobble = 0.01 * (path - path[0]) * (-1) ** (np.arange(40) // 2)
+    path = path[0] + (path - path[0]) * np.where(own, train, test)
+    found = overfit(half_test(with_column(run, "logp", "chosen", path + wobble)))
+    assert found.finding().severity == "watch"
+    assert found.finding().says.startswith(f"Training prompts {says} than others")
+
+
 def test_test_prompts_that_fall_while_training_prompts_rise_are_a_problem(base):
     run = planted(base, {"chosen": 4.0}, noise=0.1)
     train = np.array([int(p[1:]) % 2 == 0 for p in run.prompt_of[run.rows("chosen")]])

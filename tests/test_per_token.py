@@ -5,7 +5,7 @@ import pytest
 
 from learndyn.diagnose.intervals import pooled_bootstrap
 from learndyn.diagnose.paths import Paths
-from learndyn.diagnose.per_token import LOOKS, PER_TOKEN_DELTA, per_token
+from learndyn.diagnose.per_token import PER_TOKEN_DELTA, per_token
 from learndyn.record.trajectory import Trajectory
 from simulated import write_token_run
 from synthetic import write_run
@@ -136,21 +136,19 @@ def test_limits_are_those_of_the_pooled_bootstrap_over_prompts(tmp_path):
     assert [found.low, found.high] == pytest.approx([expected.low, expected.high])
 
 
-def test_token_lists_are_read_at_few_observations_the_last_among_them(
+def test_token_lists_are_read_at_the_first_and_the_last_observation_alone(
     tmp_path, monkeypatch
 ):
     trajectory = Trajectory.load(write_run(tmp_path / "run", steps=range(0, 400, 20)))
     read = []
-    whole = Trajectory.observation
+    whole = Trajectory.tokens
     monkeypatch.setattr(
         Trajectory,
-        "observation",
-        lambda self, step: read.append(step) or whole(self, step),
+        "tokens",
+        lambda self, column, step: read.append(step) or whole(self, column, step),
     )
     found = per_token(trajectory)
-    assert len(read) <= LOOKS + 1
-    assert found.off_target_steps[-1] == 380
-    assert found.off_target_curve.at(-1) == found.off_target
+    assert set(read) == {0, 380}
     assert len(found.steps) == len(found.squeeze["chosen"].mean) == 20
 
 

@@ -47,6 +47,18 @@ def test_a_squeeze_is_not_sure_where_an_interval_holds_the_threshold():
     assert judge(unknown, best, sx) == ("SQUEEZE", False)
 
 
+def test_what_surely_moved_is_a_fit_that_is_not_sure_where_only_the_index_is_not():
+    path, best = Interval(0.32, 0.28, 0.36, 9), Interval(0.285, 0.25, 0.32, 9)
+    sx = Interval(0.038, -0.013, 0.092, 9)
+    assert judge(path, best, sx) == ("FIT", False)
+    weak = Interval(0.32, -0.01, 0.65, 9)
+    assert judge(weak, best, sx) == ("NEUTRAL", False)
+    still = Interval(0.015, 0.01, 0.02, 9)  # no kind rises by more than delta
+    assert judge(path, still, sx) == ("NEUTRAL", False)
+    clear = Interval(0.038, 0.001, 0.092, 9)
+    assert judge(path, best, clear) == ("SQUEEZE", False)
+
+
 def test_chosen_that_rises_a_little_below_the_greedy_path_is_still_a_squeeze():
     found = state_of(drifting({"chosen": 0.021, "rejected": -0.3}, 0.123))
     assert found.state == "SQUEEZE"

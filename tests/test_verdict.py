@@ -255,12 +255,13 @@ def test_commands_replay_the_run_s_own_config(base, tmp_path):
     run = Trajectory.load(path)
     command = diagnose(run).advice[0].command
     assert command == (
-        "learndyn run extend --config 'my run/config.yaml' --out 'my run-extend'"
+        "learndyn run extend --config 'my run/config.yaml' --model BASE "
+        "--out 'my run-extend'"
     )
     assert str(tmp_path) not in command
     for text in ("data: embedded world, seed 0\n", ": :", "- 1\n"):
         (path / "config.yaml").write_text(text)
-        assert "--model MODEL" in diagnose(run).advice[0].command
+        assert "--model BASE --data" in diagnose(run).advice[0].command
 
 
 def test_smaller_steps_are_advised_where_probability_leaks(base):

@@ -5,9 +5,10 @@ what others measured, with its source and with what speaks against it.
 """
 
 import math
+import shlex
 
 from learndyn.diagnose import remedies
-from learndyn.diagnose.commands import again, check_probes
+from learndyn.diagnose.commands import UNKNOWN_BASE, again, base_of, check_probes
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.finding import Advice, clock
 from learndyn.diagnose.intervals import Interval
@@ -23,7 +24,10 @@ matter."""
 def advice(facts: Facts) -> list[Advice]:
     """Remedies, the first one first; none where nothing needs one."""
     if facts.problems and facts.problems[0].name in _FIRST_MEND:
-        return [_FIRST_MEND[facts.problems[0].name]]
+        fault = facts.problems[0].name
+        # a margin may have fallen since chosen's peak alone
+        stop = _peak(facts) if fault == "margin_falls" else []
+        return [*stop, _FIRST_MEND[fault]]
     state = facts.state
     if state.reason is not None:
         return []
@@ -32,7 +36,8 @@ def advice(facts: Facts) -> list[Advice]:
         return given + _more_prompts(facts)
     if state.state == "SQUEEZE" and not facts.sft:
         tried = bool(facts.trajectory.run.info.get("extend"))
-        return given + ([] if tried else [_extend(facts)]) + remedies.AGAINST_SQUEEZING
+        first = [] if tried or not facts.evidence.pushed_down else [_extend(facts)]
+        return given + first + remedies.AGAINST_SQUEEZING
     if state.state == "COLLAPSE":
         return [_smaller_steps(facts), _look_for_faults(facts), *given]
     if state.state == "NEUTRAL":
@@ -60,6 +65,13 @@ _FIRST_MEND = {
         "own",
         limits="If only the probes are exchanged, training is right and the names on "
         "this page are wrong.",
+    ),
+    "margin_falls": Advice(
+        "Read a few training rows and look which column is chosen; then hold the "
+        "probes against the training data.",
+        "Rejected gained on chosen, which the loss pushes the other way.",
+        "own",
+        limits="Probes unlike the training data may fall behind without a fault.",
     ),
 }
 """Where a fault was found, only that is worth mending."""
@@ -96,15 +108,22 @@ def _peak(facts: Facts) -> list[Advice]:
 
 
 def _extend(facts: Facts) -> Advice:
-    config = again(facts.trajectory, "extend", "extend")
-    example = "learndyn run extend --model MODEL --data PAIRS --probes PROBES --out RUN"
+    # extend does its own SFT, so it starts from the model before this run's
+    base = base_of(facts.trajectory)
+    command = again(facts.trajectory, "extend", "extend", "--model", base)
+    if command is None:
+        given = f"--model {shlex.quote(base)} --data PAIRS --probes PROBES --out RUN"
+        command = f"learndyn run extend {given}"
+    limits = remedies.EXTEND.limits
+    if base == UNKNOWN_BASE:
+        limits = f"{limits} {base} is the model before its SFT."
     return Advice(
         remedies.EXTEND.do,
         remedies.EXTEND.because,
         "cited",
         remedies.EXTEND.source,
-        remedies.EXTEND.limits,
-        config or example,
+        limits,
+        command,
     )
 
 

@@ -14,7 +14,6 @@ from jaxtyping import Float, Int
 
 from learndyn.diagnose.intervals import Interval, share_interval
 from learndyn.diagnose.paths import Paths, off_target
-from learndyn.errors import BadInput
 from learndyn.record.trajectory import Trajectory
 
 
@@ -57,15 +56,12 @@ class ByPrompt:
     rows: tuple[PromptRow, ...]
     squeezed: Interval
     """Share of prompts whose greedy path rose and whose chosen fell."""
-    chosen_fell: Interval
-    greedy_rose: Interval
-    left_out: int
-    """Prompts whose values are not finite: the model had diverged on them."""
 
 
 def by_prompt(trajectory: Trajectory, split: str | None = None) -> ByPrompt | None:
     """Every prompt's changes; those of the panel where the last observation is of it.
 
+    Prompts whose values are not finite (the model had diverged on them) are left out.
     None where no probe is chosen.
 
     Raises:
@@ -101,15 +97,8 @@ def by_prompt(trajectory: Trajectory, split: str | None = None) -> ByPrompt | No
         for i in np.flatnonzero(whole)
     ]
     rows.sort(key=lambda row: (-row.depth, row.prompt_id))
-    n = len(rows)
-    return ByPrompt(
-        float(paths.steps[-1]),
-        tuple(rows),
-        share_interval(sum(row.squeezed for row in rows), n),
-        share_interval(sum(row.chosen < 0 for row in rows), n),
-        share_interval(sum(row.greedy > 0 for row in rows), n),
-        left_out=sum(prompt in probe_of for prompt in paths.prompts) - n,
-    )
+    squeezed = share_interval(sum(row.squeezed for row in rows), len(rows))
+    return ByPrompt(float(paths.steps[-1]), tuple(rows), squeezed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,29 +243,6 @@ class ChosenTokens:
             for i in order
             if held[1][i] > held[0][i]
         ]
-
-
-def tokens_that_gained(
-    trajectory: Trajectory, prompt_id: str, split: str | None = None
-) -> list[TokenRow]:
-    """Where the probability of one chosen answer went, position by position.
-
-    Empty where the run has no values per token. To ask for many prompts, read
-    `ChosenTokens` once.
-
-    Raises:
-        BadInput: if the last observation has no chosen answer of this prompt.
-    """
-    tokens = ChosenTokens.of(trajectory, split)
-    if tokens is None:
-        return []
-    rows = tokens.rows(prompt_id)
-    if not rows:
-        raise BadInput(
-            f"the last observation of {trajectory.run.path} has no chosen answer of "
-            f"prompt {prompt_id}. It has those of {len(set(tokens.prompt.tolist()))}."
-        )
-    return rows
 
 
 def token_texts(trajectory: Trajectory) -> Mapping[int, str]:

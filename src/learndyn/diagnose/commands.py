@@ -1,5 +1,6 @@
 """Commands of ours that act on a run, as one would type them beside it."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,7 +8,12 @@ from typing import Any
 
 import yaml
 
+from learndyn.diagnose.comparable import is_sft
 from learndyn.record.trajectory import Trajectory
+
+
+UNKNOWN_BASE = "BASE"
+"""Stands in a command for a model that we do not know."""
 
 
 def again(
@@ -28,6 +34,21 @@ def again(
     return f"learndyn run {method} {shlex.join(words)}"
 
 
+def base_of(trajectory: Trajectory) -> str:
+    """The model that SFT started from, where this run started from an SFT run's `model`
+    folder that is still there and names a hub id; else a placeholder."""
+    started = trajectory.run.info.get("model")
+    if not isinstance(started, str) or Path(started).name != "model":
+        return UNKNOWN_BASE
+    try:
+        info = json.loads((Path(started).parent / "run.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return UNKNOWN_BASE
+    base = info.get("model") if isinstance(info, dict) and is_sft(info) else None
+    hub = isinstance(base, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base)
+    return base if isinstance(base, str) and hub else UNKNOWN_BASE
+
+
 def check_probes(trajectory: Trajectory) -> str:
     """Look for confounds in what this run watched."""
     path = f"{shown(trajectory.run.path)}/probes.parquet"
@@ -36,5 +57,6 @@ def check_probes(trajectory: Trajectory) -> str:
 
 def shown(path: Path) -> str:
     """A run's path as a page may hold it: without the folders above, unless it was
-    given relative to here."""
-    return path.name or "." if path.is_absolute() else path.as_posix()
+    given relative to here. From inside the folder it is named as from beside it."""
+    inside = path.name in ("", "..")
+    return path.resolve().name if path.is_absolute() or inside else path.as_posix()

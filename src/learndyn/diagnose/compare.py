@@ -88,9 +88,10 @@ def compare(
     *,
     at: float | None = None,
     fraction: float = 0.8,
+    split: str | None = None,
     seed: int = 0,
 ) -> Comparison:
-    """Compare run `b` with run `a` at one matched point.
+    """Compare run `b` with run `a` at one matched point, over the probes of `split`.
 
     Without `at`: the last update that both have; `fraction` of the smaller final
     margin; or, for the gap, `fraction` of the way from the higher of the two starts to
@@ -102,10 +103,10 @@ def compare(
 
     Raises:
         BadInput: if the runs watched other answers or scored them as other tokens, or
-            if a quantity needs kinds that the probes lack.
+            if a quantity needs kinds that the probes lack, or no probe is of `split`.
     """
-    sides = _sides(a, b, by, at)
-    prompts, of = len(sides[0].prompts), len(set(a.prompt_of))
+    sides = _sides(a, b, by, at, split)
+    prompts, of = len(sides[0].prompts), len(Paths.of(a, split).prompts)
     if at is None:
         at, reason = _matched_point(by, sides, fraction)
         if at is None:
@@ -232,12 +233,12 @@ class _Side:
 
 
 def _sides(
-    a: Trajectory, b: Trajectory, by: By, at: float | None
+    a: Trajectory, b: Trajectory, by: By, at: float | None, split: str | None
 ) -> tuple[_Side, _Side]:
     """Both runs, on the prompts that each of them scored where they are looked at."""
     same_probes(a, b)
     same_tokens(a, b)
-    one, other = Paths.of(a), Paths.of(b)
+    one, other = Paths.of(a, split), Paths.of(b, split)
     if by == "updates":
         end = float(min(one.steps[-1], other.steps[-1])) if at is None else at
         one, other = together_at(one, other, end)

@@ -12,6 +12,7 @@ from learndyn.diagnose.numbers import number, percent
 from learndyn.diagnose.overfit import overfit
 from learndyn.diagnose.peak import Peak, chosen_peak
 from learndyn.diagnose.per_token import PerToken, per_token
+from learndyn.diagnose.preference import chosen_falls, margin_falls
 from learndyn.diagnose.reference import reference_mismatch
 from learndyn.diagnose.repetition import COLUMNS as PEAKINESS, peakiness
 from learndyn.diagnose.squeeze import Evidence, squeeze_evidence
@@ -42,10 +43,14 @@ class Facts:
         peak = chosen_peak(trajectory, split)
         odd = defects(trajectory)
         tokens = None if "argmax_logp" in odd else per_token(trajectory, split)
+        swapped = exchanged(trajectory, evidence, split)
+        faulty = swapped is not None and swapped.severity == "problem"
         looked_for = [
             not_training(trajectory, split),
             reference_mismatch(trajectory),
-            exchanged(trajectory, evidence, split),
+            swapped,
+            None if faulty else margin_falls(trajectory, evidence, state),
+            chosen_falls(trajectory, evidence, state),
             _of_state(state, clock(trajectory)),
             None if tokens is None else _of_tokens(tokens),
             steps_too_large(trajectory, state),

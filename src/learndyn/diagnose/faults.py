@@ -2,7 +2,8 @@
 
 nothing trains      no watched log-probability moved by more than `STILL`
 exchanged           chosen surely falls, rejected surely rises, and the margin is
-                    not above zero at any observation
+                    not above zero at any observation; where intervals are not known,
+                    means that do so are told as what cannot be told
 steps too large     every watched answer falls and the greedy path gains nothing
                     (COLLAPSE), or loss or gradient norm jump far above all before
 """
@@ -14,6 +15,7 @@ import numpy as np
 
 from learndyn.diagnose.comparable import is_sft
 from learndyn.diagnose.finding import Finding, clock, limits_of
+from learndyn.diagnose.intervals import known
 from learndyn.diagnose.numbers import number, percent
 from learndyn.diagnose.paths import Paths, mean_path
 from learndyn.diagnose.squeeze import Evidence
@@ -46,7 +48,8 @@ def not_training(trajectory: Trajectory, split: str | None = None) -> Finding | 
     rates = _logged(trajectory.train_log, "learning_rate")
     numbers = {"largest_change": largest}
     if largest > STILL:
-        says = f"The model trains: the largest change is {largest:.1f} nats."
+        size = f"{largest:.1f}" if largest >= 1 else f"{largest:.1g}"
+        says = f"The model trains: the largest change is {size} nats."
         return Finding("not_training", "fine", says, numbers)
     why = "Check that the learning rate is above 0 and that some parameters train"
     if rates and max(rates) == 0:
@@ -75,7 +78,16 @@ def exchanged(
         "rejected": limits_of(rejected),
         "margin": limits_of(evidence.margin),
     }
-    wrong = chosen.below_zero and rejected.above_zero and (path <= 0).all()
+    never_above = bool((path <= 0).all())
+    wrong = chosen.below_zero and rejected.above_zero and never_above
+    unknown = not (known(chosen) and known(rejected))
+    if unknown and chosen.mean < 0 < rejected.mean and never_above:
+        says = (
+            f"Whether chosen and rejected are exchanged cannot be told: chosen "
+            f"({number(chosen)} nats) and rejected ({number(rejected)}) move so, and "
+            "how surely is not known."
+        )
+        return Finding("exchanged", "watch", says, numbers, "kinds")
     if not wrong:
         says = (
             f"Chosen ({number(chosen)} nats) and rejected ({number(rejected)}) do not "

@@ -17,6 +17,10 @@ def headline(facts: Facts) -> str:
     state = facts.state
     if state.reason is not None:
         return "Whether probability is squeezed cannot be judged from this run."
+    if facts.found("chosen_falls") is not None:
+        return _chosen_falls(facts)
+    if state.undecided:
+        return "Something moved; squeezing or a fit cannot be told from these prompts."
     if not state.sure:
         return _UNSURE[state.state]
     return {
@@ -38,6 +42,8 @@ _FAULTS = {
     "does not start at zero.",
     "exchanged": "Chosen and rejected are probably exchanged: chosen falls and "
     "rejected rises.",
+    "margin_falls": "The margin falls: rejected gains on chosen, the opposite of what "
+    "preference training is for.",
 }
 """Faults that matter more than any state."""
 
@@ -73,6 +79,11 @@ def _squeeze(facts: Facts) -> str:
             if chosen.below_zero or peak is None
             else f" since {peak.clock} {peak.step}"
         )
+        if not evidence.pushed_down:
+            return (
+                f"Chosen falls{since}, and probability moves to tokens the model "
+                "already favours."
+            )
         return (
             f"Chosen falls{since}, probably because the push on rejected squeezes "
             "probability onto tokens the model already favours."
@@ -87,18 +98,30 @@ def _squeeze(facts: Facts) -> str:
 
 def _fit(facts: Facts) -> str:
     state, chosen = facts.state, facts.evidence.chosen
-    wanted = state.best_kind == "chosen" and chosen is not None and chosen.above_zero
-    if wanted and state.sx.below_zero:
+    wanted = (
+        chosen is not None
+        and chosen.above_zero
+        and moves(facts.evidence.relative["chosen"])
+    )
+    if wanted and state.best_kind == "chosen" and state.sx.below_zero:
         return (
             "Training moves the answers you want: chosen gained more than the model's "
             "own favourites."
         )
-    if chosen is not None and chosen.above_zero:
+    if wanted:
         return "Training moves the answers you want: chosen became likelier."
     if facts.sft and chosen is not None and chosen.below_zero:
         return "SFT made chosen less likely, which it should not."
     best = state.best_kind
     return f"No squeezing: the answer that gained most is a watched one, {best}."
+
+
+def _chosen_falls(facts: Facts) -> str:
+    best = facts.state.best_kind
+    return (
+        "Chosen falls, and neither squeezing nor a leak is surely seen; the best kind "
+        f"is {best}."
+    )
 
 
 def _collapse(facts: Facts) -> str:

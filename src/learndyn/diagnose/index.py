@@ -63,7 +63,8 @@ def squeeze_index(
     Values that are not finite are left out. A resample that draws none of a kind's
     prompts keeps the kind's own value, so a kind of one prompt (a mean over prompts,
     where no more is known) is the same in every resample, and the intervals leave its
-    spread out. None without the greedy path, or without a kind.
+    spread out. Each kind is widened for its own number of prompts. None without the
+    greedy path, or without a kind.
     """
     kinds = [kind for kind in changes if kind != GREEDY]
     if GREEDY not in changes or not kinds:
@@ -94,12 +95,20 @@ class _Resampled:
     point: Float[np.ndarray, " row"]
     draws: Float[np.ndarray, "row resample"]
     n: Int[np.ndarray, " row"]
+    """Prompts whose spread is in the draws."""
 
     def negative(self) -> "_Resampled":
         return _Resampled(-self.point, -self.draws, self.n)
 
     def minus(self, other: "_Resampled") -> "_Resampled":
-        return _Resampled(self.point - other.point, self.draws - other.draws, self.n)
+        # a kind of one prompt is held fixed: nothing of it is there to be widened
+        fewer = np.where(other.n >= 2, np.minimum(self.n, other.n), self.n)
+        return _Resampled(self.point - other.point, self.draws - other.draws, fewer)
+
+    def off(self, level: float) -> Float[np.ndarray, "row resample"]:
+        """How far each resample lies from the value, widened for few prompts."""
+        out = np.where(self.n >= 2, widening(self.n, level), 1.0)
+        return out[:, None] * (self.draws - self.point[:, None])
 
 
 def _resampled(
@@ -122,23 +131,26 @@ def _resampled(
 def _least(
     values: Sequence[_Resampled], n: Int[np.ndarray, " row"], level: float
 ) -> Band:
-    """The least of the values in each row, with its interval; NaN is no candidate."""
+    """The least of the values in each row, with its interval; NaN is no candidate.
+
+    `n` is told with it; no limits where it is below two.
+    """
     tail = (1 - level) / 2
     points = np.stack([value.point for value in values])
     known = np.isfinite(points)
     errors = np.stack([value.draws.std(axis=-1) for value in values])
-    lows = np.stack([np.quantile(value.draws, tail, axis=-1) for value in values])
-    lows = points + widening(n, level) * (lows - points)
     least = np.min(np.where(known, points, np.inf), axis=0)
     reach = np.min(np.where(known, points + TIED * errors, np.inf), axis=0)
     above = np.full(values[0].draws.shape, -np.inf)
-    for value, may in zip(values, points <= reach, strict=True):
-        off = value.draws - value.point[:, None]
+    lows = np.empty_like(points)
+    for row, (value, may) in enumerate(zip(values, points <= reach, strict=True)):
+        off = value.off(level)
+        lows[row] = value.point + np.quantile(off, tail, axis=-1)
         above = np.where(may[:, None], np.maximum(above, off), above)
     some = np.isfinite(least)
     safe = np.where(some[:, None], above, 0.0)
     low = np.min(np.where(known, lows, np.inf), axis=0)
-    high = least + widening(n, level) * np.quantile(safe, 1 - tail, axis=-1)
+    high = least + np.quantile(safe, 1 - tail, axis=-1)
     usable = some & (n >= 2)
     return Band(
         np.where(some, least, np.nan),

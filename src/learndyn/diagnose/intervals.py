@@ -24,7 +24,7 @@ from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +74,23 @@ class Band:
         )
 
 
-@lru_cache(maxsize=8)
 def resample_weights(
     prompts: int, resamples: int = 2000, seed: int = 0
 ) -> Float[np.ndarray, "resample prompt"]:
     """How often each resample draws each prompt. The same call gives the same draws."""
+    return _counts(prompts, resamples, seed).astype(np.float64)
+
+
+@lru_cache(maxsize=4)
+def _counts(
+    prompts: int, resamples: int, seed: int
+) -> UInt[np.ndarray, "resample prompt"]:
+    """The draws in small numbers: kept as float64 they would fill 80 MB for 5,000
+    prompts, and a run is asked for several splits of its prompts in turn."""
     generator = np.random.default_rng(seed)
     share = np.full(prompts, 1 / prompts)
-    weights = generator.multinomial(prompts, share, size=resamples).astype(np.float64)
-    weights.setflags(write=False)  # the cache hands the same array to every caller
-    return weights
+    drawn = generator.multinomial(prompts, share, size=resamples)
+    return drawn.astype(np.min_scalar_type(prompts))  # none is above `prompts`
 
 
 def paired_bootstrap(

@@ -75,8 +75,13 @@ class Overfit:
         if self.train.above_zero and self.test.below_zero:
             says = f"Overfitting: {both}{since}. What was learned does not carry over."
             return Finding("overfit", "problem", says, numbers, "kinds")
+        how = "fare better"
+        if self.train.above_zero:
+            how = "gain more"
+        elif self.train.below_zero and self.test.below_zero:
+            how = "fall less"
         says = (
-            f"Training prompts gain more than others: {both}, a difference of "
+            f"Training prompts {how} than others: {both}, a difference of "
             f"{number(self.difference)}{since}."
         )
         return Finding("overfit", "watch", says, numbers, "kinds")

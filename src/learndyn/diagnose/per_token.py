@@ -24,10 +24,6 @@ from learndyn.record.trajectory import Trajectory
 PER_TOKEN_DELTA = 0.02
 """Smallest change that counts, nats per token."""
 
-LOOKS = 4
-"""Observations whose token lists are read: evenly spread over the run, the last among
-them. The files are the size of all tokens; the last one decides."""
-
 
 @dataclass(frozen=True, eq=False)
 class PerToken:
@@ -42,9 +38,6 @@ class PerToken:
     off_target: Interval | None
     """OT at the last observation; None where no position has a favourite that is not
     the label."""
-    off_target_steps: Float[np.ndarray, " look"]
-    """Updates at the observations of `off_target_curve`, the last of `steps` last."""
-    off_target_curve: Band | None
     off_target_tokens: int
     """Positions of chosen whose first favourite is not the label."""
     prompts: int
@@ -82,8 +75,8 @@ def per_token(
     paths = Paths.of(trajectory, split).common()
     if paths.greedy is None or not np.nansum(paths.n_tokens["chosen"]) > 0:
         return None
-    looks = _looks(len(paths.steps))
-    found = off_target(trajectory, paths, looks)
+    # files of token lists are the size of all tokens: only the last one decides
+    found = off_target(trajectory, paths, [len(paths.steps) - 1])
     if found is None:
         return None
     sums, tokens = found
@@ -93,22 +86,14 @@ def per_token(
         ahead = (top - top[0]) - (logp - logp[0])
         squeeze[kind] = _pooled(ahead, paths.n_tokens[kind], seed)
     astray = int(np.nansum(tokens))
-    curve = _pooled(sums, tokens, seed) if astray else None
     return PerToken(
         paths.steps,
         squeeze,
         _pooled(paths.greedy - paths.greedy[0], paths.n_tokens["chosen"], seed),
-        None if curve is None else curve.at(-1),
-        paths.steps[looks],
-        curve,
+        _pooled(sums, tokens, seed).at(-1) if astray else None,
         astray,
         prompts=int(np.isfinite(paths.greedy[0]).sum()),
     )
-
-
-def _looks(observations: int) -> list[int]:
-    spread = np.linspace(0, observations - 1, LOOKS + 1).round().astype(int)
-    return sorted({int(i) for i in spread[1:]})
 
 
 def _pooled(

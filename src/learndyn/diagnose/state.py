@@ -11,7 +11,9 @@ the observations, and delta = 0.02:
 The state is a rule about a pattern, on the means themselves, but for one thing: where
 the intervals of g* and SX are known, SQUEEZE also needs both above zero. On means alone
 noise of few prompts would raise the alarm too often (docs/diagnosis.md has the rates).
-Whether other prompts would show a state too is `sure`.
+Where only SX is not surely above zero and a kind rises by more than delta, something
+moved that is squeezing or a fit: FIT, not sure and `undecided`; else NEUTRAL. Whether
+other prompts would show a state too is `sure`.
 """
 
 from dataclasses import dataclass
@@ -82,6 +84,9 @@ class StateReport:
     fixed: tuple[str, ...] = ()
     """Kinds of one prompt only, such as a recorded mean over prompts: the intervals
     hold them fixed and leave their spread out."""
+    undecided: bool = False
+    """FIT with SX over delta, whose interval holds zero: squeezing cannot be told from
+    a fit."""
     reason: str | None = None
     """Why nothing can be judged; None where it can."""
 
@@ -134,6 +139,7 @@ def state_of(
         kinds=sum(n > 0 for n in ends.values()),
         prompts=greedy.n,
         fixed=tuple(kind for kind, n in ends.items() if n == 1),
+        undecided=state == "FIT" and sx.mean > delta,
     )
 
 
@@ -141,9 +147,12 @@ def judge(
     greedy: Interval, best: Interval, sx: Interval, delta: float = DELTA
 ) -> tuple[State, bool]:
     """The state by its rule, and whether the intervals put it beyond doubt."""
-    noise = greedy.low <= 0 or sx.low <= 0  # false where the limits are not known
-    if greedy.mean > delta and sx.mean > delta and not noise:
-        return "SQUEEZE", greedy.low > delta and sx.low > delta
+    if greedy.mean > delta and sx.mean > delta:
+        noise = greedy.low <= 0 or sx.low <= 0  # false where the limits are not known
+        if not noise:
+            return "SQUEEZE", greedy.low > delta and sx.low > delta
+        moved = best.mean > delta and greedy.low > 0
+        return "FIT" if moved else "NEUTRAL", False
     if best.mean > delta and sx.mean <= delta:
         return "FIT", best.low > delta and sx.high <= delta
     if greedy.mean <= delta and best.mean < -delta:

@@ -1,5 +1,7 @@
 """How two runs differ, in plain sentences that carry their numbers."""
 
+import numpy as np
+
 from learndyn.diagnose.comparable import is_sft
 from learndyn.diagnose.compare import By, Comparison, Difference, compare
 from learndyn.diagnose.finding import clock
@@ -7,30 +9,36 @@ from learndyn.diagnose.numbers import nats, number, rounded_by
 from learndyn.record.trajectory import Trajectory
 
 
-def compare_all(a: Trajectory, b: Trajectory) -> dict[By, Comparison]:
+def compare_all(
+    a: Trajectory, b: Trajectory, split: str | None = None
+) -> dict[By, Comparison]:
     """Run `b` against run `a` at equal updates and, for preference runs with chosen and
-    rejected probes, at matched margin and gap.
+    rejected probes, at matched margin and gap; over the probes of `split`, or all.
 
     Raises:
-        BadInput: if the runs watched other answers.
+        BadInput: if the runs watched other answers, or no probe is of `split`.
     """
-    found: dict[By, Comparison] = {"updates": compare(a, b, "updates")}
-    both = all({"chosen", "rejected"} <= set(t.kinds) for t in (a, b))
+    found: dict[By, Comparison] = {"updates": compare(a, b, "updates", split=split)}
+    both = all({"chosen", "rejected"} <= _kinds(t, split) for t in (a, b))
     if both and not is_sft(a.run.info) and not is_sft(b.run.info):
-        found["margin"] = compare(a, b, "margin")
-        found["gap"] = compare(a, b, "gap")
+        found["margin"] = compare(a, b, "margin", split=split)
+        found["gap"] = compare(a, b, "gap", split=split)
     return found
 
 
 def compare_in_words(
-    a: Trajectory, b: Trajectory, found: dict[By, Comparison] | None = None
+    a: Trajectory,
+    b: Trajectory,
+    found: dict[By, Comparison] | None = None,
+    split: str | None = None,
 ) -> list[str]:
-    """Sentences about run `b` against run `a`; `found` is what `compare_all` gave.
+    """Sentences about run `b` against run `a`, over the probes of `split`, or all;
+    `found` is what `compare_all` gave for it.
 
     Raises:
-        BadInput: if the runs watched other answers.
+        BadInput: if the runs watched other answers, or no probe is of `split`.
     """
-    found = compare_all(a, b) if found is None else found
+    found = compare_all(a, b, split) if found is None else found
     one, other = names(a, b)
     unit = clock(a)
     said = [_at_updates(found["updates"], one, other, unit), *_prompts(found, unit)]
@@ -51,6 +59,13 @@ def compare_in_words(
             "Where the two disagree, part of the difference is where the runs started."
         )
     return said
+
+
+def _kinds(trajectory: Trajectory, split: str | None) -> set[str]:
+    of = np.ones(len(trajectory.kind_of), dtype=bool)
+    if split is not None:
+        of = trajectory.split_of == split
+    return set(trajectory.kind_of[of].tolist())
 
 
 def names(a: Trajectory, b: Trajectory) -> tuple[str, str]:

@@ -86,7 +86,8 @@ def diagnose(
     """Say what happened in a run, whether it is a bug, and what may be done.
 
     Works on unfinished runs, on those with one observation, and on imported ones
-    without token columns. With `baseline`, also what differs from that run.
+    without token columns. With `baseline`, also what differs from that run, over the
+    probes of `split` like all else.
 
     Raises:
         BadInput: if `baseline` watched other answers, or no probe is of `split`.
@@ -100,7 +101,9 @@ def diagnose(
     if alone is not None:
         return Diagnosis(run, None, kinds, [alone], [], [alone.says])
     facts = Facts.of(trajectory, split)
-    compared = [] if baseline is None else compare_in_words(baseline, trajectory)
+    compared = []
+    if baseline is not None:
+        compared = compare_in_words(baseline, trajectory, split=split)
     findings = list(facts.findings)
     if compared:
         says = " ".join(compared)

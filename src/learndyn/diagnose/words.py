@@ -18,7 +18,7 @@ from learndyn.diagnose.intervals import Interval, known
 from learndyn.diagnose.numbers import nats, number, percent
 from learndyn.diagnose.panels import outside_panel
 from learndyn.diagnose.squeeze import Evidence
-from learndyn.diagnose.state import LAST
+from learndyn.diagnose.state import LAST, StateReport
 from learndyn.diagnose.two_runs import compare_in_words
 from learndyn.record.trajectory import Trajectory
 
@@ -32,7 +32,8 @@ def what_happened(
     baseline: Trajectory | None = None,
     split: str | None = None,
 ) -> list[str]:
-    """The verdict on one run; with `baseline`, then its difference to that.
+    """The verdict on one run; with `baseline`, then its difference to that, both over
+    the probes of `split`.
 
     Raises:
         BadInput: if `baseline` watched other answers, or no probe is of `split`.
@@ -40,7 +41,7 @@ def what_happened(
     alone = nothing_to_judge(trajectory, split)
     said = [alone.says] if alone else sentences_of(Facts.of(trajectory, split))
     if baseline is not None and alone is None:
-        said += compare_in_words(baseline, trajectory)
+        said += compare_in_words(baseline, trajectory, split=split)
     return said
 
 
@@ -97,7 +98,10 @@ def sentences_of(facts: Facts) -> list[str]:
 _SAID_ELSEWHERE = ("state", "steps_too_large")
 """Findings whose sentence is the state's own."""
 
-_SIGNS = ("hallucination", "overfit", "peakiness", "reference", "steps_too_large")
+_SIGNS = (
+    *("chosen_falls", "exchanged", "hallucination", "overfit", "peakiness"),
+    *("reference", "steps_too_large"),
+)
 
 
 def sentence_count(text: str) -> int:
@@ -167,33 +171,38 @@ def _state(facts: Facts) -> str:
     index = (
         f"the squeeze index is {number(state.sx, 2)}, and the threshold is {THRESHOLD}"
     )
+    if not state.sure:
+        return f"{_perhaps(state)}: {shares}; {index}."
     if state.state == "SQUEEZE":
-        if not state.sure:
-            return f"Perhaps squeezing, but not surely: {shares}; {index}."
         if 2 * evidence.falling <= len(evidence.kinds):
             return (
                 "The greedy path gained more than any kind, but most kinds did not "
                 f"fall: at most mild squeezing. In numbers, {shares}."
             )
+        calm = evidence.pushed_down and not facts.problems
         return (
             f"Probability moved to tokens the model already favoured (squeezing): "
-            f"{shares}.{'' if facts.problems else ' Probably not a bug.'}"
+            f"{shares}.{' Probably not a bug.' if calm else ''}"
         )
     if state.state == "COLLAPSE":
-        if not state.sure:
-            return f"Perhaps a leak, but not surely: {shares}; {index}."
         return (
             f"No squeezing: nothing watched gained; {shares}. Probability leaks out of "
             "every watched answer: steps that are too large, or a fault in template, "
             "EOS or labels."
         )
-    if not state.sure:
-        return f"Probably no squeezing, but not surely: {shares}; {index}."
     if state.state == "FIT":
         return f"No squeezing: {shares}."
     changes = [*evidence.relative.values(), evidence.greedy_relative]
     verb = "gained more than" if any(map(moves, changes)) else "moved past"
     return f"No squeezing: nothing {verb} {100 * THRESHOLD:.0f} %; {shares}."
+
+
+def _perhaps(state: StateReport) -> str:
+    """A state that is not sure, as the beginning of a sentence."""
+    if state.undecided:
+        return "Something moved; squeezing or a fit cannot be told"
+    called = {"SQUEEZE": "Perhaps squeezing", "COLLAPSE": "Perhaps a leak"}
+    return f"{called.get(state.state, 'Probably no squeezing')}, but not surely"
 
 
 def _fit(evidence: Evidence) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.finding import Advice, clock, means_only
-from learndyn.diagnose.intervals import Interval
+from learndyn.diagnose.intervals import Interval, known
 from learndyn.diagnose.numbers import bracket, nats, number, percent
 from learndyn.diagnose.paths import GREEDY
 from learndyn.diagnose.state import DELTA, LAST, StateReport
@@ -24,8 +24,10 @@ FIRST = 4
 """Sentences above the fold: the answer, and three that carry it."""
 
 RULES = {
-    "SQUEEZE": "greedy path > δ and squeeze index > δ",
-    "FIT": "best kind > δ and squeeze index ≤ δ",
+    "SQUEEZE": "greedy path > δ and squeeze index > δ, and both intervals, where "
+    "known, above zero",
+    "FIT": "best kind > δ and squeeze index ≤ δ; or, not surely, all three > δ where "
+    "only the interval of the index holds zero",
     "COLLAPSE": "greedy path ≤ δ and best kind < −δ",
     "NEUTRAL": "none of these",
 }
@@ -157,11 +159,7 @@ def _rule(state: StateReport) -> str:
         "other rules": "; ".join(
             f"{name}: {rule}" for name, rule in RULES.items() if name != state.state
         ),
-        "sure": (
-            "yes: the intervals lie on one side of δ"
-            if state.sure
-            else "no: an interval has δ inside"
-        ),
+        "sure": _sure(state),
     }
     if state.onset_step is not None:
         values["over δ three observations in a row, first"] = f"{state.onset_step}"
@@ -170,6 +168,17 @@ def _rule(state: StateReport) -> str:
     if state.fixed:
         values["held fixed (one value only)"] = ", ".join(state.fixed)
     return plain_table(list(values.items()))
+
+
+def _sure(state: StateReport) -> str:
+    if state.sure:
+        return "yes: the intervals lie on one side of δ"
+    unknown = [not known(end) for end in (state.greedy, state.best, state.sx)]
+    if all(unknown):
+        return "no: no interval is known"
+    if any(unknown):
+        return "no: an interval has δ inside or is not known"
+    return "no: an interval has δ inside"
 
 
 def _relative(share: Interval) -> str:
