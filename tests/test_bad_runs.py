@@ -272,6 +272,9 @@ def test_one_observation_shows_what_there_is(run, whole, capsys):
         ("fewer_probes", "probes.parquet has 33"),
         ("other_schema", "schema version 7; this learndyn reads version 1"),
         ("broken_json", "cannot read"),
+        ("no_object", "it is not an object, {...}, but '[]'"),
+        ("schema_in_words", "its schema_version is not a whole number but '1'"),
+        ("no_start", "the first observation of"),
     ],
 )
 def test_what_is_no_run_is_named(
@@ -287,6 +290,11 @@ def test_what_is_no_run_is_named(
             run / "probes.parquet", lambda table: table.slice(0, 33)
         ),
         "other_schema": lambda: RunDirectory.open(run).update_info(schema_version=7),
+        "no_object": lambda: (run / "run.json").write_text("[]"),
+        "schema_in_words": lambda: RunDirectory.open(run).update_info(
+            schema_version="1"
+        ),
+        "no_start": lambda: observation(run, 0).unlink(),
         "broken_json": lambda: (run / "run.json").write_text('{"schema_version": 1'),
     }[damage]()
     before = sorted(path.name for path in run.rglob("*"))
@@ -297,6 +305,122 @@ def test_what_is_no_run_is_named(
     assert str(run) in said
     assert "Traceback" not in said
     assert sorted(path.name for path in run.rglob("*")) == before
+
+
+def with_logp(value, share=1.0):
+    """A change of a table: its first log-probabilities are `value`."""
+
+    def change(table):
+        values = table["logp"].to_numpy().copy()
+        values[: int(share * len(values))] = value
+        at = table.column_names.index("logp")
+        return table.set_column(at, "logp", pa.array(values))
+
+    return change
+
+
+def finding(run, name):
+    return next(f for f in diagnose(Trajectory.load(run)).findings if f.name == name)
+
+
+def test_a_run_that_began_at_a_checkpoint_is_read_and_says_so(run):
+    observation(run, 0).unlink()
+    (run / "train.jsonl").write_text('{"step": 50, "loss": 0.3}\n')
+    said = finding(run, "late_start").says
+    assert said.startswith("The first observation is at update 25:")
+    (run / "train.jsonl").write_text('{"step": 25, "loss": 0.3}\n')
+    with pytest.raises(BadInput, match="and the run began before that"):
+        Trajectory.load(run)
+
+
+def test_an_imported_run_begins_at_evaluation_0(run):
+    observation(run, 0).unlink()
+    (run / "train.jsonl").unlink()
+    RunDirectory.open(run).update_info(step_unit="evaluation")
+    with pytest.raises(BadInput, match="is of evaluation 25, and the run began"):
+        Trajectory.load(run)
+
+
+def test_values_lost_in_the_middle_are_counted(run):
+    rewrite(observation(run, 50), with_logp(np.nan))
+    found = finding(run, "not_finite")
+    said = "36 of 36 log-probabilities at update 50 are not finite; they are left out."
+    assert found.says == said
+    assert found.numbers["count"] == 36
+
+
+def test_without_numbers_at_the_start_nothing_else_is_said(run):
+    rewrite(observation(run, 0), with_logp(np.nan))
+    found = diagnose(Trajectory.load(run))
+    (only,) = found.findings
+    assert (only.name, only.severity) == ("no_start", "problem")
+    assert found.said == [only.says]
+    assert "36 of its 36 log-probabilities are not finite" in only.says
+
+
+def test_a_start_of_zeros_is_not_called_a_model_that_diverged(run):
+    for step in STEPS:
+        rewrite(observation(run, step), with_logp(0.0))
+    said = finding(run, "state").says
+    assert "diverged" not in said
+    assert "its log-probabilities are zero" in said
+
+
+def test_other_probe_ids_leave_an_observation_out_but_not_the_first(run):
+    def change(table):
+        ids = table["probe_id"].to_numpy().copy()
+        ids[3] = 30
+        return table.set_column(0, "probe_id", pa.array(ids))
+
+    rewrite(observation(run, 50), change)
+    with pytest.warns(UserWarning, match=LEFT_OUT):
+        found = Trajectory.load(run)
+    assert found.steps.tolist() == [0, 25, 75, 100]
+    assert "at 1 of 36 rows (row 3: 30, not 3)" in found.unreadable[0]
+    rewrite(observation(run, 0), change)
+    with pytest.raises(BadInput, match="It is the first observation"):
+        Trajectory.load(run)
+
+
+@pytest.mark.parametrize(
+    ("content", "severity", "says"),
+    [
+        (None, "fine", "train.jsonl is absent, so jumps"),
+        (b"", "fine", "train.jsonl holds nothing that can be read, so"),
+        (b"\x00\xff\x13", "watch", "1 line of train.jsonl cannot be read, so"),
+        (b'{"step": 1, "loss": 1}\n{"st\n5\n', "watch", "2 lines of train.jsonl"),
+    ],
+    ids=["absent", "empty", "binary", "broken"],
+)
+def test_a_log_that_was_not_looked_at_is_named(run, content, severity, says):
+    (run / "train.jsonl").unlink()
+    if content is not None:
+        (run / "train.jsonl").write_bytes(content)
+    found = finding(run, "train_log")
+    assert found.severity == severity
+    assert found.says.startswith(says)
+    assert "were not looked for" in found.says
+
+
+def test_a_log_that_a_crash_cut_is_no_finding(run):
+    with (run / "train.jsonl").open("ab") as log:
+        log.write(b'{"step": 60, "loss": 0.')
+    assert all(f.name != "train_log" for f in diagnose(Trajectory.load(run)).findings)
+
+
+def test_log_probabilities_above_zero_are_a_problem(run):
+    rewrite(observation(run, 50), with_logp(2.5, share=0.25))
+    found = diagnose(Trajectory.load(run))
+    (named,) = [f for f in found.findings if f.name == "above_zero"]
+    assert named.severity == "problem"
+    said = "9 log-probabilities are above zero, by 2.5 nats at most, first at update 50"
+    assert named.says.startswith(said)
+    assert found.said[0].startswith("Nothing here can be believed")
+
+
+def test_run_json_itself_is_no_folder(run, capsys):
+    assert main(["diagnose", str(run / "run.json")]) == 2
+    assert f"Give its folder, the run directory: {run}." in capsys.readouterr().err
 
 
 def _of_other_lengths(table):

@@ -13,8 +13,11 @@ from learndyn.record.trajectory import Trajectory
 FEW_PROMPTS = 10
 """Intervals over fewer prompts are rough; a sentence says so."""
 
+ABOVE = 1e-3
+"""Nats: a log-probability above this is no rounding of zero."""
+
 SHOWN = 5
-"""Missing observations that a sentence names; of more it says how many."""
+"""Observations that a sentence names; of more it says how many."""
 
 
 def cautions(trajectory: Trajectory, evidence: Evidence) -> list[Finding]:
@@ -31,6 +34,7 @@ def cautions(trajectory: Trajectory, evidence: Evidence) -> list[Finding]:
     gaps = missing_in_words(trajectory)
     if gaps is not None:
         said.append(_caution("missing", gaps, len(trajectory.missing)))
+    said += _late_start(trajectory)
     if trajectory.approximate is not None:
         said.append(
             _caution(
@@ -48,13 +52,11 @@ def cautions(trajectory: Trajectory, evidence: Evidence) -> list[Finding]:
         if prompts < 2:
             says = "Fewer than two prompts: there are no intervals."
         said.append(_caution("few_prompts", says, prompts))
-    lost, scored = trajectory.lost[-1], trajectory.covered[-1]
-    if lost.any():
-        says = (
-            f"{lost.sum()} of {scored.sum()} last log-probabilities are not finite; "
-            "they are left out."
-        )
-        said.append(_caution("not_finite", says, int(lost.sum())))
+    scored = trajectory.covered[-1]
+    lost = int(trajectory.lost.sum())
+    if lost:
+        says = f"{_lost_in_words(trajectory)}; they are left out."
+        said.append(_caution("not_finite", says, lost))
     panel = trajectory.panel
     if panel is not None and not scored.all():
         says = (
@@ -66,6 +68,63 @@ def cautions(trajectory: Trajectory, evidence: Evidence) -> list[Finding]:
         says = f"Only {panel.size} prompts in the panel: the curves' bands are rough."
         said.append(_caution("panel", says, panel.size))
     return said
+
+
+def _lost_in_words(trajectory: Trajectory) -> str:
+    """How many log-probabilities are not finite, in which observations."""
+    lost, scored = trajectory.lost.sum(axis=1), trajectory.covered.sum(axis=1)
+    unit = clock(trajectory)
+    where = [
+        f"{lost[i]} of {scored[i]} log-probabilities at {unit} {trajectory.steps[i]}"
+        for i in np.flatnonzero(lost[:-1])
+    ]
+    if lost[-1]:
+        where.insert(0, f"{lost[-1]} of {scored[-1]} last log-probabilities")
+    if len(where) > SHOWN:
+        rest = f"some at {len(where) - SHOWN} more observations"
+        where = [*where[:SHOWN], rest]
+    return f"{', '.join(where)} are not finite"
+
+
+def above_zero(trajectory: Trajectory) -> Finding | None:
+    """Log-probabilities that no model has; None where all are zero or below."""
+    values = trajectory.columns["logp"]
+    above = values > ABOVE
+    if not above.any():
+        return None
+    first = trajectory.steps[int(np.argmax(above.any(axis=1)))]
+    says = (
+        f"{above.sum()} log-probabilities are above zero, by {values[above].max():.3g} "
+        f"nats at most, first at {clock(trajectory)} {first}: no model has such. The "
+        "files are damaged or the scoring is wrong; believe nothing that follows."
+    )
+    return Finding("above_zero", "problem", says, {"count": int(above.sum())}, "data")
+
+
+def _late_start(trajectory: Trajectory) -> list[Finding]:
+    """A first observation that is not of the model before training."""
+    first, unit = int(trajectory.steps[0]), clock(trajectory)
+    if first == 0:
+        return []
+    says = (
+        f"The first observation is at {unit} {first}: all changes are measured from "
+        f"there, not from {unit} 0."
+    )
+    return [_caution("late_start", says)]
+
+
+def no_start(trajectory: Trajectory) -> Finding | None:
+    """The one thing to say where the first observation holds no numbers."""
+    lost, scored = int(trajectory.lost[0].sum()), trajectory.covered[0].sum()
+    if lost <= 0.5 * scored:
+        return None
+    says = (
+        f"The first observation, at {clock(trajectory)} {trajectory.steps[0]}, gives "
+        f"nothing to compare with: {lost} of its {scored} log-probabilities are not "
+        "finite. Nothing else can be said. Restore its file, or look at the model and "
+        "the precision that it is scored in, and train again."
+    )
+    return Finding("no_start", "problem", says, {"lost": lost})
 
 
 def missing_in_words(trajectory: Trajectory) -> str | None:

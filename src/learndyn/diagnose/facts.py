@@ -3,9 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-from learndyn.diagnose.cautions import cautions
+from learndyn.diagnose.cautions import above_zero, cautions
 from learndyn.diagnose.comparable import is_sft
-from learndyn.diagnose.faults import exchanged, not_training, steps_too_large
+from learndyn.diagnose.faults import (
+    exchanged,
+    not_training,
+    steps_too_large,
+    unread_log,
+)
 from learndyn.diagnose.finding import Finding, Severity, clock, defects, limits_of
 from learndyn.diagnose.hallucination import hallucination
 from learndyn.diagnose.numbers import number, percent
@@ -46,6 +51,7 @@ class Facts:
         swapped = exchanged(trajectory, evidence, split)
         faulty = swapped is not None and swapped.severity == "problem"
         looked_for = [
+            above_zero(trajectory),
             not_training(trajectory, split),
             reference_mismatch(trajectory),
             swapped,
@@ -54,6 +60,7 @@ class Facts:
             _of_state(state, clock(trajectory)),
             None if tokens is None else _of_tokens(tokens),
             steps_too_large(trajectory, state),
+            unread_log(trajectory),
             None if peak is None else peak.finding(),
             _found(hallucination(trajectory, split)),
             _found(overfit(trajectory)) if split is None else None,

@@ -20,6 +20,7 @@ from learndyn.diagnose.numbers import number, percent
 from learndyn.diagnose.paths import Paths, mean_path
 from learndyn.diagnose.squeeze import Evidence
 from learndyn.diagnose.state import StateReport
+from learndyn.record.train_log import TrainLog
 from learndyn.record.trajectory import Trajectory
 
 
@@ -138,6 +139,24 @@ def steps_too_large(trajectory: Trajectory, state: StateReport) -> Finding | Non
         return None
     says = "Loss and gradient norm do not jump."
     return Finding("steps_too_large", "fine", says, numbers, "training")
+
+
+def unread_log(trajectory: Trajectory) -> Finding | None:
+    """What of the training log was not looked at; None where all of it was, and for
+    runs that no trainer logged."""
+    info, path = trajectory.run.info, trajectory.run.path / "train.jsonl"
+    if clock(trajectory) != "update" or info.get("method") == "explain":
+        return None
+    log = TrainLog.read(path)
+    unlooked = "so jumps of loss and gradient norm were not looked for"
+    if log.unread:
+        lines = f"{log.unread} line{'s' if log.unread > 1 else ''} of train.jsonl"
+        says = f"{lines} cannot be read, {unlooked}{' there' if log.rows else ''}."
+        return Finding("train_log", "watch", says, {"unread": log.unread}, "data")
+    if log.rows:
+        return None
+    lacks = "holds nothing that can be read" if path.exists() else "is absent"
+    return Finding("train_log", "fine", f"train.jsonl {lacks}, {unlooked}.", {}, "data")
 
 
 def _of_the_log(jumps: dict[str, int], lost: int) -> str:

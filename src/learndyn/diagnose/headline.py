@@ -37,6 +37,7 @@ def moves(share: Interval | None) -> bool:
 
 
 _FAULTS = {
+    "above_zero": "Nothing here can be believed: log-probabilities are above zero.",
     "not_training": "Nothing trains: no watched answer moved.",
     "reference": "Policy and reference differ before the first update, so the margin "
     "does not start at zero.",

@@ -185,6 +185,11 @@ def _reason(paths: Paths, index: Index) -> str | None:
     if len(paths.steps) < 2:
         return "one observation: nothing to compare it with."
     if not np.isfinite(index.sx.mean[-1]):
+        if any(np.isfinite(path[-1]).any() for path in paths.logp.values()):
+            return (
+                "no change relative to the first observation is finite: its "
+                "log-probabilities are zero or not finite."
+            )
         return "no finite value in the last observations: the model had diverged."
     return None
 

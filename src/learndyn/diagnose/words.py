@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from learndyn.diagnose.cautions import diverged
+from learndyn.diagnose.cautions import diverged, no_start
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.finding import Finding, clock
 from learndyn.diagnose.headline import THRESHOLD, headline, moves
@@ -56,7 +56,7 @@ def nothing_to_judge(
             "be shown yet."
         )
         return Finding("one_observation", "watch", says, at="data")
-    found = diverged(trajectory)
+    found = no_start(trajectory) or diverged(trajectory)
     if found is not None or trajectory.covered[-1].all() or split is None:
         return found
     covered = trajectory.covered[:, trajectory.split_of == split]

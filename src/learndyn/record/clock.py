@@ -11,6 +11,23 @@ def step_unit(info: Mapping[str, Any]) -> str:
     return str(info.get("step_unit") or "update")
 
 
+def began_before(
+    info: Mapping[str, Any], first: int, log: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Whether a run was trained before `first`, the step of its earliest observation.
+
+    Every run is observed before its first update. That is update 0, or a later one
+    where a trainer resumed a checkpoint into a new run; then the log has no loss up to
+    there. Imported runs begin at evaluation 0.
+    """
+    if first <= 0:
+        return False
+    if step_unit(info) == "evaluation":
+        return True
+    losses = (row.get("step", 0) for row in log if "loss" in row)
+    return any(_is_count(step) and step <= first for step in losses)
+
+
 def missing_steps(info: Mapping[str, Any], steps: Sequence[int]) -> tuple[int, ...]:
     """Where the schedule in run.json has an observation and `steps` has none.
 

@@ -1,6 +1,5 @@
 """One run, read: every probe's numbers at every observed step, with named axes."""
 
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +14,9 @@ from learndyn.probes.kinds import in_paper_order
 from learndyn.probes.panel import Panel
 from learndyn.record.clock import missing_steps, step_unit
 from learndyn.record.observation import PROBE_COLUMNS, Observation
+from learndyn.record.reading import check_lengths, read_observations
 from learndyn.record.run_directory import RunDirectory
-from learndyn.record.sums import Sums, read_tokens
+from learndyn.record.sums import read_tokens
 
 
 if TYPE_CHECKING:
@@ -54,24 +54,23 @@ class Trajectory:
     def load(cls, path: str | Path) -> "Trajectory":
         """Read a run directory, finished or not.
 
-        An observation whose file is corrupt is left out, with a warning, and named in
+        An observation whose file is corrupt, or is of other probes than all of them or
+        those of the run's panel, is left out, with a warning, and named in
         `unreadable`; without the first one there would be nothing to compare with. One
         that should be there and is not is in `missing`.
 
         Raises:
             BadInput: if `path` is no run directory, is of another schema version, has
-                no observation yet, its first one cannot be read, or an observation has
-                other probes: neither all of them nor those of the run's panel.
+                no observation yet, or its first one is missing, cannot be read or is
+                not of all probes.
         """
         run = RunDirectory.open(path)
         steps = run.steps  # once: a run that is still going adds to them
         if not steps:
             raise BadInput(f"{path} has no observation yet: nothing to read.")
         probes = run.read_probes()
-        read, unreadable = _read(run, steps)
         panel = panel_rows(run, probes)
-        for one in read:
-            _check_rows(one, probes, panel, str(path))
+        read, unreadable = read_observations(run, steps, probes, panel)
         scored = np.zeros((len(read), len(probes)), dtype=bool)
         columns = {name: np.full(scored.shape, np.nan) for name in PROBE_COLUMNS}
         for index, one in enumerate(read):
@@ -86,7 +85,7 @@ class Trajectory:
                 "nothing that the others could be compared with. Its file was removed; "
                 "restore it, or train again."
             )
-        _check_lengths(first, probes, str(path))
+        check_lengths(first, probes, str(path))
         seen = np.array([one.step for one in read])
         label = next((o.approximate for o in read if o.approximate is not None), None)
         return cls(
@@ -241,68 +240,3 @@ def panel_rows(run: RunDirectory, probes: pa.Table) -> Int[np.ndarray, " row"] |
         )
     wanted = set(panel.prompts)
     return np.array([i for i, prompt in enumerate(prompt_of) if prompt in wanted])
-
-
-def _read(run: RunDirectory, steps: list[int]) -> tuple[list[Sums], tuple[str, ...]]:
-    """All observations that can be read, and what to say of the others.
-
-    Raises:
-        BadInput: if the first one cannot be read.
-    """
-    read, unreadable = [], []
-    for step in steps:
-        try:
-            read.append(run.read_sums(step))
-        except BadInput as error:
-            if not read:
-                raise BadInput(
-                    f"{error}\nIt is the first observation of {run.path}, which all "
-                    "others are compared with. Restore the file, or train again."
-                ) from error
-            at = f"{step_unit(run.info)} {step}"
-            unreadable.append(f"The observation at {at} is left out: {error}")
-    if unreadable:
-        more = f" And {len(unreadable) - 1} more." if unreadable[1:] else ""
-        warnings.warn(unreadable[0] + more, stacklevel=3)
-    return read, tuple(unreadable)
-
-
-def _check_lengths(first: Sums, probes: pa.Table, path: str) -> None:
-    """The probe table is of this run only if its answers have as many tokens.
-
-    Imported runs do not know the number: it is 0.
-    """
-    if "n_tokens" not in probes.column_names:
-        return
-    wanted = probes["n_tokens"].to_numpy()
-    differ = (wanted != first.n_tokens) & (wanted > 0) & (first.n_tokens > 0)
-    if differ.any():
-        row = int(np.argmax(differ))
-        raise BadInput(
-            f"probes.parquet of {path} is of another run: {differ.sum()} of "
-            f"{len(probes)} answers have another number of tokens than was scored at "
-            f"update {first.step} (row {row}: {wanted[row]} and "
-            f"{first.n_tokens[row]}). Restore this run's own file."
-        )
-
-
-def _check_rows(
-    observation: Sums,
-    probes: pa.Table,
-    panel: Int[np.ndarray, " row"] | None,
-    path: str,
-) -> None:
-    """An observation is of all probes or of the panel's, never of others."""
-    ids, known = observation.ids, len(probes)
-    if np.array_equal(ids, np.arange(known)):
-        return
-    if panel is not None and np.array_equal(ids, panel):
-        return
-    foreign = np.setdiff1d(ids, np.arange(known))
-    lacks = f" and lacks {len(foreign)} of those" if len(foreign) else ""
-    panels = "is no panel" if panel is None else f"is a panel of {len(panel)} probes"
-    raise BadInput(
-        f"observation {observation.step} of {path} has {len(ids)} probes, "
-        f"probes.parquet has {known}{lacks}; in run.json there {panels}. An "
-        "observation is of all probes or of the panel's, the same ones throughout."
-    )
