@@ -109,11 +109,7 @@ def import_folder(
         BadInput: if the folder holds no result that can be read, `probes` is not what
             was watched, or something is at `out` and `overwrite` is false.
     """
-    folder, out = Path(folder), Path(out)
-    if out.name in ("", ".."):  # of "." and ".."; the runs are named after it
-        out = out.resolve()
-    if not out.name:
-        raise BadInput(f"{out} can be no run directory. Choose another --out.")
+    folder, out = Path(folder), _named(Path(out))
     if not folder.is_dir():
         raise BadInput(
             f"{folder} is no folder. Give the folder of one experiment, which holds "
@@ -154,6 +150,15 @@ def import_folder(
             made.update_info(finished=True)
         runs.append(told)
     return Imported(str(folder), runs, left_out)
+
+
+def _named(out: Path) -> Path:
+    """`out` with a name: "." and ".." have none, and the runs are named after it."""
+    if out.name in ("", ".."):
+        out = out.resolve()
+    if not out.name:
+        raise BadInput(f"{out} can be no run directory. Choose another --out.")
+    return out
 
 
 def _info(
