@@ -118,7 +118,8 @@ def test_ghost_does_not_depend_on_how_much_is_held(family):
     model, probes = shared_model(family), watched()
     whole = entk(model, probes, method="ghost").kernel
     blocks = entk(model, probes, method="ghost", memory=0).kernel
-    assert relative(blocks, whole) < 1e-8
+    # float32 gradients, computed in other batches: their last bits are the machine's
+    assert relative(blocks, whole) < 1e-6
 
 
 def test_a_ghost_without_the_cross_terms_of_tied_embeddings_is_refused(monkeypatch):
