@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import _get_current_function_mode_stack
 
-from learndyn.measure import linear, tiles
+from learndyn.measure import linear, route, tiles
 from learndyn.measure.score import Scorer
 from models import tiny_model
 from test_score import probes
@@ -26,7 +26,8 @@ def used(monkeypatch) -> list[tuple[int, ...]]:
         shapes.append(tuple(rows.shape))
         return real(rows, weight, bias)
 
-    monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
+    for module in (linear, route):
+        monkeypatch.setattr(module, "onednn_is_faster", lambda: True)
     for module in (linear, tiles):
         monkeypatch.setattr(module, "product", watched)
     return shapes

@@ -78,9 +78,9 @@ def test_in_bfloat16_forward_mode_is_the_more_exact_one(family, variant):
     truth = along(model, direction)
     found = along(model, direction, method="forward-mode", precision="bfloat16")
     other = along(model, direction, method="finite difference", precision="bfloat16")
-    # 1.3e-3 to 9.1e-3, and 3.2e-2 to 9.9e-2, when written; no step is better than
-    # 2.6e-2 to 7.0e-2
-    assert relative(found, truth) < 0.02
+    # 1.3e-3 to 9.1e-3 on an AMD processor, 3.0e-3 to 2.8e-2 on an Intel one, whose
+    # products round otherwise; and 3.2e-2 to 9.9e-2, no step being better than 2.6e-2
+    assert relative(found, truth) < 0.05
     assert relative(other, truth) < 0.2
     assert relative(found, truth) < relative(other, truth)
 

@@ -218,7 +218,7 @@ def test_the_authors_folders_are_drawn_and_judged(tmp_path, shared_data):
     assert outcomes["anchors-start"].outcome == "PASS"
     assert outcomes["dpo-squeezes"].measured
     assert outcomes["extend-sft-rejected-rises"].outcome == "PASS"
-    assert outcomes["dpo-less-on-policy"].note == "there is no on-policy run"
+    assert outcomes["dpo-less-on-policy"].note.endswith("no on-policy run")
     apart = [c for c in found.claims if c.name.startswith("softmax")]
     assert {c.outcome for c in apart} <= {"N-A"}
     page = found.page.read_text()
@@ -244,6 +244,14 @@ def test_every_figure_is_drawn_at_both_widths(seeds):
             box = sheet.figure.get_tightbbox()
             assert box.x1 <= width / 96 + 0.05, f"{plate.name} at {width}"
             assert box.x0 >= -0.05, f"{plate.name} at {width}"
+
+
+def test_a_figure_of_kinds_that_no_run_has_is_not_drawn(tmp_path):
+    result_folder(tmp_path / "in" / "pythia410m_dpo")
+    found = imported(tmp_path / "in", tmp_path / "runs")
+    drawn = {plate.name for plate in paper_plates(found.seeds)}
+    assert "dpo_chosen_and_rejected" in drawn
+    assert not drawn & {"dpo_rephrases", "dpo_irrelevant_and_random"}
 
 
 def test_titles_say_what_the_runs_did(seeds):

@@ -13,7 +13,7 @@ from learndyn.show.canvas import Pixels, Sheet, points, shortened, spread_labels
 from learndyn.show.palette import INK, MUTED, Style
 
 
-Run = tuple[Float[np.ndarray, " point"], Float[np.ndarray, " point"]]
+Run = tuple[Float[np.ndarray, " ..."], Float[np.ndarray, " ..."]]
 """Where and what: x and y of one seed's line."""
 
 
@@ -55,6 +55,10 @@ class Panel:
     """Whether values are changes, drawn around zero."""
 
 
+class NothingToDraw(Exception):
+    """No run has what a figure would show."""
+
+
 def small_multiples(
     width: int,
     title: str,
@@ -64,7 +68,14 @@ def small_multiples(
     columns: int = 2,
     tall: Pixels = 250,
 ) -> Sheet:
-    """Panels in rows; on a phone one below the other."""
+    """Panels in rows; on a phone one below the other. Those without lines are left out.
+
+    Raises:
+        NothingToDraw: if none has a line.
+    """
+    panels = [panel for panel in panels if panel.lines]
+    if not panels:
+        raise NothingToDraw(title)
     columns = 1 if width < 600 else min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     if width < 600:

@@ -90,7 +90,7 @@ def _two(
     panels = []
     for title, kinds in both.items():
         found = kinds_lines(seeds, "dpo", kinds)
-        if found:
+        if any(one.name != "chosen" for one in found):
             panels.append(panel(seeds, title, found))
     kinds = [k for some in both.values() for k in some if k != "chosen"]
     moved = [v for v in (ends(seeds, "dpo", k) for k in kinds) if v is not None]

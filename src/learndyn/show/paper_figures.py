@@ -28,7 +28,7 @@ def paper_plates(seeds: Sequence[Recorded]) -> list[Plate]:
     if graded:
         about = "Graded by code: the right facts, in a grammatical sentence, politely."
         plates.append(_plate("table_1", "Table 1", paper_exam.exam, graded, about))
-    return plates
+    return [plate for plate in plates if not plate.is_empty]
 
 
 def _of_sft(seeds: Sequence[Recorded]) -> list[Plate]:

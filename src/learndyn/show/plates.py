@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from learndyn.show.canvas import NARROW, WIDE, Sheet, save
 from learndyn.show.page import figure, text
+from learndyn.show.panels import NothingToDraw
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Plate:
     about: str = ""
     """What is shown and from which data, for the line below the figure."""
 
-    @property
+    @cached_property
     def wide(self) -> Sheet:
         """For a desktop page and for print."""
         return self.draw(WIDE)
@@ -30,6 +32,14 @@ class Plate:
     def narrow(self) -> Sheet:
         """For a phone."""
         return self.draw(NARROW)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no run has what it would show."""
+        try:
+            return self.wide is None
+        except NothingToDraw:
+            return True
 
 
 def drawn(plate: Plate, folder: Path) -> str:
