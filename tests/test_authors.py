@@ -623,6 +623,10 @@ def test_nothing_is_written_over_another_run(tmp_path):
     assert not (tmp_path / "run").exists()
     again = import_folder(folder, tmp_path / "other", overwrite=True)
     assert [run.lines for run in again.runs] == [[*range(4, 12)], [0, 1, 2, 3]]
+    alone = folder_of(tmp_path / "y", lines)
+    over = import_folder(alone, tmp_path / "other", overwrite=True)
+    assert len(over.runs) == 1
+    assert over.left_out == ["other-2 was there before: not of this import."]
 
 
 def test_no_run_is_replaced_where_another_cannot_be(tmp_path):

@@ -146,8 +146,12 @@ def test_a_difference_whose_interval_holds_zero_is_not_distinguishable(tmp_path)
 
 
 def test_sft_and_dpo_are_compared_at_equal_updates_only(tmp_path):
-    a, b = load(tmp_path / "a", info={"method": "sft"}), load(tmp_path / "b")
-    assert len(compare_in_words(a, b)) == 1
+    sft, dpo = load(tmp_path / "sft", info={"method": "sft"}), load(tmp_path / "dpo")
+    for runs in ((sft, dpo), (dpo, sft)):
+        at_updates, unlike = compare_in_words(*runs)
+        assert "equal updates" in at_updates
+        assert "sft is supervised finetuning and dpo trains on preferences" in unlike
+    assert not any("unlike" in one for one in compare_in_words(dpo, dpo))
 
 
 @pytest.mark.parametrize(

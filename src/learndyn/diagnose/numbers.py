@@ -15,6 +15,11 @@ def nats(value: float, digits: int = 1) -> str:
     return text if not float(text) else ("+" if value > 0 else "−") + text
 
 
+def figures(value: float, count: int = 3) -> str:
+    """A number to so many figures, with a true minus."""
+    return f"{value:.{count}g}".replace("-", "\N{MINUS SIGN}")
+
+
 def bracket(interval: Interval, digits: int = 1) -> str:
     """The limits of an interval, in brackets."""
     if not math.isfinite(interval.low):

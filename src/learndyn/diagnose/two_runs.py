@@ -42,6 +42,12 @@ def compare_in_words(
     one, other = names(a, b)
     unit = clock(a)
     said = [_at_updates(found["updates"], one, other, unit), *_prompts(found, unit)]
+    if is_sft(a.run.info) != is_sft(b.run.info):
+        alone, pair = (one, other) if is_sft(a.run.info) else (other, one)
+        said.append(
+            f"{alone} is supervised finetuning and {pair} trains on preferences: their "
+            "updates are unlike, and there is no margin or gap at which to match them."
+        )
     said += [
         f"{name} was scored approximately, {rounded_by(run.approximate)}: a small "
         "difference may be its rounding."

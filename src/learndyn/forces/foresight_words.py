@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from learndyn.diagnose.numbers import nats
+from learndyn.diagnose.numbers import figures, nats
 
 
 if TYPE_CHECKING:
@@ -47,8 +47,9 @@ def said(found: "Foresight") -> list[str]:
         )
     lines.append(
         "LN-CHES, how alike both answers are to the model, goes from "
-        f"{score.min():.3g} to {score.max():.3g}, around {median(score):.3g}. It has "
-        "no calibrated zero: it ranks pairs of one model."
+        f"{figures(score.min())} to {figures(score.max())}, around "
+        f"{figures(median(score))}. It has no calibrated zero: it ranks pairs of one "
+        "model."
     )
     if found.left_out:
         lines.append(f"{found.left_out} rows lack chosen or rejected: left out.")
@@ -58,7 +59,8 @@ def said(found: "Foresight") -> list[str]:
             "were cut: a cut answer has no EOS."
         )
     if len(found) < FEW_PAIRS:
-        lines.append(f"Only {len(found)} pairs: a rank among so few says little.")
+        pairs = "1 pair" if len(found) == 1 else f"{len(found)} pairs"
+        lines.append(f"Only {pairs}: a rank among so few says little.")
     return lines
 
 
@@ -74,9 +76,10 @@ def ranked(found: "Foresight") -> list[str]:
     for i in first:
         at = {name: float(values[i]) for name, values in found.columns.items()}
         lines.append(
-            f"{found.row_ids[i]:{wide}} {at['ln_ches']:10.4g} {at['ches']:12.5g} "
-            f"{at['off_target']:10.0%} {at['winners']:8g} "
-            f"{at['rejected_logp'] / at['rejected_tokens']:10.2f}"
+            f"{found.row_ids[i]:{wide}} {figures(at['ln_ches'], 4):>10} "
+            f"{figures(at['ches'], 5):>12} {at['off_target']:10.0%} "
+            f"{at['winners']:8g} "
+            f"{nats(at['rejected_logp'] / at['rejected_tokens'], 2):>10}"
         )
     return [
         *lines,

@@ -149,7 +149,13 @@ def import_folder(
         if run.array is not None:  # the authors write it at the end
             made.update_info(finished=True)
         runs.append(told)
-    return Imported(str(folder), runs, left_out)
+    return Imported(str(folder), runs, [*left_out, *_older(out, len(found))])
+
+
+def _older(out: Path, made: int) -> list[str]:
+    """What a former import of more runs left beside this one's."""
+    path = out.with_name(f"{out.name}-{made + 1}")
+    return [f"{path.name} was there before: not of this import."] * path.exists()
 
 
 def _named(out: Path) -> Path:

@@ -23,17 +23,12 @@ from learndyn.show.panels import plain
 from learndyn.show.plates import Plate
 
 
-WORDS: dict[Outcome, str] = {
-    "PASS": "reproduced",
-    "FAIL": "failed",
-    "N-A": "not applicable",
-}
 COLOURS: dict[Outcome, str] = {
     "PASS": TEXT["irrelevant"],
     "FAIL": TEXT["rejected"],
     "N-A": MUTED,
 }
-"""Green, brown and grey; the word says the same."""
+"""Green, brown and grey; the word in it says the same."""
 
 
 def write_page(
@@ -73,7 +68,7 @@ def write_page(
 
 
 def _summary(claims: Sequence[Claim], plates: Sequence[Plate]) -> str:
-    counts = {o: sum(claim.outcome == o for claim in claims) for o in WORDS}
+    counts = {o: sum(claim.outcome == o for claim in claims) for o in COLOURS}
     return (
         f"<p class='lead'>{counts['PASS']} of {len(claims)} claims reproduced, "
         f"{counts['FAIL']} failed, {counts['N-A']} not applicable.</p>"
@@ -120,7 +115,7 @@ def chip(outcome: Outcome) -> Markup:
     return Markup(
         f"<span style='color:{COLOURS[outcome]};border:1px solid {COLOURS[outcome]};"
         f"border-radius:3px;padding:0 6px;font-size:13px;font-weight:600;"
-        f"white-space:nowrap'>{text(WORDS[outcome])}</span>"
+        f"white-space:nowrap'>{text(outcome)}</span>"
     )
 
 
