@@ -20,7 +20,7 @@ from learndyn.lab.paper_statements import (
     run_of,
     values,
 )
-from learndyn.lab.recorded import Recorded, change, difference
+from learndyn.lab.recorded import Recorded, change, difference, probed_split
 
 
 FIGURE = "Section 4.2, Figure 4"
@@ -113,7 +113,7 @@ def is_squeezed(one: Recorded) -> Measured:
     """The squeeze index of the last fifth of DPO; holds in the state SQUEEZE."""
     run = run_of(one, "dpo")
     along_chosen(run)
-    known = "train" if "train" in set(run.split_of.tolist()) else None
+    known = probed_split(run)
     found = state_of(run, split=known)
     if not math.isfinite(found.sx.mean):
         raise Absent(found.reason or "the dpo run cannot be judged")
@@ -126,7 +126,7 @@ def rest_falls(one: Recorded) -> Measured:
     if "chosen" not in run.kinds:
         raise Absent("the dpo run has no chosen probes")
     along_chosen(run)
-    known = "train" if "train" in set(run.split_of.tolist()) else None
+    known = probed_split(run)
     path = run.values("rest_logp", "chosen", known)
     if not np.isfinite(path[[0, -1]]).any():
         raise Absent("the dpo run has no log-probability of the rest")

@@ -24,7 +24,7 @@ from learndyn.lab.paper_statements import (
     run_of,
     values,
 )
-from learndyn.lab.recorded import Recorded, difference
+from learndyn.lab.recorded import Recorded, difference, probed_split
 
 
 FIGURE = "Section 4.3, Figure 5"
@@ -54,7 +54,7 @@ def squeezes_less(one: Recorded) -> Measured:
     for role in ("extend-dpo", "dpo"):
         run = run_of(one, role)
         along_chosen(run)
-        known = "train" if "train" in set(run.split_of.tolist()) else None
+        known = probed_split(run)
         found.append(state_of(run, split=known).sx)
     extended, plain = found
     if not (math.isfinite(extended.mean) and math.isfinite(plain.mean)):

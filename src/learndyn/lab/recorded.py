@@ -78,6 +78,11 @@ def grades_path(folder: Path, stage: str) -> Path:
     return folder / f"right-{stage}.json"
 
 
+def probed_split(run: Trajectory) -> str | None:
+    """The split that the paper's figures are of; None, all probes, where it lacks."""
+    return "train" if "train" in set(run.split_of.tolist()) else None
+
+
 def path_of(
     run: Trajectory, kind: str, split: str = "train"
 ) -> Float[np.ndarray, "step prompt"]:

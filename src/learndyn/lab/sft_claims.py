@@ -18,7 +18,7 @@ from learndyn.lab.paper_statements import (
     run_of,
     values,
 )
-from learndyn.lab.recorded import LEARNT, Recorded, change, difference
+from learndyn.lab.recorded import LEARNT, Recorded, change, difference, probed_split
 
 
 FIGURE = "Section 4.1, Figure 3"
@@ -105,7 +105,7 @@ def _learn_chosen(one: Recorded):
     run = run_of(one, "learn-chosen")
     if len(run.kinds) < 2:
         raise Absent("the run probes one kind alone")
-    return run, one.vocabulary, "train" if "train" in run.split_of else None
+    return run, one.vocabulary, probed_split(run)
 
 
 SFT_STATEMENTS = (

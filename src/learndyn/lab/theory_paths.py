@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from learndyn.diagnose.intervals import paired_bootstrap
 from learndyn.errors import BadInput
+from learndyn.lab.recorded import probed_split
 from learndyn.lab.theory_result import Numbers, Peak, Walk
 from learndyn.record.trajectory import Trajectory
 
@@ -64,7 +65,7 @@ def scored(
     Raises:
         BadInput: if there is no such prompt, or of this kind.
     """
-    split = "train" if "train" in run.split_of else None
+    split = probed_split(run)
     rows = run.rows(kind, split)
     kept = rows[run.covered[:, rows].all(axis=0)]
     if not len(kept):

@@ -6,7 +6,7 @@ import numpy as np
 
 from learndyn.diagnose.paths import GREEDY, mean_path
 from learndyn.diagnose.state import state_of
-from learndyn.lab.recorded import Recorded
+from learndyn.lab.recorded import Recorded, probed_split
 from learndyn.show.canvas import Sheet
 from learndyn.show.palette import LINE, TEXT, Style
 from learndyn.show.panels import Line, small_multiples
@@ -123,7 +123,7 @@ def _rest(seeds: Sequence[Recorded]) -> Line | None:
         run = one.runs.get("dpo")
         if run is None or "chosen" not in run.kinds:
             continue
-        split = "train" if "train" in set(run.split_of.tolist()) else None
+        split = probed_split(run)
         path = run.values("rest_logp", "chosen", split)
         means = mean_path(path - path[0])
         if np.isfinite(means).all():
@@ -174,7 +174,7 @@ def squeeze_index(seeds: Sequence[Recorded], width: int) -> Sheet:
             run = one.runs.get(role)
             if run is None or len(run.steps) < 2:
                 continue
-            split = "train" if "train" in set(run.split_of.tolist()) else None
+            split = probed_split(run)
             report = state_of(run, split=split)
             if np.isfinite(report.index.mean).all() and len(report.steps):
                 runs.append((report.steps, 100 * report.index.mean))

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from matplotlib.colors import LinearSegmentedColormap
 
 from learndyn.diagnose.proxies import notebook_sign_delta
-from learndyn.lab.recorded import Recorded, change, learnt_by, path_of
+from learndyn.lab.recorded import Recorded, change, learnt_by, path_of, probed_split
 from learndyn.probes.kinds import PAPER_KINDS
 from learndyn.show.canvas import Pixels, Sheet
 from learndyn.show.palette import DOWN, INK, PAPER, UP, contrast
@@ -55,7 +55,7 @@ def _moved(one: Recorded, role: str, kind: str, proxy: bool) -> float:
     run = one.runs[role]
     if not proxy or one.vocabulary is None:
         return change(path_of(run, kind)).mean
-    split = "train" if "train" in set(run.split_of.tolist()) else None
+    split = probed_split(run)
     return float(notebook_sign_delta(run, kind, one.vocabulary, split=split).sum())
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from learndyn.diagnose.proxies import notebook_lbk, notebook_sign_delta
-from learndyn.lab.recorded import Recorded
+from learndyn.lab.recorded import Recorded, probed_split
 from learndyn.show.canvas import Pixels, Sheet, points
 from learndyn.show.palette import INK, MUTED, style_of
 from learndyn.show.panels import plain, signed
@@ -85,7 +85,7 @@ def _values(
     one: Recorded, role: str, kind: str, proxy: Proxy
 ) -> Float[np.ndarray, " change"]:
     run = one.runs[role]
-    split = "train" if "train" in set(run.split_of.tolist()) else None
+    split = probed_split(run)
     assert one.vocabulary is not None
     return proxy(run, kind, one.vocabulary, split=split)
 
