@@ -11,6 +11,7 @@ caps them) is learnt from one short forward and checked on it.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 
 import torch
@@ -78,13 +79,8 @@ def output_embedding(model: nn.Module) -> nn.Module:
 def tapped(module: nn.Module) -> Iterator[list[Tensor]]:
     """Within the block, `module` records its input and returns one column of it."""
     seen: list[Tensor] = []
-
-    def record(hidden: Tensor) -> Tensor:
-        seen.append(hidden)
-        return hidden[..., :1]
-
     own = module.__dict__.get("forward")
-    module.forward = record
+    module.forward = partial(_record, seen)
     try:
         yield seen
     finally:
@@ -92,6 +88,11 @@ def tapped(module: nn.Module) -> Iterator[list[Tensor]]:
             del module.forward
         else:
             module.forward = own
+
+
+def _record(seen: list[Tensor], hidden: Tensor) -> Tensor:
+    seen.append(hidden)
+    return hidden[..., :1]
 
 
 def learn_head(model: nn.Module, ids: Int[Tensor, "1 time"]) -> Head | None:

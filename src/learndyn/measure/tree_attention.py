@@ -136,15 +136,24 @@ def _mask(
     if not before and window is None:
         return None
 
-    def make() -> Tensor:
-        device = layout.pack.ids.device
-        columns = torch.arange(before + own, device=device)
-        back = columns[before:, None] - columns
-        hidden = back < 0 if window is None else (back < 0) | (back >= window)
-        zeros = torch.zeros(own, before + own, dtype=dtype, device=device)
-        return zeros.masked_fill_(hidden, -torch.inf)
+    of = (before, own, window, dtype)
+    return layout.shared(of, lambda: _hiding(*of, layout.pack.ids.device))
 
-    return layout.shared((before, own, window, dtype), make)
+
+def _hiding(
+    before: int,
+    own: int,
+    window: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Minus infinity where one of `own` tokens must not look, at what came `before` or
+    at another of them."""
+    columns = torch.arange(before + own, device=device)
+    back = columns[before:, None] - columns
+    hidden = back < 0 if window is None else (back < 0) | (back >= window)
+    zeros = torch.zeros(own, before + own, dtype=dtype, device=device)
+    return zeros.masked_fill_(hidden, -torch.inf)
 
 
 def _written_out(
