@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -61,13 +62,20 @@ def parents(tree: ast.AST) -> dict[ast.AST, ast.AST]:
     }
 
 
-def imports(file: Path, *, anywhere: bool) -> Iterator[tuple[int, str]]:
+@cache
+def parsed(file: Path) -> ast.Module:
+    """The file's syntax tree."""
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(file: Path, *, anywhere: bool) -> list[tuple[int, str]]:
     """Line and module of every import that runs.
 
     Imports for type checkers never run. Those inside functions run when the function
     does, and count only `anywhere`.
     """
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree, found = parsed(file), []
     above = parents(tree)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Import | ast.ImportFrom):
@@ -84,9 +92,10 @@ def imports(file: Path, *, anywhere: bool) -> Iterator[tuple[int, str]]:
             continue
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name_of(file)}:{node.lineno}: relative import"
-            yield from ((node.lineno, f"{node.module}.{a.name}") for a in node.names)
+            found += [(node.lineno, f"{node.module}.{a.name}") for a in node.names]
         else:
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            found += [(node.lineno, alias.name) for alias in node.names]
+    return found
 
 
 def room_named(module: str) -> str | None:
@@ -195,7 +204,7 @@ def test_no_module_is_a_drawer_for_everything():
 def test_nothing_from_outside_is_executed(file):
     modules = {module.split(".")[0] for _, module in imports(file, anywhere=True)}
     assert not modules & {"pickle", "dill", "joblib", "shelve", "marshal"}
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(file)):
         if not isinstance(node, ast.Call):
             continue
         where = f"{name_of(file)}:{node.lineno}"
@@ -215,7 +224,7 @@ def test_nothing_from_outside_is_executed(file):
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_everything_public_says_what_it_is(file):
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree = parsed(file)
     if tree.body:
         assert ast.get_docstring(tree), f"{name_of(file)} has no docstring"
     silent = [
@@ -238,7 +247,7 @@ def test_files_and_functions_are_short(file):
     assert lines(file) <= LONG_FILES.get(name_of(file), 320)
     long = {
         f"{name_of(file)}:{node.lineno} {node.name}": node.end_lineno - node.lineno + 1
-        for node in definitions(ast.parse(file.read_text(encoding="utf-8")))
+        for node in definitions(parsed(file))
         if isinstance(node, ast.FunctionDef)
         and (node.end_lineno or 0) - node.lineno >= 60
     }

@@ -569,7 +569,7 @@ def stretches(name, role, **options):
     return negative_gradient(loss_named(name, **options)).lowered[role].stretches
 
 
-@pytest.mark.parametrize("beta", [0.01, 0.1, 0.37, 2.0])
+@pytest.mark.parametrize("beta", [0.01, 0.37])
 def test_boundaries_are_where_the_papers_put_the_targets(beta):
     target = 0.5 / beta
     for name, other in [("ipo", target), ("ipo-mean", target), ("sppo", -target)]:

@@ -19,17 +19,19 @@ from learndyn.train.schedule import Schedule
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint in `folder`, or None.
+    """The newest complete checkpoint in `folder` with updates still to come, or None.
 
     The trainer writes `trainer_state.json` last, so a checkpoint cut by a crash has
-    none, or half of one.
+    none, or half of one. From one of the last update transformers (5.23) goes on for
+    one update more, if that is not the end of an epoch.
     """
     for path in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         try:
-            json.loads((path / "trainer_state.json").read_text())
+            state = json.loads((path / "trainer_state.json").read_text())
         except (OSError, ValueError):
             continue
-        return path
+        if state["global_step"] < state["max_steps"]:
+            return path
     return None
 
 
