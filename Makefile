@@ -29,9 +29,10 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## what scoring and forces cost: time, memory, error; PROBES= for a file
+bench: $(READY)  ## what scoring, forces and reading cost: time, memory, error; PROBES= for a file
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/probing.py $(if $(PROBES),--probes $(PROBES))
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/forces.py $(if $(PROBES),--probes $(PROBES))
+	$(BIN)/python benchmarks/reading.py
 
 reproduce: $(READY)  ## the paper's figures, each beside its claim; MODEL= DATA= PROBES= or AUTHORS=
 	$(BIN)/learndyn reproduce --out runs/reproduce \

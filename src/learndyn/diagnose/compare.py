@@ -17,7 +17,7 @@ both scored at all observations that the look-up needs. At "updates" these are t
 one and those at the point, so two finished runs are compared over all prompts.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -159,6 +159,14 @@ class _Points:
         """Index of an observation that the first draw stands on or beside."""
         return int(self.before[0] + (self.weight[0] > 0))
 
+    def used(self, steps: int) -> Int[np.ndarray, " used"]:
+        """Indices of the observations that some draw stands on, of so many."""
+        return np.unique(np.minimum([self.before, self.before + 1], steps - 1))
+
+    def among(self, used: Int[np.ndarray, " used"]) -> "_Points":
+        """The same on a path that has these observations alone."""
+        return replace(self, before=np.searchsorted(used, self.before))
+
 
 @dataclass(frozen=True, eq=False)
 class _Side:
@@ -199,11 +207,10 @@ class _Side:
         parts = {name: (v, np.ones_like(v)) for name, v in self.values.items()}
         if self.by == "gap":
             return parts
-        last = len(self.steps) - 1
-        used = np.unique(np.minimum([points.before, points.before + 1], last))
+        used = points.used(len(self.steps))
         found = off_target(self.trajectory, self.paths, used.tolist())
         if found is not None and np.nansum(found[1]) > 0:
-            change = np.full((last + 1, len(self.prompts)), np.nan)
+            change = np.full((len(self.steps), len(self.prompts)), np.nan)
             change[used] = found[0]
             tokens = np.broadcast_to(found[1], change.shape)
             parts["off_target"] = (change, tokens)
@@ -279,7 +286,9 @@ def _differences(
         for part, here, there in zip(parts, whole, drawn, strict=True):
             values, tokens = part[name]
             at.append(float(here.of(ratio_of_sums(values, tokens, everyone))[0]))
-            draws.append(there.of(ratio_of_sums(values, tokens, weights)))
+            used = there.used(len(values))  # elsewhere no draw looks
+            drawn_at = ratio_of_sums(values[used], tokens[used], weights)
+            draws.append(there.among(used).of(drawn_at))
             known = known & np.isfinite(
                 values[here.nearest] if name != "off_target" else tokens[0]
             )

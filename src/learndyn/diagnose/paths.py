@@ -14,6 +14,7 @@ that goes through time is over prompts that were scored at each of its steps.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -48,9 +49,19 @@ class Paths:
     def of(cls, trajectory: Trajectory, split: str | None = None) -> "Paths":
         """Bring a run's values onto one prompt axis.
 
+        Done once for a trajectory and a split, which many answers are made from: what
+        it returns is shared, so it is for reading.
+
         Raises:
             BadInput: if no probe is of this split.
         """
+        known = _KNOWN.setdefault(trajectory, {})
+        if split not in known:
+            known[split] = cls._read(trajectory, split)
+        return known[split]
+
+    @classmethod
+    def _read(cls, trajectory: Trajectory, split: str | None) -> "Paths":
         wanted = np.ones(len(trajectory.probes), dtype=bool)
         if split is not None:
             wanted = trajectory.split_of == split
@@ -162,6 +173,9 @@ def mean_path(values: Float[np.ndarray, "step prompt"]) -> Float[np.ndarray, " s
     return np.where(count == 0, np.nan, total / np.maximum(count, 1))
 
 
+_KNOWN: WeakKeyDictionary[Trajectory, dict[str | None, Paths]] = WeakKeyDictionary()
+
+
 def first_reach(path: Float[np.ndarray, " step"], value: float) -> Between | None:
     """Where `path` first reaches `value`, or None if it never does."""
     there = np.flatnonzero(path >= value)
@@ -196,32 +210,35 @@ def off_target(
     labels = trajectory.probes["response_ids"].combine_chunks().flatten().to_numpy()
     if len(labels) != len(favourite):
         return None
-    astray = favourite != labels
-    probes = len(trajectory.n_tokens)
-    probe_of = np.repeat(np.arange(probes), trajectory.n_tokens)
-    rows = np.flatnonzero(trajectory.kind_of == "chosen")
+    probe_of = np.repeat(np.arange(len(trajectory.n_tokens)), trajectory.n_tokens)
+    chosen = trajectory.kind_of == "chosen"
+    rows = np.flatnonzero(chosen)
+    astray = np.flatnonzero((favourite != labels) & chosen[probe_of])
+    owner = np.searchsorted(rows, probe_of[astray])
 
-    def spread(per_token: Float[np.ndarray, " token"]) -> Float[np.ndarray, " prompt"]:
-        kept = np.where(astray, per_token, 0.0)
-        sums = np.bincount(probe_of, kept, minlength=probes)[None, rows]
-        return _spread(sums, trajectory.prompt_of[rows], paths.prompts)[0]
+    def spread(per_row: Float[np.ndarray, " row"]) -> Float[np.ndarray, " prompt"]:
+        return _spread(per_row[None], trajectory.prompt_of[rows], paths.prompts)[0]
 
-    begin = trajectory.tokens("token_start_logp", start).astype(np.float64)
+    def at(step: int) -> Float[np.ndarray, " position"]:
+        values = trajectory.tokens("token_start_logp", step).astype(np.float64)
+        scored = trajectory.covered[np.searchsorted(trajectory.steps, step)]
+        if scored.all():
+            return values[astray]
+        there = scored[probe_of]
+        place = (np.cumsum(there) - 1)[astray]  # among the tokens that were scored
+        return np.where(there[astray], values[place], np.nan)
+
+    begin = at(start)
 
     def moved(step: int) -> Float[np.ndarray, " prompt"]:
-        scored = trajectory.covered[np.searchsorted(trajectory.steps, step)]
-        now = np.full(len(begin), np.nan)
-        now[scored[probe_of]] = trajectory.tokens("token_start_logp", step)
-        change = spread(now - begin)
-        known = _spread(
-            np.where(scored, 0.0, np.nan)[None, rows],
-            trajectory.prompt_of[rows],
-            paths.prompts,
-        )
-        return change + known[0]  # also where a response has no such position
+        scored = trajectory.covered[np.searchsorted(trajectory.steps, step), rows]
+        change = np.bincount(owner, at(step) - begin, minlength=len(rows))
+        # unknown also where a response that was not scored has no such position
+        return spread(np.where(scored, change, np.nan))
 
     changes = [moved(int(paths.steps[i])) for i in points]
-    return np.stack(changes), spread(np.ones(len(labels)))
+    counted = np.bincount(owner, minlength=len(rows)).astype(np.float64)
+    return np.stack(changes), spread(counted)
 
 
 def column_of(
