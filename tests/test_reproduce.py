@@ -234,8 +234,13 @@ def seeds(tmp_path_factory):
     return [Recorded(seed, runs, RIGHT, VOCABULARY) for seed in (0, 1)]
 
 
-def test_every_figure_is_drawn_at_both_widths(seeds):
-    plates = paper_plates(seeds)
+@pytest.fixture(scope="module")
+def plates(seeds):
+    """All figures of these seeds; each is drawn once at its full width."""
+    return paper_plates(seeds)
+
+
+def test_every_figure_is_drawn_at_both_widths(plates):
     assert len({plate.name for plate in plates}) == len(plates) >= 18
     for plate in plates:
         for sheet, width in ((plate.wide, WIDE), (plate.narrow, NARROW)):
@@ -254,8 +259,8 @@ def test_a_figure_of_kinds_that_no_run_has_is_not_drawn(tmp_path):
     assert not drawn & {"dpo_rephrases", "dpo_irrelevant_and_random"}
 
 
-def test_titles_say_what_the_runs_did(seeds):
-    titles = {plate.name: plate.wide.title for plate in paper_plates(seeds)}
+def test_titles_say_what_the_runs_did(plates):
+    titles = {plate.name: plate.wide.title for plate in plates}
     assert "In 7 of 7 SFT runs the trained kind gains most" in titles["heat_map"]
     assert re.match(r"DPO: 5 of 5 irrelevant", titles["dpo_irrelevant_and_random"])
     assert "40% of the answers are right, with extend 85%" in titles["table_1"]
@@ -280,8 +285,8 @@ def test_a_claim_stands_on_the_page_once_and_links_to_what_is_drawn(tmp_path):
     assert "href='#" not in page
 
 
-def test_against_extend_the_baseline_is_plain(seeds):
-    sheets = {plate.name: plate.wide for plate in paper_plates(seeds)}
+def test_against_extend_the_baseline_is_plain(plates):
+    sheets = {plate.name: plate.wide for plate in plates}
     for name, wanted, other in (
         ("extend_dpo", "plain", "off-policy"),
         ("dpo_on_policy", "off-policy", "plain"),

@@ -183,7 +183,7 @@ def test_a_run_killed_at_random_file_changes_resumes_to_the_same_numbers(killer)
     draw = random.Random(0)
     kill = lambda: {"stop_at": draw.randint(1, killer.changes)}  # noqa: E731
     assert killer.changes > 100
-    assert killer.run_until_killed("changes", 12, kill) >= 1
+    assert killer.run_until_killed("changes", 8, kill) >= 1
 
 
 def test_a_run_stays_until_the_one_that_overwrites_it_is_written(tmp_path, monkeypatch):
