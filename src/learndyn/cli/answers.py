@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from learndyn.cli.parts import print_json, quiet, subcommand
+from learndyn.cli.parts import answer, quiet, subcommand
 from learndyn.errors import BadInput
 
 
@@ -34,10 +34,7 @@ def diagnose(args: argparse.Namespace) -> None:
 
         baseline = None if args.baseline is None else Trajectory.load(args.baseline)
         found = of_run(Trajectory.load(args.run), baseline, split=args.split)
-    if args.json:
-        print_json(found.to_dict())
-    else:
-        print(found.to_text())
+    answer(args, found)
 
 
 def _foresee(args: argparse.Namespace) -> Any:
@@ -71,10 +68,7 @@ def compare(args: argparse.Namespace) -> None:
     from learndyn.show.compared import write_comparison
 
     found = write_comparison(args.runs, args.out, overwrite=args.overwrite)
-    if args.json:
-        print_json(found.to_dict())
-    else:
-        print(found.to_text())
+    answer(args, found)
 
 
 def import_authors(args: argparse.Namespace) -> None:
@@ -84,10 +78,7 @@ def import_authors(args: argparse.Namespace) -> None:
     found = import_folder(
         args.folder, args.out, probes=args.probes, overwrite=args.overwrite
     )
-    if args.json:
-        print_json(found.to_dict())
-    else:
-        print(found.to_text())
+    answer(args, found)
 
 
 def add(found: Any) -> None:

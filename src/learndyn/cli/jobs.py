@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from learndyn.cli.parts import print_json, quiet
+from learndyn.cli.parts import answer, print_json, quiet
 from learndyn.errors import BadInput
 
 
@@ -20,10 +20,7 @@ def demo(args: argparse.Namespace) -> None:
         out=args.out, seed=args.seed, model=args.model, data=args.data, empty=args.empty
     )
     result = run_demo(settings, overwrite=args.overwrite)
-    if args.json:
-        print_json(result.to_dict())
-    else:
-        print(result.to_text())
+    answer(args, result)
 
 
 def probes_build(args: argparse.Namespace) -> None:
@@ -79,10 +76,7 @@ def probes_check(args: argparse.Namespace) -> None:
         args.file, aliases=AUTHORS_KINDS, empty="keep", tokenizer=tokenizer
     )
     found = check(probes, tokenizer)
-    if args.json:
-        print_json(found.to_dict())
-    else:
-        print(found.to_text())
+    answer(args, found)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -143,10 +137,7 @@ def score(args: argparse.Namespace) -> None:
         exactness=args.exactness,
         **_precision(args.precision),
     )
-    if args.json:
-        print_json(result.to_dict())
-    else:
-        print(result.to_text())
+    answer(args, result)
 
 
 def explain(args: argparse.Namespace) -> None:
@@ -172,10 +163,7 @@ def explain(args: argparse.Namespace) -> None:
     found = explain_run(
         run, args.step, args.out, text=not args.no_text, overwrite=args.overwrite
     )
-    if args.json:
-        print_json(found.to_dict())
-    else:
-        print(found.to_text())
+    answer(args, found)
 
 
 def _hypothetical(args: argparse.Namespace) -> Any:

@@ -61,3 +61,11 @@ def print_json(value: Any) -> None:
 
     text = json.dumps(to_plain(value), ensure_ascii=False, indent=2, allow_nan=False)
     print(text)
+
+
+def answer(args: argparse.Namespace, found: Any) -> None:
+    """Print what a command found: for people, or with `--json` for programs."""
+    if args.json:
+        print_json(found.to_dict())
+    else:
+        print(found.to_text())

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from learndyn.cli.parts import print_json, quiet, subcommand
+from learndyn.cli.parts import answer, print_json, quiet, subcommand
 
 
 def softmax(args: argparse.Namespace) -> None:
@@ -22,10 +22,7 @@ def digits(args: argparse.Namespace) -> None:
     found = write_digits(
         args.out, images=args.images, seed=args.seed, overwrite=args.overwrite
     )
-    if args.json:
-        print_json(found.to_dict())
-    else:
-        print(found.to_text())
+    answer(args, found)
 
 
 def reproduce(args: argparse.Namespace) -> None:
@@ -44,10 +41,7 @@ def reproduce(args: argparse.Namespace) -> None:
         jobs=args.jobs,
     )
     found = reproduce_all(settings, overwrite=args.overwrite)
-    if args.json:
-        print_json(found.to_dict())
-    else:
-        print(found.to_text())
+    answer(args, found)
 
 
 def add(found: Any) -> None:

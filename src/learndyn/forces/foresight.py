@@ -25,7 +25,7 @@ from learndyn.measure.load import load_model, load_tokenizer
 from learndyn.measure.score import Scorer
 from learndyn.probes.data import Data, Row, read_data
 from learndyn.probes.tokenize import PairTokenizer
-from learndyn.record.atomic import write_whole
+from learndyn.record.atomic import refuse_taken_file, write_whole
 from learndyn.record.authors import AUTHORS_KINDS
 
 
@@ -158,7 +158,7 @@ def foresee(settings: Foreseen, *, overwrite: bool = False) -> Foresight:
         BadInput: if something cannot be read or does not fit, if no row has chosen and
             rejected, or `out` exists and `overwrite` is false.
     """
-    _check_out(settings.out, overwrite)
+    refuse_taken_file(settings.out, overwrite)
     trust = {"trust_remote_code": settings.trust_remote_code}
     tokenizer = load_tokenizer(settings.model, **trust)
     data = read_data(
@@ -274,13 +274,3 @@ def _preferences(data: Data, most: int) -> tuple[list[Row], int]:
             f"{', '.join(have)}. Name the columns so, or give preference data."
         )
     return rows, left_out
-
-
-def _check_out(out: Path | None, overwrite: bool) -> None:
-    """Find out that `out` is taken before a model is loaded."""
-    if out is None:
-        return
-    if out.is_dir():
-        raise BadInput(f"{out} is a folder. Name the Parquet file to write with --out.")
-    if out.exists() and not overwrite:
-        raise BadInput(f"{out} exists. Choose another --out, or --overwrite it.")

@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -98,13 +97,7 @@ def path_of(
     if split == "test" and split not in splits:
         raise KeyError(split)
     known = split if split in splits else None
-    return _paths(run, known).with_greedy()[kind]
-
-
-@lru_cache(maxsize=128)
-def _paths(run: Trajectory, split: str | None) -> Paths:
-    """Figures and claims ask for a run's kinds one by one."""
-    return Paths.of(run, split).common()
+    return Paths.of(run, known).common().with_greedy()[kind]
 
 
 def change(values: Float[np.ndarray, "step prompt"], at: int = -1) -> Interval:

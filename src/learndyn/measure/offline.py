@@ -20,7 +20,7 @@ from learndyn.measure.route import Route
 from learndyn.measure.score import Scorer, Settings
 from learndyn.probes.build import load_probes
 from learndyn.probes.tokenize import TokenizedProbes, tokenize, tokenizer_hash
-from learndyn.record.atomic import write_whole
+from learndyn.record.atomic import refuse_taken_file, write_whole
 from learndyn.record.authors import AUTHORS_KINDS
 from learndyn.record.observation import Observation
 from learndyn.record.run_directory import RunDirectory
@@ -124,7 +124,7 @@ def score_checkpoint(
     """
     _check_asked(probes, run, max_length)
     check_batch_size(settings.get("batch_size", 1))
-    _check_out(out, overwrite)
+    refuse_taken_file(out, overwrite)
     trust = {"trust_remote_code": trust_remote_code}
     directory = None if run is None else RunDirectory.open(run)
     watched, start_ids = "float32", None
@@ -210,15 +210,6 @@ def _check_asked(probes: str | None, run: Path | None, max_length: int | None) -
             f"--max-length {max_length} cannot be used with --run: the token ids are "
             "those that the run scored. Leave it out, or score the texts with --probes."
         )
-
-
-def _check_out(out: Path | None, overwrite: bool) -> None:
-    if out is None:
-        return
-    if out.is_dir():
-        raise BadInput(f"{out} is a folder. Name the Parquet file to write with --out.")
-    if out.exists() and not overwrite:
-        raise BadInput(f"{out} exists. Choose another --out, or --overwrite it.")
 
 
 def _check_tokenizer(model: str, run: Path, watched: str, trust: bool) -> None:

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from learndyn.errors import BadInput
+
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 """A full disk, and a used-up quota."""
@@ -35,6 +37,20 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         if error.errno in NO_SPACE:
             raise full(path, error) from error
         raise
+
+
+def refuse_taken_file(out: Path | None, overwrite: bool) -> None:
+    """Find out that a table cannot go to `out` before the work for it is done.
+
+    Raises:
+        BadInput: if a folder is there, or a file and `overwrite` is false.
+    """
+    if out is None:
+        return
+    if out.is_dir():
+        raise BadInput(f"{out} is a folder. Name the Parquet file to write with --out.")
+    if out.exists() and not overwrite:
+        raise BadInput(f"{out} exists. Choose another --out, or --overwrite it.")
 
 
 def full(path: Path, error: OSError) -> StorageFull:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from learndyn.diagnose.forces import Explanation, KindForces, explain
 from learndyn.diagnose.influence import AROUND, TopToken, on_one_line
-from learndyn.diagnose.numbers import Scale
+from learndyn.diagnose.numbers import Scale, figures
 from learndyn.errors import BadInput
 from learndyn.record.plain import to_plain
 from learndyn.record.run_directory import RunDirectory
@@ -175,7 +175,7 @@ def facts(found: Explanation) -> list[tuple[str, str]]:
         "missing from the parts": found.gap,
         **{f"share of {name}": share for name, share in found.shares.items()},
     }
-    rows = [(name, f"{value:.3g}".replace("-", "−")) for name, value in numbers.items()]
+    rows = [(name, figures(value)) for name, value in numbers.items()]
     rows.append(("probes", f"{fit.probes} of {found.prompts} prompts"))
     told = {"relative_error", "r2", "slope", "noise", "hypothetical", "notes"}
     return rows + [
@@ -187,7 +187,7 @@ def facts(found: Explanation) -> list[tuple[str, str]]:
 
 def _plain(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.3g}".replace("-", "−")
+        return figures(value)
     if isinstance(value, dict):
         return ", ".join(f"{k} {_plain(v)}".replace("_", " ") for k, v in value.items())
     return value if isinstance(value, str) else json.dumps(value)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence, Set
 from pathlib import Path
 
+from learndyn.diagnose.numbers import figures
 from learndyn.lab.claims import Claim, Measured, Outcome
 from learndyn.record.atomic import write_whole
 from learndyn.show.canvas import save
@@ -140,7 +141,7 @@ def _one(claim: Claim, one: Measured) -> str:
 
 def _number(value: float, digits: int | None) -> str:
     if digits is None:
-        return f"{value:.2g}".replace("-", "−")
+        return figures(value, 2)
     return plain(value, digits)
 
 

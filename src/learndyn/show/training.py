@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from learndyn.diagnose.numbers import figures
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.canvas import WIDE, Sheet, points, shortened
 from learndyn.show.palette import INK, MUTED
@@ -47,7 +48,7 @@ def training_figure(trajectory: Trajectory, *, width: int = WIDE) -> Sheet | Non
         x = (index % columns) * (cell + gutter)
         y = top + (index // columns) * (panel + 40)
         steps, values = series[key]
-        last, size = _short(values[-1]), 11.5 if sheet.narrow else 12.5
+        last, size = figures(values[-1]), 11.5 if sheet.narrow else 12.5
         room = int((cell - 8) / (0.6 * size)) - len(last)
         sheet.write(x, y, shortened(key, room), size=size, colour=INK)
         sheet.write(x + cell, y, last, size=size, colour=MUTED, align="right")
@@ -57,7 +58,7 @@ def training_figure(trajectory: Trajectory, *, width: int = WIDE) -> Sheet | Non
         axes.plot(steps, values, color=INK, linewidth=1.4)
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(3))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _short(v)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: figures(v)))
         axes.tick_params(labelsize=points(10.5))
     return sheet
 
@@ -90,8 +91,4 @@ def _training_finding(series: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
     if "loss" not in series:
         return "What the trainer logged"
     loss = series["loss"][1]
-    return f"The logged loss went from {_short(loss[0])} to {_short(loss[-1])}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")
+    return f"The logged loss went from {figures(loss[0])} to {figures(loss[-1])}"
