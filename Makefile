@@ -41,7 +41,7 @@ reproduce: $(READY)  ## the paper's figures, each beside its claim; MODEL= DATA=
 	  $(if $(IMAGES),--images $(IMAGES))
 
 evidence: $(READY)  ## the tables of docs/embedded-world.md, from nothing (about an hour)
-	$(BIN)/python -m learndyn.lab.evidence --out runs/evidence
+	$(BIN)/python -m learndyn.paper.world.evidence --out runs/evidence
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) with venv is needed: \

@@ -45,11 +45,14 @@ from probing import (
 )
 
 from learndyn.forces.batch import Batch
-from learndyn.forces.difference import central_difference
 from learndyn.forces.direction import parameters_of, scaled
-from learndyn.forces.predict import Predictor
-from learndyn.forces.split import group_changes, group_directions, influence
-from learndyn.measure.backbone import PaddedTier
+from learndyn.forces.predict import Predictor, central_difference
+from learndyn.forces.split import (
+    group_changes,
+    group_directions,
+    influence,
+)
+from learndyn.measure.tiers import PaddedTier
 from learndyn.probes.tokenize import TokenizedProbes
 
 

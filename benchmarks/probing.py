@@ -66,13 +66,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from learndyn.lab.chain import make_world
 from learndyn.measure.linear import onednn_is_faster, product
 from learndyn.measure.score import Scorer
 from learndyn.probes.build import load_probes
+from learndyn.probes.kinds import AUTHORS_KINDS
 from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes, tokenize
-from learndyn.record.authors import AUTHORS_KINDS
+from learndyn.world.stages import make_world
 
 
 VOCABULARY = 8000

@@ -42,7 +42,7 @@ def _foresee(args: argparse.Namespace) -> Any:
     if args.data is None:
         raise BadInput("--model needs --data, the preference pairs to look at.")
     quiet()
-    from learndyn.forces.foresight import Foreseen, foresee
+    from learndyn.forces.foresight.foresight import Foreseen, foresee
 
     given = {name: getattr(args, name) for name in _OF_FORESIGHT}
     settings = Foreseen(**{k: v for k, v in given.items() if v is not None})
@@ -65,7 +65,7 @@ _OF_FORESIGHT = (
 
 def compare(args: argparse.Namespace) -> None:
     """`learndyn compare`."""
-    from learndyn.show.compared import write_comparison
+    from learndyn.show.compare import write_comparison
 
     found = write_comparison(args.runs, args.out, overwrite=args.overwrite)
     answer(args, found)
@@ -73,7 +73,7 @@ def compare(args: argparse.Namespace) -> None:
 
 def import_authors(args: argparse.Namespace) -> None:
     """`learndyn import`."""
-    from learndyn.record.authors import import_folder
+    from learndyn.paper.authors.import_folder import import_folder
 
     found = import_folder(
         args.folder, args.out, probes=args.probes, overwrite=args.overwrite

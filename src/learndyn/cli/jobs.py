@@ -14,7 +14,7 @@ from learndyn.errors import BadInput
 def demo(args: argparse.Namespace) -> None:
     """`learndyn demo`."""
     quiet()
-    from learndyn.lab.demo import DemoSettings, demo as run_demo
+    from learndyn.world.demo import DemoSettings, demo as run_demo
 
     settings = DemoSettings(
         out=args.out, seed=args.seed, model=args.model, data=args.data, empty=args.empty
@@ -27,8 +27,8 @@ def probes_build(args: argparse.Namespace) -> None:
     """`learndyn probes build`."""
     from learndyn.probes.build import build_probes
     from learndyn.probes.data import read_data
-    from learndyn.record.atomic import write_whole
-    from learndyn.record.authors import AUTHORS_KINDS
+    from learndyn.probes.kinds import AUTHORS_KINDS
+    from learndyn.record.files import write_whole
 
     if args.out.exists() and not args.overwrite:
         raise BadInput(f"{args.out} exists. Choose another --out, or --overwrite it.")
@@ -69,7 +69,7 @@ def probes_check(args: argparse.Namespace) -> None:
     """`learndyn probes check`."""
     from learndyn.probes.build import load_probes
     from learndyn.probes.check import check
-    from learndyn.record.authors import AUTHORS_KINDS
+    from learndyn.probes.kinds import AUTHORS_KINDS
 
     tokenizer = _tokenizer(args.tokenizer)
     probes = load_probes(
@@ -82,7 +82,7 @@ def probes_check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """`learndyn run`."""
     quiet()
-    from learndyn.show.report import write_report
+    from learndyn.show.report.report import write_report
     from learndyn.train.launch import RunSettings, launch, method_and_fields
 
     own = {
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
 def score(args: argparse.Namespace) -> None:
     """`learndyn score`."""
     quiet()
-    from learndyn.measure.offline import score_checkpoint
+    from learndyn.measure.checkpoint import score_checkpoint
 
     result = score_checkpoint(
         args.model,
@@ -142,7 +142,7 @@ def score(args: argparse.Namespace) -> None:
 
 def explain(args: argparse.Namespace) -> None:
     """`learndyn explain`."""
-    from learndyn.show.forces import explain_run
+    from learndyn.show.explain.explain import explain_run
 
     if (args.run is None) == (args.model is None):
         raise BadInput(
@@ -174,8 +174,7 @@ def _hypothetical(args: argparse.Namespace) -> Any:
             "--step."
         )
     quiet()
-    from learndyn.train.hypothetical import explain_hypothetical
-    from learndyn.train.hypothetical_inputs import Hypothetical
+    from learndyn.train.hypothetical import Hypothetical, explain_hypothetical
 
     given = {n: getattr(args, n) for n in _OF_HYPOTHETICAL}
     options = dict(_named(text) for text in given.pop("loss_option") or [])
@@ -208,13 +207,13 @@ def _flags(names: list[str]) -> str:
 
 def report(args: argparse.Namespace) -> None:
     """`learndyn report`."""
-    from learndyn.show.report import write_report
+    from learndyn.show.report.report import write_report
 
     page = write_report(
         args.runs, args.out, text=not args.no_text, overwrite=args.overwrite
     )
     if args.json:
-        from learndyn.show.summary import summaries
+        from learndyn.show.report.report import summaries
 
         print_json({"report": str(page), "runs": summaries(args.runs)})
     else:

@@ -57,7 +57,7 @@ def plain_warnings() -> Iterator[None]:
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output; NaN and infinity become null."""
-    from learndyn.record.plain import to_plain
+    from learndyn.record.files import to_plain
 
     text = json.dumps(to_plain(value), ensure_ascii=False, indent=2, allow_nan=False)
     print(text)

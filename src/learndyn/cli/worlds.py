@@ -9,7 +9,7 @@ from learndyn.cli.parts import answer, print_json, quiet, subcommand
 
 def softmax(args: argparse.Namespace) -> None:
     """`learndyn softmax`."""
-    from learndyn.show.playground import write_playground
+    from learndyn.paper.softmax.playground import write_playground
 
     page = write_playground(args.out, overwrite=args.overwrite)
     print_json({"page": str(page)}) if args.json else print(page)
@@ -17,7 +17,7 @@ def softmax(args: argparse.Namespace) -> None:
 
 def digits(args: argparse.Namespace) -> None:
     """`learndyn digits`."""
-    from learndyn.show.digits_page import write_digits
+    from learndyn.paper.digits.page import write_digits
 
     found = write_digits(
         args.out, images=args.images, seed=args.seed, overwrite=args.overwrite
@@ -28,7 +28,10 @@ def digits(args: argparse.Namespace) -> None:
 def reproduce(args: argparse.Namespace) -> None:
     """`learndyn reproduce`."""
     quiet()
-    from learndyn.lab.reproduce import ReproduceSettings, reproduce as reproduce_all
+    from learndyn.paper.reproduce import (
+        ReproduceSettings,
+        reproduce as reproduce_all,
+    )
 
     settings = ReproduceSettings(
         out=args.out,

@@ -2,18 +2,138 @@
 
 The evidence is this run's own, such as the observation where chosen was highest, or
 what others measured, with its source and with what speaks against it.
+
+Remedies that others measured, each with its source and what speaks against it.
+
+Commands of ours that act on a run, as one would type them beside it.
 """
 
+import json
 import math
+import re
 import shlex
+from pathlib import Path
+from typing import Any
 
-from learndyn.diagnose import remedies
-from learndyn.diagnose.commands import UNKNOWN_BASE, again, base_of, check_probes
+import yaml
+
+from learndyn.diagnose.compare import is_sft
 from learndyn.diagnose.facts import Facts
-from learndyn.diagnose.finding import Advice, clock
+from learndyn.diagnose.findings.finding import Advice, clock
+from learndyn.diagnose.findings.state import DELTA
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import nats, number, percent
-from learndyn.diagnose.state import DELTA
+from learndyn.record.trajectory import Trajectory
+
+
+EXTEND = Advice(
+    "Train on chosen and rejected with SFT first, then the same DPO (extend).",
+    "Rejected answers that the model finds likely leave a push less to squeeze; in the "
+    "paper, answers after extend were preferred to plain DPO's in 65 to 69 % of "
+    "ChatGPT's judgements and 52 to 60 % of Claude's.",
+    "cited",
+    "Ren & Sutherland 2025, Section 4.3 and Table 1, arXiv 2407.10490",
+    "An independent replication with a reward model found 50.5, 53.6 and 49.6 % after "
+    "2, 4 and 6 epochs: no clear gain. In our embedded world the greedy path rose more "
+    "with extend, not less (docs/embedded-world.md).",
+)
+
+SMALLER_STEPS = Advice(
+    "Divide the learning rate by 10, from a checkpoint before the fall.",
+    "In the paper's published result files DPO of two models at a large learning rate "
+    "lost everything (best kind −18 % and −17 %); at 5e-7 the same runs did not.",
+    "cited",
+    "result files of Ren & Sutherland 2025, arXiv 2407.10490, read by us",
+    "Two models, one seed each.",
+)
+
+AGAINST_SQUEEZING = [
+    Advice(
+        "Add a log-likelihood term on chosen to the loss (RPO; TRL: loss_type sigmoid "
+        "and sft with loss_weights).",
+        "With it chosen's log-probability rises during training, without it it falls.",
+        "cited",
+        "Pang et al. 2024, Iterative RPO, arXiv 2404.19733",
+        "Measured on reasoning data; the weight is one more setting, and users report "
+        "conflicting experience with it.",
+    ),
+    Advice(
+        "Use a loss that penalises a fall of chosen (DPOP) or that stops pushing "
+        "rejected where it is unlikely already (Gate-DPO).",
+        "On HH, Pythia-410M's chosen changed by −11.9 nats with DPO and by +1.2 and "
+        "+1.3 with two gates; other answers by −27.6 and by −1.4 and −3.9.",
+        "cited",
+        "Gate-DPO: arXiv 2605.02626; DPOP: Pal et al. 2024, arXiv 2402.13228",
+        "Their authors' own numbers.",
+    ),
+    Advice(
+        "Leave out pairs whose two answers the model represents alike (a high CHES "
+        "score).",
+        "Such pairs made chosen fall most; leaving them out mitigated it.",
+        "cited",
+        "Razin et al. 2024, arXiv 2410.08847",
+        "Measured on refusal data with a few models.",
+        "learndyn diagnose --model MODEL --data PAIRS",
+    ),
+    Advice(
+        "Sample rejected answers from the model that is trained (on-policy pairs).",
+        "An answer that the model finds likely does not lie in a valley, where a push "
+        "squeezes most.",
+        "cited",
+        "Ren & Sutherland 2025, Section 3.3, arXiv 2407.10490",
+        "In our embedded world the control with on-policy pairs kept the margin at 0, "
+        "and the greedy path drifted by up to 2.7 % (docs/embedded-world.md).",
+    ),
+]
+
+UNKNOWN_BASE = "BASE"
+"""Stands in a command for a model that we do not know."""
+
+
+def again(
+    trajectory: Trajectory, suffix: str, method: str, *changes: str
+) -> str | None:
+    """Train once more as this run did, with changes; None where its config.yaml cannot
+    be replayed: it has none, or its data is no file and no hub id."""
+    path = trajectory.run.path
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    data: Any = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(data, str) or not re.fullmatch(r"\S+", data):
+        return None
+    run = shown(path)
+    words = ["--config", f"{run}/config.yaml", *changes, "--out", f"{run}-{suffix}"]
+    return f"learndyn run {method} {shlex.join(words)}"
+
+
+def base_of(trajectory: Trajectory) -> str:
+    """The model that SFT started from, where this run started from an SFT run's `model`
+    folder that is still there and names a hub id; else a placeholder."""
+    started = trajectory.run.info.get("model")
+    if not isinstance(started, str) or Path(started).name != "model":
+        return UNKNOWN_BASE
+    try:
+        info = json.loads((Path(started).parent / "run.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return UNKNOWN_BASE
+    base = info.get("model") if isinstance(info, dict) and is_sft(info) else None
+    hub = isinstance(base, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base)
+    return base if isinstance(base, str) and hub else UNKNOWN_BASE
+
+
+def check_probes(trajectory: Trajectory) -> str:
+    """Look for confounds in what this run watched."""
+    path = f"{shown(trajectory.run.path)}/probes.parquet"
+    return f"learndyn probes check {shlex.quote(path)}"
+
+
+def shown(path: Path) -> str:
+    """A run's path as a page may hold it: without the folders above, unless it was
+    given relative to here. From inside the folder it is named as from beside it."""
+    inside = path.name in ("", "..")
+    return path.resolve().name if path.is_absolute() or inside else path.as_posix()
 
 
 MOST_PROMPTS = 20_000
@@ -37,7 +157,7 @@ def advice(facts: Facts) -> list[Advice]:
     if state.state == "SQUEEZE" and not facts.sft:
         tried = bool(facts.trajectory.run.info.get("extend"))
         first = [] if tried or not facts.evidence.pushed_down else [_extend(facts)]
-        return given + first + remedies.AGAINST_SQUEEZING
+        return given + first + AGAINST_SQUEEZING
     if state.state == "COLLAPSE":
         return [_smaller_steps(facts), _look_for_faults(facts), *given]
     if state.state == "NEUTRAL":
@@ -114,14 +234,14 @@ def _extend(facts: Facts) -> Advice:
     if command is None:
         given = f"--model {shlex.quote(base)} --data PAIRS --probes PROBES --out RUN"
         command = f"learndyn run extend {given}"
-    limits = remedies.EXTEND.limits
+    limits = EXTEND.limits
     if base == UNKNOWN_BASE:
         limits = f"{limits} {base} is the model before its SFT."
     return Advice(
-        remedies.EXTEND.do,
-        remedies.EXTEND.because,
+        EXTEND.do,
+        EXTEND.because,
         "cited",
-        remedies.EXTEND.source,
+        EXTEND.source,
         limits,
         command,
     )
@@ -134,7 +254,7 @@ def _smaller_steps(facts: Facts) -> Advice:
         method = "sft" if facts.sft else "dpo"
         changes = ("--learning_rate", f"{rate / 10:.3g}")
         command = again(facts.trajectory, "smaller-steps", method, *changes)
-    base = remedies.SMALLER_STEPS
+    base = SMALLER_STEPS
     return Advice(base.do, base.because, "cited", base.source, base.limits, command)
 
 

@@ -3,25 +3,36 @@
 from dataclasses import dataclass
 from typing import Any
 
-from learndyn.diagnose.cautions import above_zero, cautions
-from learndyn.diagnose.comparable import is_sft
-from learndyn.diagnose.faults import (
+from learndyn.diagnose.compare import is_sft
+from learndyn.diagnose.findings.cautions import above_zero, cautions
+from learndyn.diagnose.findings.faults import (
+    chosen_falls,
     exchanged,
+    margin_falls,
     not_training,
+    reference_mismatch,
     steps_too_large,
     unread_log,
 )
-from learndyn.diagnose.finding import Finding, Severity, clock, defects, limits_of
-from learndyn.diagnose.hallucination import hallucination
+from learndyn.diagnose.findings.finding import (
+    Finding,
+    Severity,
+    clock,
+    defects,
+    limits_of,
+)
+from learndyn.diagnose.findings.hallucination import hallucination
+from learndyn.diagnose.findings.overfit import overfit
+from learndyn.diagnose.findings.peak import Peak, chosen_peak
+from learndyn.diagnose.findings.peakiness import COLUMNS as PEAKINESS, peakiness
+from learndyn.diagnose.findings.squeeze import (
+    Evidence,
+    PerToken,
+    per_token,
+    squeeze_evidence,
+)
+from learndyn.diagnose.findings.state import State, StateReport, state_of
 from learndyn.diagnose.numbers import number, percent
-from learndyn.diagnose.overfit import overfit
-from learndyn.diagnose.peak import Peak, chosen_peak
-from learndyn.diagnose.per_token import PerToken, per_token
-from learndyn.diagnose.preference import chosen_falls, margin_falls
-from learndyn.diagnose.reference import reference_mismatch
-from learndyn.diagnose.repetition import COLUMNS as PEAKINESS, peakiness
-from learndyn.diagnose.squeeze import Evidence, squeeze_evidence
-from learndyn.diagnose.state import State, StateReport, state_of
 from learndyn.record.trajectory import Trajectory
 
 

@@ -16,6 +16,8 @@ due. Both ends are moved out for both, after the wider percentiles of Hesterberg
 "What Teachers Should Know About the Bootstrap"). Measured on 1,000 samples of 10 normal
 values, 95 % intervals then cover 94 % instead of 90 %. With 100 prompts they are 2 %
 wider.
+
+Rank correlation: whether two lists of numbers have one order.
 """
 
 import math
@@ -267,3 +269,20 @@ def share_interval(count: int, n: int, level: float = 0.95) -> Interval:
 def known(interval: Interval | None) -> bool:
     """Whether there is an interval and it has limits."""
     return interval is not None and math.isfinite(interval.low)
+
+
+def spearman(a: Float[np.ndarray, " _"], b: Float[np.ndarray, " _"]) -> float:
+    """Spearman's correlation, ties at their mean rank; NaN where all of one are equal.
+
+    -1 to 1; 1 is the same order.
+    """
+    left, right = (_ranks(values) for values in (a, b))
+    left, right = left - left.mean(), right - right.mean()
+    size = np.sqrt((left @ left) * (right @ right))
+    return float(left @ right / size) if size else float("nan")
+
+
+def _ranks(values: Float[np.ndarray, " _"]) -> Float[np.ndarray, " _"]:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[place.reshape(-1)]

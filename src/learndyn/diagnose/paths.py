@@ -9,6 +9,8 @@ one zero for all runs.
 Where a run has a panel, other prompts are scored at its full observations than between
 them, and a mean over whoever was scored jumps by the difference of the prompts. So all
 that goes through time is over prompts that were scored at each of its steps.
+
+Which kinds a run's panel does not have.
 """
 
 from collections.abc import Sequence
@@ -292,3 +294,14 @@ def _spread(
     found = np.where(np.isfinite(values[:, kept]), values[:, kept], np.nan)
     out[:, [position[prompt_of[i]] for i in kept]] = found
     return out
+
+
+def outside_panel(trajectory: Trajectory, split: str | None = None) -> list[str]:
+    """Kinds that no prompt of the panel has: they are followed over all prompts, at the
+    full observations alone. None of them without a panel."""
+    always = trajectory.covered.all(axis=0)
+    start = np.isfinite(trajectory.columns["logp"][0])
+    here = True if split is None else trajectory.split_of == split
+    inside = set(trajectory.kind_of[always & start & here])
+    wanted = set(trajectory.kind_of[~always & here])
+    return [kind for kind in trajectory.kinds if kind in wanted - inside]

@@ -4,15 +4,14 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
-from learndyn.diagnose.advice import advice
+from learndyn.diagnose.advice import advice, shown
 from learndyn.diagnose.changes import kind_table
-from learndyn.diagnose.commands import shown
+from learndyn.diagnose.compare_words import compare_in_words
 from learndyn.diagnose.facts import Facts
-from learndyn.diagnose.finding import PAGE, Advice, Finding
-from learndyn.diagnose.state import StateReport
-from learndyn.diagnose.two_runs import compare_in_words
+from learndyn.diagnose.findings.finding import PAGE, Advice, Finding
+from learndyn.diagnose.findings.state import StateReport
 from learndyn.diagnose.words import nothing_to_judge, sentences_of
-from learndyn.record.plain import to_plain
+from learndyn.record.files import to_plain
 from learndyn.record.trajectory import Trajectory
 
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 
 from learndyn.errors import BadInput
+from learndyn.forces.gradients import TokenReader
 from learndyn.forces.losses.loss import Loss, Responses
-from learndyn.forces.reading import TokenReader
 from learndyn.probes.tokenize import TokenizedPair
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from learndyn.errors import BadInput, listed
-from learndyn.forces.rules import wide
+from learndyn.forces.optimizers import wide
 
 
 Direction = Mapping[str, Tensor]

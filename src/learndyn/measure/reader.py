@@ -10,12 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from learndyn.measure.backbone import Limits, Tier
-from learndyn.measure.forward import Forward
-from learndyn.measure.head import Head, output_embedding
+from learndyn.measure.forward import Forward, Head, output_embedding
 from learndyn.measure.linear import fast_linear
 from learndyn.measure.plan import ProbePlan, Targets
 from learndyn.measure.statistics import RowStatistics, row_statistics
+from learndyn.measure.tiers import Limits, Tier
 from learndyn.measure.tiles import Tiles
 
 

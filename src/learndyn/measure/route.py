@@ -15,14 +15,18 @@ import torch
 from torch import nn
 
 from learndyn.errors import BadInput
-from learndyn.measure.backbone import ALONE, TIERS, Limits, Tier
-from learndyn.measure.forward import Forward, base_of
-from learndyn.measure.head import learn_head
+from learndyn.measure.forward import Forward, base_of, learn_head
 from learndyn.measure.linear import onednn_is_faster
 from learndyn.measure.neutral import device_of
 from learndyn.measure.plan import ProbePlan
 from learndyn.measure.reader import Reader, most_rows
-from learndyn.measure.selftest import PlainForward, coarsest, few_ids, sample_of
+from learndyn.measure.selftest import (
+    PlainForward,
+    coarsest,
+    few_ids,
+    sample_of,
+)
+from learndyn.measure.tiers import ALONE, TIERS, Limits, Tier
 from learndyn.measure.tiles import Tiles
 
 

@@ -17,12 +17,12 @@ from jaxtyping import Float, Int
 from torch import nn
 
 from learndyn.errors import BadInput
-from learndyn.measure.backbone import Limits
-from learndyn.measure.batches import check_batch_size, check_fits
+from learndyn.measure.forward import check_batch_size, check_fits
 from learndyn.measure.neutral import device_of, undisturbed
 from learndyn.measure.plan import ProbePlan
 from learndyn.measure.route import Exactness, Reader, Route, choose
 from learndyn.measure.statistics import RowStatistics
+from learndyn.measure.tiers import Limits
 from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes
 from learndyn.record.observation import Observation
 

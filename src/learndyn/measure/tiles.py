@@ -16,7 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from learndyn.measure.linear import goes_by_onednn, in_few_shapes, product
-from learndyn.measure.statistics import RowStatistics, VocabularySums, row_statistics
+from learndyn.measure.statistics import (
+    RowStatistics,
+    VocabularySums,
+    row_statistics,
+)
 
 
 TILE = 1024

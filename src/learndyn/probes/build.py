@@ -11,12 +11,15 @@ prompt gets the same responses whatever the order of the rows.
 | random_words     | as many words as chosen has, from all words of the training pairs |
 
 Borrowed texts get the white space that their prompt's chosen begins with.
+
+The texts of one row taken apart: white space, words, what a chat template adds.
 """
 
 import hashlib
 import random
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,11 +30,62 @@ from learndyn.errors import BadInput
 from learndyn.probes.data import Data, Row, read_data
 from learndyn.probes.kinds import in_paper_order
 from learndyn.probes.probe import COLUMNS, Probe, ProbeSet
-from learndyn.probes.scramble import core, lead, permuted, refilled, words_of
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+def lead(row: Row) -> str:
+    """The white space that the chosen text begins with."""
+    chosen = row.responses["chosen"]
+    return chosen[: len(chosen) - len(chosen.lstrip())]
+
+
+def core(row: Row) -> str:
+    """The chosen text without white space around it; empty if there is none."""
+    return row.responses.get("chosen", "").strip()
+
+
+def _inner(row: Row, text: str) -> str:
+    """A response without what the chat template writes around it."""
+    before, after = row.frame or ("", "")
+    return text.removeprefix(before).removesuffix(after)
+
+
+def words_of(row: Row) -> list[str]:
+    """All words of the row's chosen and rejected responses."""
+    if row.frame is None:
+        return []
+    texts = [row.responses.get(kind, "") for kind in ("chosen", "rejected")]
+    return [word for text in texts for word in _inner(row, text).split()]
+
+
+def refilled(row: Row, words_for: Callable[[list[str]], list[str]]) -> str | None:
+    """Chosen with other words in the places of its own; its white space stays."""
+    if row.frame is None:
+        return None
+    text = _inner(row, row.responses["chosen"])
+    new = words_for(text.split())
+    if not new:
+        return None
+    before, after = row.frame
+    parts = iter(new)
+    return before + re.sub(r"\S+", lambda _: next(parts), text) + after
+
+
+def permuted(row: Row, chance: random.Random) -> str | None:
+    """Chosen with its words in another order; None if there is no other."""
+
+    def shuffled(words: list[str]) -> list[str]:
+        if len(set(words)) < 2:
+            return []
+        order = list(words)
+        while order == words:
+            chance.shuffle(order)
+        return order
+
+    return refilled(row, shuffled)
 
 
 BUILT_KINDS = ("irrelevant_train", "irrelevant_test", "random_permuted", "random_words")

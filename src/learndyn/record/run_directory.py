@@ -12,9 +12,13 @@
 Every file is written whole and then renamed, and `run.json` comes first into a folder
 that is itself renamed into place. So a folder with a `run.json` can always be read,
 and a crash loses at most the observation that was being written.
+
+`train.jsonl`: what the trainer logged, one JSON object per line.
 """
 
+import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +27,60 @@ import pyarrow.parquet as pq
 import yaml
 
 from learndyn.errors import BadInput
-from learndyn.record.atomic import NO_SPACE, full, write_whole
-from learndyn.record.force_files import forget_forces, read_forces, write_forces
-from learndyn.record.forces import Forces
-from learndyn.record.observation import Observation
-from learndyn.record.plain import dumps, to_plain as to_plain
-from learndyn.record.run_json import SCHEMA_VERSION, read_run_json
-from learndyn.record.sums import Sums, read_sums
-from learndyn.record.tables import read_table, steps_in
-from learndyn.record.train_log import TrainLog
+from learndyn.record.files import (
+    NO_SPACE,
+    dumps,
+    full,
+    read_table,
+    steps_in,
+    to_plain as to_plain,
+    write_whole,
+)
+from learndyn.record.forces import Forces, forget_forces, read_forces, write_forces
+from learndyn.record.observation import Observation, Sums, read_sums
+from learndyn.record.run_info import SCHEMA_VERSION, read_run_json
+
+
+@dataclass(frozen=True, slots=True)
+class TrainLog:
+    """The lines of a training log."""
+
+    rows: list[dict[str, Any]]
+    """Those that can be read, in order."""
+    unread: int
+    """How many cannot; one that a crash cut after others is not counted."""
+
+    @classmethod
+    def read(cls, path: Path) -> "TrainLog":
+        """Read a log; where there is none it has no lines.
+
+        Raises:
+            OSError: if it is there and cannot be read.
+        """
+        if not path.exists():
+            return cls([], 0)
+        rows, unread = [], 0
+        # Bytes: the cut may fall inside a letter. "\n" alone: splitlines() would also
+        # split at U+2028, which JSON leaves as it is.
+        *lines, end = path.read_bytes().split(b"\n")
+        for line in lines:
+            row = _object(line)
+            if row is not None:
+                rows.append(row)
+            elif line.strip():
+                unread += 1
+        row = _object(end)  # None: the crash came in the middle of this line
+        if row is None and end.strip() and not rows:
+            unread += 1
+        return cls(rows if row is None else [*rows, row], unread)
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
 
 
 OWN_NAMES = frozenset(

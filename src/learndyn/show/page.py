@@ -15,9 +15,8 @@ from typing import Any
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import bracket, nats
 from learndyn.errors import BadInput
-from learndyn.record.plain import visible
-from learndyn.show.canvas import Sheet, svg_of
-from learndyn.show.palette import (
+from learndyn.record.files import visible
+from learndyn.show.chart import (
     DOWN,
     HAIRLINE,
     INK,
@@ -26,8 +25,10 @@ from learndyn.show.palette import (
     PAPER,
     TEXT,
     UP,
+    Sheet,
     mixed,
     style_of,
+    svg_of,
 )
 
 

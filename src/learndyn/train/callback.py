@@ -31,12 +31,21 @@ from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import TokenizedProbes
 from learndyn.record.observation import Observation
 from learndyn.record.run_directory import RunDirectory, is_run
-from learndyn.train.forces import ForceRecorder, ForceSettings, force_settings
 from learndyn.train.progress import progress_bar
 from learndyn.train.provenance import describe_run
+from learndyn.train.recorder import (
+    ForceRecorder,
+    ForceSettings,
+    force_settings,
+)
 from learndyn.train.resume import Attempt, reopen
 from learndyn.train.schedule import Every, Schedule, Subset, is_full
-from learndyn.train.scoring import Scoring, tokenize_for, told, wait_for_all
+from learndyn.train.scoring import (
+    Scoring,
+    tokenize_for,
+    told,
+    wait_for_all,
+)
 from learndyn.train.trackers import send, tracked
 
 

@@ -10,19 +10,24 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from learndyn.errors import BadInput
-from learndyn.measure.batches import check_batch_size
+from learndyn.measure.forward import check_batch_size
 from learndyn.measure.load import load_tokenizer
 from learndyn.measure.route import Exactness
 from learndyn.probes.build import build_probes, load_probes
 from learndyn.probes.data import Data, read_data
+from learndyn.probes.kinds import AUTHORS_KINDS
 from learndyn.probes.probe import ProbeSet
-from learndyn.record.authors import AUTHORS_KINDS
 from learndyn.record.run_directory import RunDirectory
-from learndyn.train.forces import PROMPTS
 from learndyn.train.recipes import dpo, extend, sft
+from learndyn.train.recorder import PROMPTS
 from learndyn.train.schedule import Every
-from learndyn.train.secrets import HIDDEN, hub_token, redacted, without_secrets
 from learndyn.train.session import Recipe
+from learndyn.train.settings import (
+    HIDDEN,
+    hub_token,
+    redacted,
+    without_secrets,
+)
 
 
 METHODS = ("sft", "dpo", "extend")

@@ -21,8 +21,6 @@ from learndyn.errors import BadInput
 from learndyn.probes.data import Data
 from learndyn.probes.probe import ProbeSet
 from learndyn.record.run_directory import RunDirectory
-from learndyn.train.dropout import disable_dropout
-from learndyn.train.presets import paper_warmup
 from learndyn.train.progress import progress_bar
 from learndyn.train.reference import check_reference
 from learndyn.train.resume import (
@@ -30,7 +28,8 @@ from learndyn.train.resume import (
     refuse_other_settings,
     remove_empty_folders,
 )
-from learndyn.train.session import Recipe, Session
+from learndyn.train.session import Recipe, Session, disable_dropout
+from learndyn.train.settings import paper_warmup
 
 
 def sft(

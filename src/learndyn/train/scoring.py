@@ -12,9 +12,17 @@ from learndyn.measure.neutral import is_sharded
 from learndyn.measure.route import Route
 from learndyn.measure.score import Progress, Scorer, Settings
 from learndyn.probes.probe import ProbeSet
-from learndyn.probes.tokenize import TokenizedProbes, tokenize, tokenizer_hash
+from learndyn.probes.tokenize import (
+    TokenizedProbes,
+    tokenize,
+    tokenizer_hash,
+)
 from learndyn.record.observation import Observation
-from learndyn.train.forces import ForceRecorder, ForceSettings, why_no_forces
+from learndyn.train.recorder import (
+    ForceRecorder,
+    ForceSettings,
+    why_no_forces,
+)
 from learndyn.train.resume import same_tokenizer
 from learndyn.train.schedule import Subset
 

@@ -1,4 +1,7 @@
-"""What every recipe does before and after training: load, tokenize, watch, resume."""
+"""What every recipe does before and after training: load, tokenize, watch, resume.
+
+Dropout, all of it.
+"""
 
 import shutil
 import warnings
@@ -8,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from learndyn.errors import BadInput, listed
@@ -18,15 +22,8 @@ from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import PairTokenizer, TokenizedPair
 from learndyn.record.run_directory import RunDirectory, is_run
 from learndyn.train.callback import LearningDynamicsCallback
-from learndyn.train.dropout import disable_dropout
-from learndyn.train.forces import PROMPTS, ForceSettings
-from learndyn.train.presets import (
-    MAX_LENGTH,
-    PRESETS,
-    coerce_fields,
-    renamed_checkpointing,
-)
 from learndyn.train.progress import TrainingBar
+from learndyn.train.recorder import PROMPTS, ForceSettings
 from learndyn.train.resume import (
     last_checkpoint,
     refuse_other_settings,
@@ -35,7 +32,33 @@ from learndyn.train.resume import (
     step_of,
 )
 from learndyn.train.schedule import Every, Schedule
-from learndyn.train.secrets import without_secrets
+from learndyn.train.settings import (
+    MAX_LENGTH,
+    PRESETS,
+    coerce_fields,
+    renamed_checkpointing,
+    without_secrets,
+)
+
+
+def disable_dropout(model: nn.Module) -> list[str]:
+    """Set every dropout probability of a model to 0; returns the names of all changed.
+
+    TRL's own helper reaches `nn.Dropout` modules alone. Attention dropout in
+    transformers is functional: its probability is a number on the attention module
+    (`attention_dropout` on Llama and GPT-NeoX), and it stays on.
+    """
+    changed = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            module.p = 0.0
+            changed.append(name)
+        for key, value in list(vars(module).items()):
+            is_rate = "dropout" in key or key.endswith("pdrop")
+            if is_rate and type(value) is float and value > 0:
+                setattr(module, key, 0.0)
+                changed.append(f"{name}.{key}")
+    return changed
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,19 @@ from learndyn.errors import BadInput
 from learndyn.forces.losses.loss import Loss, Responses
 from learndyn.forces.losses.preference import (
     CDPO,
+    CWDPO,
     DPO,
+    DPOP,
     IPO,
     ORPO,
     SPPO,
+    CalDPO,
+    DPOShift,
+    GateDPO,
     IPOMean,
     SimPO,
     SLiC,
 )
-from learndyn.forces.losses.remedies import CWDPO, DPOP, CalDPO, DPOShift, GateDPO
 from learndyn.forces.losses.supervised import (
     NPO,
     SFT,

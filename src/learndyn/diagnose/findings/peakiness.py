@@ -1,0 +1,146 @@
+"""Does the model grow surer of its favourites while chosen does not become likelier?
+
+A distribution that is squeezed onto few tokens is peaky: ||pi||^2 rises and the entropy
+falls. Ren & Sutherland 2025 (Section 4) link that to answers that repeat phrases. All
+training that fits makes the model surer, so the sign needs three things along chosen:
+
+    mean ||pi||^2 rises surely, by more than `LEAST`
+    it rises surely more than mean pi(y), the probability of chosen's own tokens
+    log pi(chosen) does not surely rise
+
+It is a sign, not a measurement: a run keeps no answers of the model, so whether they
+repeat is not known from it.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from learndyn.diagnose.findings.finding import Finding, limits_of
+from learndyn.diagnose.intervals import Interval, paired_bootstrap
+from learndyn.diagnose.numbers import number
+from learndyn.diagnose.paths import paired
+from learndyn.record.trajectory import Trajectory
+
+
+LEAST = 0.01
+"""Rise of mean ||pi||^2 below which the model is not called surer. No unit."""
+
+COLUMNS = frozenset({"p_norm2", "energy", "logp", "entropy", "top1"})
+"""What is read of chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peakiness:
+    """How sure the model is along chosen: changes from the first to the last look."""
+
+    p_norm2: Interval
+    """Mean over tokens of ||pi||^2; no unit."""
+    beyond: Interval
+    """Change of mean ||pi||^2 minus change of mean pi(y), y chosen's own tokens."""
+    chosen: Interval
+    """Change of log pi(chosen), nats per response."""
+    entropy: Interval | None
+    """Mean over tokens, nats."""
+    top1: Interval | None
+    """Share of chosen's tokens that are the argmax."""
+    a_norm: tuple[float, float] | None
+    """||A||_F at the first and the last look, sqrt(V - 2 + V mean ||pi||^2), where the
+    run has the number of logits V (Ren & Sutherland 2025, Appendix C)."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether all three signs are there."""
+        return (
+            self.p_norm2.above_zero
+            and self.p_norm2.mean > LEAST
+            and self.beyond.above_zero
+            and not self.chosen.above_zero
+        )
+
+    def finding(self) -> Finding:
+        """What it says."""
+        numbers = {
+            "p_norm2": limits_of(self.p_norm2),
+            "beyond_chosen": limits_of(self.beyond),
+            "entropy": limits_of(self.entropy),
+            "top1": limits_of(self.top1),
+            "a_norm": None if self.a_norm is None else list(self.a_norm),
+        }
+        surer = f"mean ||π||² {number(self.p_norm2, 3)}"
+        if not self.sure:
+            says = (
+                "No sign of a model that is surer of other tokens than chosen's: along "
+                f"chosen {surer}."
+            )
+            return Finding("peakiness", "fine", says, numbers, "verdict")
+        says = (
+            f"Along chosen the model grew surer ({surer}) of tokens that are not "
+            "chosen's, which goes with answers that repeat; no answers were generated, "
+            "so repetition itself is not known."
+        )
+        return Finding("peakiness", "watch", says, numbers, "verdict")
+
+
+def peakiness(
+    trajectory: Trajectory, split: str | None = None, *, seed: int = 0
+) -> Peakiness | None:
+    """Compare the first look with the last; None where the run has no such numbers."""
+    moved = {name: _change(trajectory, name, split) for name in COLUMNS}
+    known = [moved[name] for name in ("p_norm2", "energy", "logp")]
+    values = [item for item in known if item is not None]
+    if len(values) < len(known):
+        return None
+    p_norm2, energy, logp = values
+    found = {
+        name: None if item is None else paired_bootstrap(item, seed=seed).at()
+        for name, item in moved.items()
+    }
+    return Peakiness(
+        paired_bootstrap(p_norm2, seed=seed).at(),
+        paired_bootstrap(p_norm2 + energy, seed=seed).at(),  # energy is 1 - pi(y)
+        paired_bootstrap(logp, seed=seed).at(),
+        found["entropy"],
+        found["top1"],
+        _a_norm(trajectory, split),
+    )
+
+
+def _change(
+    trajectory: Trajectory, column: str, split: str | None
+) -> Float[np.ndarray, " prompt"] | None:
+    """Last minus first of each chosen probe that was scored at both."""
+    ends = _ends(trajectory, column, split)
+    if ends is None or np.isfinite(ends[1] - ends[0]).sum() < 2:
+        return None
+    return ends[1] - ends[0]
+
+
+def _ends(
+    trajectory: Trajectory, column: str, split: str | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    of_split = True if split is None else trajectory.split_of == split
+    if not ((trajectory.kind_of == "chosen") & of_split).any():
+        return None
+    values = trajectory.values(column, "chosen", split)
+    scored = trajectory.covered[:, trajectory.rows("chosen", split)]
+    steps, prompts = paired(values, scored)
+    if scored[-1].all():  # a full last look: all prompts, not the panel's alone
+        return values[0], values[-1]
+    path = values[steps][:, prompts]
+    return path[0], path[-1]
+
+
+def _a_norm(trajectory: Trajectory, split: str | None) -> tuple[float, float] | None:
+    info = trajectory.run.info
+    size = (info.get("imported") or info).get("vocabulary")
+    ends = _ends(trajectory, "p_norm2", split)
+    if not isinstance(size, int) or size < 2 or ends is None:
+        return None
+    both = np.isfinite(ends[0]) & np.isfinite(ends[1])
+    if not both.any():
+        return None
+    first, last = (math.sqrt(size - 2 + size * float(end[both].mean())) for end in ends)
+    return first, last

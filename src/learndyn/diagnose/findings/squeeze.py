@@ -1,0 +1,265 @@
+"""The evidence for squeezing: does probability move to what the model already favours?
+
+The paper's squeezing effect (Ren & Sutherland 2025, Section 3.3): pushing down an
+unlikely answer takes probability from nearly every token and gives it to the argmax.
+What it leaves in a run, each with its interval over prompts:
+
+    greedy path rises   sum over chosen's positions of max_v log pi(v)
+    off-target rises    log pi of the first model's favourites that are not chosen's own
+    most kinds fall     chosen among them
+    squeeze index > 0   g(greedy path) - max over kinds k of g(k), where
+                        g(k) = mean change of k / |mean of k at the start|
+
+The maximum in the index keeps training that merely fits (one kind gains more than the
+greedy path) from being called squeezing.
+
+Squeezing token by token: at the same positions, who gained, favourite or label?
+
+Per token of a kind's responses, in nats since the first observation:
+
+    SQ_k(t) = sum over prompts [d sum_m max_v log pi(v) - d sum_m log pi(y_m)] / tokens
+    OT(t)   = mean over chosen's positions m where a0_m is not y_m of d log pi_t(a0_m)
+
+a0_m is the model's favourite at the first observation. SQ alone is no sign of
+squeezing: where everything falls, the label may only fall faster. So squeezing shows
+token by token where favourites along chosen gain (> delta), gain more than the labels
+(SQ > delta), and wrong favourites are among those that gain (OT > 0).
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+
+from learndyn.diagnose.changes import falling, rising
+from learndyn.diagnose.findings.state import squeeze_index
+from learndyn.diagnose.intervals import (
+    Band,
+    Interval,
+    paired_bootstrap,
+    pooled_bootstrap,
+)
+from learndyn.diagnose.paths import (
+    GREEDY,
+    Between,
+    Paths,
+    column_of,
+    first_reach,
+    mean_path,
+    off_target,
+)
+from learndyn.record.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Changes since the first observation, mean over prompts, nats per response.
+
+    A field is None where the run has no such value, or where the margin asked for was
+    never reached; `reason` then says why.
+    """
+
+    step: float | None = None
+    """Optimizer updates at the point looked at; between observations if fractional."""
+    margin: Interval | None = None
+    chosen: Interval | None = None
+    rejected: Interval | None = None
+    greedy: Interval | None = None
+    """Change of argmax_logp along chosen."""
+    chosen_relative: Interval | None = None
+    """Mean change / |mean at the start|; no unit."""
+    greedy_relative: Interval | None = None
+    off_target: Interval | None = None
+    """Nats per off-target token, pooled over all of them."""
+    off_target_per_response: Interval | None = None
+    """Nats per response, summed over its off-target tokens."""
+    off_target_tokens: int = 0
+    """Positions of chosen where the first observation's argmax is not the label."""
+    kinds: dict[str, Interval] = field(default_factory=dict)
+    relative: dict[str, Interval] = field(default_factory=dict)
+    """Mean change / |mean at the start| of every kind."""
+    squeeze_index: Interval | None = None
+    reason: str | None = None
+
+    @property
+    def falling(self) -> int:
+        """Kinds whose whole interval is below zero, of `len(kinds)`."""
+        return falling(list(self.kinds.values()))
+
+    @property
+    def rising(self) -> int:
+        """Kinds whose whole interval is above zero, of `len(kinds)`."""
+        return rising(list(self.kinds.values()))
+
+    @property
+    def pushed_down(self) -> bool:
+        """Whether rejected surely fell and the margin did not: what a push on rejected
+        leaves. False without rejected."""
+        if self.rejected is None or not self.rejected.below_zero:
+            return False
+        return self.margin is None or not self.margin.below_zero
+
+
+def squeeze_evidence(
+    trajectory: Trajectory,
+    *,
+    at_margin: float | None = None,
+    split: str | None = None,
+    seed: int = 0,
+) -> Evidence:
+    """Collect the evidence at the last observation, or where the margin is `at_margin`.
+
+    The point of `at_margin` (nats, not times beta) is where the mean margin first
+    reaches it, interpolated between observations. The intervals hold that point fixed.
+    Where the run has a panel, all that is at a margin, or at an observation that is not
+    full, is over the panel's prompts; every interval has its number of prompts.
+    """
+    paths = Paths.of(trajectory, split)
+    if at_margin is not None or not paths.full[-1]:
+        paths = paths.common()
+    last = len(paths.steps) - 1
+    point: Between | None = Between(last, last, 0.0)
+    if at_margin is not None:
+        if paths.margin is None:
+            return Evidence(reason="no margin: the probes lack chosen or rejected.")
+        means = mean_path(paths.margin)
+        point = first_reach(means, at_margin)
+        if point is None:
+            return Evidence(
+                reason=f"the margin never reached {at_margin:g} nats; its highest "
+                f"value is {np.max(means, initial=-np.inf):.1f}."
+            )
+    assert point is not None
+    changes = {kind: point.of(v) - v[0] for kind, v in paths.with_greedy().items()}
+    starts = {kind: np.abs(v[0]) for kind, v in paths.with_greedy().items()}
+    sums = {k: paired_bootstrap(v, seed=seed).at() for k, v in changes.items()}
+    shares = {
+        k: pooled_bootstrap(v, starts[k], seed=seed).at() for k, v in changes.items()
+    }
+    astray = _off_target(trajectory, paths, point, seed)
+    margin = None if paths.margin is None else point.of(paths.margin)
+    return Evidence(
+        step=float(point.of(paths.steps)),
+        margin=None if margin is None else paired_bootstrap(margin, seed=seed).at(),
+        chosen=sums.get("chosen"),
+        rejected=sums.get("rejected"),
+        greedy=sums.pop(GREEDY, None),
+        chosen_relative=shares.get("chosen"),
+        greedy_relative=shares.pop(GREEDY, None),
+        off_target=astray[0],
+        off_target_per_response=astray[1],
+        off_target_tokens=astray[2],
+        kinds=sums,
+        relative=shares,
+        squeeze_index=_index(changes, starts, seed),
+        reason=None if GREEDY in changes else "no greedy path: no probe is chosen.",
+    )
+
+
+def _off_target(
+    trajectory: Trajectory, paths: Paths, point: Between, seed: int
+) -> tuple[Interval | None, Interval | None, int]:
+    found = off_target(trajectory, paths, [point.before, point.after])
+    if found is None or np.nansum(found[1]) == 0:
+        return None, None, 0
+    sums, tokens = found
+    change = sums[0] + point.weight * (sums[1] - sums[0])
+    return (
+        pooled_bootstrap(change, tokens, seed=seed).at(),
+        paired_bootstrap(change, seed=seed).at(),
+        int(np.nansum(tokens)),
+    )
+
+
+def _index(
+    changes: dict[str, Float[np.ndarray, " prompt"]],
+    starts: dict[str, Float[np.ndarray, " prompt"]],
+    seed: int,
+) -> Interval | None:
+    """g(greedy path) - max over kinds of g(kind); None without a greedy path."""
+    rows = {kind: change[None] for kind, change in changes.items()}
+    index = squeeze_index(rows, starts, seed=seed)
+    return None if index is None else index.sx.at(0)
+
+
+PER_TOKEN_DELTA = 0.02
+"""Smallest change that counts, nats per token."""
+
+
+@dataclass(frozen=True, eq=False)
+class PerToken:
+    """Pooled changes since the first observation, nats per token, over prompts."""
+
+    steps: Float[np.ndarray, " step"]
+    """Optimizer updates at each observation of the curves."""
+    squeeze: dict[str, Band]
+    """SQ of every kind at each of `steps`."""
+    favourite: Band
+    """Change of max_v log pi(v) along chosen at each of `steps`."""
+    off_target: Interval | None
+    """OT at the last observation; None where no position has a favourite that is not
+    the label."""
+    off_target_tokens: int
+    """Positions of chosen whose first favourite is not the label."""
+    prompts: int
+    """Prompts that have chosen."""
+
+    @property
+    def fires(self) -> bool:
+        """Whether the three means at the last observation say squeezing."""
+        return self._over("mean")
+
+    @property
+    def sure(self) -> bool:
+        """Whether the whole intervals do."""
+        return self._over("low")
+
+    def _over(self, end: str) -> bool:
+        if self.off_target is None:
+            return False
+        gain = getattr(self.favourite.at(-1), end)
+        ahead = getattr(self.squeeze["chosen"].at(-1), end)
+        astray = getattr(self.off_target, end)
+        return gain > PER_TOKEN_DELTA and ahead > PER_TOKEN_DELTA and astray > 0
+
+
+def per_token(
+    trajectory: Trajectory, split: str | None = None, seed: int = 0
+) -> PerToken | None:
+    """Judge one run token by token, over the same prompts at every observation.
+
+    None where there is no chosen, or where the run has no values per token.
+
+    Raises:
+        BadInput: if no probe is of this split.
+    """
+    paths = Paths.of(trajectory, split).common()
+    if paths.greedy is None or not np.nansum(paths.n_tokens["chosen"]) > 0:
+        return None
+    # files of token lists are the size of all tokens: only the last one decides
+    found = off_target(trajectory, paths, [len(paths.steps) - 1])
+    if found is None:
+        return None
+    sums, tokens = found
+    squeeze = {}
+    for kind, logp in paths.logp.items():
+        top = column_of(trajectory, paths, "argmax_logp", kind, split)
+        ahead = (top - top[0]) - (logp - logp[0])
+        squeeze[kind] = _pooled(ahead, paths.n_tokens[kind], seed)
+    astray = int(np.nansum(tokens))
+    return PerToken(
+        paths.steps,
+        squeeze,
+        _pooled(paths.greedy - paths.greedy[0], paths.n_tokens["chosen"], seed),
+        _pooled(sums, tokens, seed).at(-1) if astray else None,
+        astray,
+        prompts=int(np.isfinite(paths.greedy[0]).sum()),
+    )
+
+
+def _pooled(
+    change: Float[np.ndarray, "step prompt"],
+    tokens: Float[np.ndarray, " prompt"],
+    seed: int,
+) -> Band:
+    return pooled_bootstrap(change, np.broadcast_to(tokens, change.shape), seed=seed)

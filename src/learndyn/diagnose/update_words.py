@@ -1,0 +1,323 @@
+"""What one update did and why, in plain sentences that carry their numbers.
+
+Forces are a calculation along the update itself, so these sentences may say what made
+the change: as long as predicted and actual agree. Where they do not, that is said
+first, and nothing is explained.
+"""
+
+import math
+
+from learndyn.diagnose.intervals import Interval
+from learndyn.diagnose.numbers import nats
+from learndyn.diagnose.update import (
+    NOISE_FACTOR,
+    TRUST,
+    Explanation,
+    KindForces,
+    TopToken,
+    on_one_line,
+)
+
+
+MAIN_KINDS = ("chosen", "rejected")
+"""Kinds with a sentence of their own."""
+
+LOUD = 0.2
+"""Share of the change from which on a part beside pull and push is told."""
+
+CLOSE = 0.1
+"""Relative error up to which predicted and actual agree without a qualification."""
+
+MISSING = 0.05
+"""Share of the prediction that the parts may miss without a word."""
+
+FEW_PROMPTS = 10
+
+STABLE = 0.9
+"""Rank correlation and self-cosine of the kernel from which on it is called stable."""
+
+ACTIONS = {
+    "pull": "pulling up the training tokens that the loss raises",
+    "push": "pushing down the training tokens that the loss lowers",
+    "other": "the gradient that does not come through log-probabilities",
+    "history": "the optimizer's memory of earlier batches",
+    "decay": "weight decay",
+    "rounding": "the rounding of the weights' own dtype",
+    "gradient": "this batch's gradient",
+}
+"""What each part of an update is, for a reader who has not read the paper."""
+
+MANY = 10.0
+"""Shares above it are not told in figures."""
+
+
+def force_sentences(found: Explanation, *, text: bool = True) -> list[str]:
+    """Sentences about one update, the trust in them first; no training text if `text`
+    is false."""
+    scale = found.scale
+    meaning = f" All in {scale.unit}, {scale.words}." if scale.words else ""
+    main = [k for k in map(found.of, MAIN_KINDS) if k is not None] or found.kinds[:2]
+    if not main:
+        return [
+            f"Nothing can be said of update {found.step}: none of {found.lost} probes "
+            "has finite values."
+        ]
+    said = [_moved(found, main[0], f"The update to step {found.step}")]
+    said += [_moved(found, kind, "The same update") for kind in main[1:]]
+    said[0] = f"{said[0]}{meaning}"
+    said.insert(1 if found.fit.trusted else 0, _trust(found))
+    said[1:1] = _made_up(found)
+    if found.fit.trusted:
+        said += _shares(found) + _cancels(found) + _layers(found)
+        said += _tokens(found, text)
+    return said + kernel_sentences(found) + _cautions(found)
+
+
+def finding(found: Explanation) -> str:
+    """One line: the title of the picture of parts."""
+    if not found.fit.trusted:
+        return f"Update {found.step}: do not trust these parts; {_why_not(found)}"
+    rose = sum(_best(kind).above_zero for kind in found.kinds)
+    fell = sum(_best(kind).below_zero for kind in found.kinds)
+    line = (
+        f"Update {found.step} raised {rose} of {len(found.kinds)} kinds, lowered {fell}"
+    )
+    if {"pull", "push"} <= set(found.parts) and found.cancellation >= 3:
+        return f"{line}; its forces nearly cancel"
+    if len(found.parts) > 1:
+        first = max(found.parts, key=lambda part: _rank(found.shares[part]))
+        return f"{line}; {first} made most of it"
+    return line
+
+
+def layer_finding(found: Explanation) -> str:
+    """One line: the title of the picture of layers."""
+    first = _first_layer(found)
+    if not found.fit.trusted:
+        return f"Update {found.step}, by layer: do not trust it; {_why_not(found)}"
+    if first is None:
+        return f"Update {found.step}, by layer"
+    share = _percent(found.layers[first])
+    return f"Update {found.step}: most came through {first}, {share} of the change"
+
+
+def _why_not(found: Explanation) -> str:
+    if not math.isfinite(found.fit.relative_error):
+        return "the prediction was not checked against the change"
+    if found.fit.noisy:
+        return "the change is mostly rounding"
+    return "the prediction misses the change"
+
+
+def _made_up(found: Explanation) -> list[str]:
+    """What a hypothetical update was, told by who made it up."""
+    told = found.info.get("hypothetical")
+    return [told] if isinstance(told, str) else []
+
+
+def kernel_sentences(found: Explanation) -> list[str]:
+    """Whether the paper's assumption of a stable kernel holds so far, if it was
+    measured: info["kernel"] has rank_correlation, self_cosine and since."""
+    kernel = found.info.get("kernel")
+    if not isinstance(kernel, dict):
+        return []
+    rank, cosine = (_real(kernel.get(k)) for k in ("rank_correlation", "self_cosine"))
+    if not (math.isfinite(rank) and math.isfinite(cosine)):
+        return []
+    stable = min(rank, cosine) >= STABLE
+    verdict = "holds here so far" if stable else "does not hold here any more"
+    return [
+        "The paper takes the kernel, how strongly one answer's update moves another, "
+        f"to be relatively stable: that {verdict}. Since update {kernel.get('since')} "
+        f"the ranking of pairs has a correlation of {nats(rank, 2)} and each answer's "
+        f"gradient a cosine with its old self of {nats(cosine, 2)} (1: unchanged)."
+    ]
+
+
+def _moved(found: Explanation, kind: KindForces, update: str) -> str:
+    scale, best = found.scale, _best(kind)
+    text = (
+        f"{update} {_verb(best)} {kind.kind} by "
+        f"{scale.value(best.mean)} {scale.unit} {scale.limits(best)}"
+        if best.excludes_zero
+        else f"{update} did not clearly move {kind.kind}: "
+        f"{scale.value(best.mean)} {scale.unit} {scale.limits(best)}"
+    )
+    if best is kind.predicted:
+        text += ", as predicted; it was not measured"
+    if not found.fit.trusted or len(kind.parts) < 2:
+        return text + "."
+    size = {name: abs(part.mean) for name, part in kind.parts.items()}
+    first, *rest = sorted(size, key=lambda name: -size[name])
+    lead = kind.parts[first].mean
+    way = "raised" if lead > 0 else "lowered"
+    clauses = [
+        f"{_action(found, name)} {_effect(kind.parts[name].mean, lead)} "
+        f"{scale.value(kind.parts[name].mean)}"
+        + (" of it back" if kind.parts[name].mean * lead < 0 else "")
+        for name in rest
+        if size[name] >= 0.05 * size[first]
+    ]
+    alone = f"{_capital(_action(found, first))} alone would have"
+    by = f"{alone} {way} it by {scale.value(lead)}"
+    return f"{text}. {by}{'; ' if clauses else ''}{', '.join(clauses)}."
+
+
+def _trust(found: Explanation) -> str:
+    fit = found.fit
+    error = f"relative error {_percent(fit.relative_error)}"
+    if not math.isfinite(fit.relative_error):
+        return (
+            "Predicted was not checked against actual, since nothing was measured or "
+            "nothing moved: do not trust the parts."
+        )
+    if fit.noisy and not fit.trusted:
+        return (
+            f"Only {_percent(fit.above_noise)} of {fit.probes} probes moved by more "
+            f"than {NOISE_FACTOR:g} times the rounding of their log-probabilities: the "
+            f"actual change is mostly noise ({error}), so it can neither confirm nor "
+            "refute the prediction. Measure in float32, or over a larger step."
+        )
+    if not fit.trusted:
+        return (
+            f"Predicted and actual do not agree ({error}; above {_percent(TRUST)} the "
+            "parts are not to be trusted): the update is too large for a first-order "
+            "account, or it was not the update that was recorded."
+        )
+    told = f"({error}, slope {fit.slope:.2f}, r² {fit.r2:.2f}, {fit.probes} probes)"
+    if fit.relative_error > CLOSE:
+        return (
+            f"Predicted and actual agree roughly {told}: the parts are right in sign "
+            "and size, not in detail, since the update is large for a first-order "
+            "account."
+        )
+    return f"Predicted and actual agree {told}, so the parts can be trusted."
+
+
+def _shares(found: Explanation) -> list[str]:
+    """What parts beside pull and push made of the change, over all probes."""
+    said = []
+    for name in found.parts:
+        share = found.shares[name]
+        if name in ("pull", "push") or not abs(share) >= LOUD:
+            continue
+        made = "made" if share > 0 else "took back"
+        said.append(
+            f"{_capital(_action(found, name))} {made} {_percent(abs(share))} of the "
+            "predicted change, over all probes."
+        )
+    return said
+
+
+def _cancels(found: Explanation) -> list[str]:
+    if not found.cancellation >= 3:
+        return []
+    return [
+        "The parts work against each other: their sizes add up to "
+        f"{found.cancellation:.1f} times the change that is left of them, so a small "
+        "difference in one can turn its sign."
+    ]
+
+
+def _layers(found: Explanation) -> list[str]:
+    first = _first_layer(found)
+    if first is None:
+        return []
+    return [
+        f"Of {len(found.layers)} layer groups, {first} made the largest share of "
+        f"the change: {_percent(found.layers[first])}."
+    ]
+
+
+def _first_layer(found: Explanation) -> str | None:
+    shares = {name: share for name, share in found.layers.items() if share > 0}
+    if len(found.layers) < 2 or not shares:
+        return None
+    return max(shares, key=lambda name: shares[name])
+
+
+def _tokens(found: Explanation, text: bool) -> list[str]:
+    top = found.influence
+    if top is None or not top.top:
+        return []
+    said = [
+        f"Of {top.tokens} training tokens the {len(top.top)} strongest made "
+        f"{_percent(top.share)} of all effects, sizes added up."
+    ]
+    scale = found.scale.finer(token.change for token in top.top)
+    for kind in MAIN_KINDS:
+        for token in top.of_kind.get(kind, [])[:1]:
+            said.append(
+                f"The training token that moved {kind} most is {_which(token, text)}: "
+                f"{scale.value(token.change)} {scale.unit}."
+            )
+    return said
+
+
+def _which(token: TopToken, text: bool) -> str:
+    name = f"“{on_one_line(token.token)}”, token" if text else "token"
+    role = f" ({token.role})" if token.role else ""
+    way = "raised" if token.raised else "lowered"
+    row = f"answer {token.example + 1} of the batch{role}"
+    return f"{name} {token.position + 1} of {row}, which the loss {way}"
+
+
+def _cautions(found: Explanation) -> list[str]:
+    said = []
+    if found.gap > MISSING:
+        said.append(
+            f"The parts miss {_percent(found.gap)} of the prediction: they do not add "
+            "up to it."
+        )
+    if found.lost:
+        said.append(f"{found.lost} probes have values that are not finite: left out.")
+    if found.prompts < FEW_PROMPTS:
+        many = f"{found.prompts} prompt{'s' if found.prompts > 1 else ''}"
+        said.append(f"Only {many}: the intervals are too narrow, or missing.")
+    notes = found.info.get("notes")
+    return said + [str(note) for note in notes] if isinstance(notes, list) else said
+
+
+def _best(kind: KindForces) -> Interval:
+    """The actual change, or the predicted one where nothing was measured."""
+    return kind.actual if math.isfinite(kind.actual.mean) else kind.predicted
+
+
+def _verb(interval: Interval) -> str:
+    return "raised" if interval.above_zero else "lowered"
+
+
+def _effect(value: float, lead: float) -> str:
+    return "took" if value * lead < 0 else "added"
+
+
+def _action(found: Explanation, name: str) -> str:
+    """What a part is, with whose tokens it moves where all are of one role."""
+    roles = {} if found.influence is None else found.influence.roles
+    whose = roles.get(name, frozenset()) - {""}
+    of_one = f"{next(iter(whose))} answers" if len(whose) == 1 else ""
+    if name == "pull" and of_one:
+        return f"pulling the {of_one} up"
+    if name == "push" and of_one:
+        return f"pushing the {of_one} down"
+    return ACTIONS.get(name, f"the part {name}")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _percent(share: float) -> str:
+    if share > MANY:
+        return f"more than {100 * MANY:.0f}\N{NO-BREAK SPACE}%"
+    digits = 1 if abs(share) < 0.1 else 0
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def _real(value: object) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number else math.nan  # pyright: ignore[reportArgumentType]
+
+
+def _rank(value: float) -> float:
+    return value if math.isfinite(value) else -math.inf

@@ -1,0 +1,474 @@
+"""`learndyn reproduce`: every figure of the paper, each beside its claim.
+
+OUT/
+  reproduction.html   the claims, each beside its figure
+  claims.json         the same for programs
+  figures/            PNG and SVG of every figure
+  seeds/SEED/STAGE/   run directories; theory.json, right-STAGE.json
+  digits/SEED.json    what was measured on images of digits
+  runs/NAME/          imported runs, with --authors
+  reproduce.json      the settings, by which a stopped command is continued
+
+What `learndyn reproduce` is asked for, and the folder that it goes to.
+
+The parts of the reproduction that are no finetuning runs: theory, digits, softmax.
+
+Each part gives its claims and its figures from what was measured and kept on disk; of
+no seed it gives its claims, not applicable, and no figure.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from learndyn.errors import BadInput
+from learndyn.paper.authors.claims import anchor_claims
+from learndyn.paper.claims import Claim
+from learndyn.paper.figures import Plate
+from learndyn.paper.finetuning.chapters import paper_claims
+from learndyn.paper.finetuning.recorded import Recorded
+from learndyn.paper.finetuning.runs import (
+    Experiment,
+    model_path,
+    recorded,
+    run_stage,
+    stages_of,
+)
+from learndyn.paper.jobs import Job, run_jobs
+from learndyn.record.files import dumps, write_whole
+
+
+PARTS = ("runs", "theory", "digits", "softmax")
+"""What can be reproduced; theory needs the runs."""
+
+MARKER = "reproduce.json"
+
+FOLDERS = ("seeds", "digits", "runs", "figures", "logs")
+"""What a reproduction holds besides its page, its claims and its marker."""
+
+
+@dataclass(frozen=True)
+class ReproduceSettings:
+    """What is reproduced, from what, and where it goes."""
+
+    out: Path = Path("runs/reproduce")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of data and training order; a claim is tested on each."""
+    model: str | None = None
+    """Folder or hub id; None: the embedded model."""
+    data: str | None = None
+    """Preference data; None: the embedded world."""
+    probes: str | None = None
+    """Probe file; None: built from the data."""
+    authors: Path | None = None
+    """Folder of the authors' result folders, or one of these: draw them instead."""
+    images: Path | None = None
+    """Folder of MNIST's IDX files; None: scikit-learn's digits."""
+    jobs: int | None = None
+    """Processes at once; None: the cores that this process may use."""
+    parts: tuple[str, ...] = PARTS
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What finished stages depend on, beside their seed."""
+        given = {"model": self.model, "data": self.data, "probes": self.probes}
+        given |= {"authors": self.authors, "images": self.images}
+        return {k: None if v is None else str(v) for k, v in given.items()}
+
+
+def check(settings: ReproduceSettings) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        BadInput: if they do.
+    """
+    if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
+        raise BadInput(
+            f"--seeds {' '.join(map(str, settings.seeds))}: give one seed or more, "
+            "each once."
+        )
+    unknown = sorted(set(settings.parts) - set(PARTS))
+    if unknown:
+        raise BadInput(f"no part {', '.join(unknown)}. There are: {', '.join(PARTS)}.")
+    if "theory" in settings.parts and "runs" not in settings.parts:
+        raise BadInput("the part theory needs the part runs. Name both.")
+    if settings.probes is not None and settings.data is None:
+        raise BadInput(
+            "--probes are of data of one's own, and no --data are given: the embedded "
+            "world makes its own probes."
+        )
+    if settings.authors is not None and (settings.model or settings.data):
+        raise BadInput(
+            "--authors draws recorded runs and trains none, so it takes no --model and "
+            "no --data. Leave one of them out."
+        )
+
+
+def prepare(settings: ReproduceSettings, overwrite: bool) -> None:
+    """An empty folder with a marker, or the same reproduction, to be continued.
+
+    Raises:
+        BadInput: if `out` holds anything else, or a reproduction with other settings
+            and `overwrite` is false, or one whose marker cannot be read, or if to
+            overwrite it would remove an input.
+    """
+    out, marker = settings.out, settings.out / MARKER
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"{out} is a file. Name a folder with --out.")
+    if out.is_dir() and any(out.iterdir()) and not marker.is_file():
+        raise BadInput(
+            f"{out} holds files and no reproduction, so it is left alone. Choose "
+            "another --out."
+        )
+    if marker.is_file():
+        if not overwrite:
+            before = _kept(marker).get("settings")
+            if before != settings.key:
+                raise BadInput(
+                    f"{out} holds a reproduction with other settings: {before}. Choose "
+                    "another --out, or start anew with --overwrite."
+                )
+            return
+        _spare_inputs(settings)
+        for name in FOLDERS:
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in ("claims.json", "reproduction.html", MARKER):
+            (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    write_state(settings, {})
+
+
+def _spare_inputs(settings: ReproduceSettings) -> None:
+    """Refuse to remove what the new reproduction is to be made from."""
+    for name, given in settings.key.items():
+        if given is None:
+            continue
+        path, out = Path(given).resolve(), settings.out.resolve()
+        removed = [(out / folder).resolve() for folder in FOLDERS]
+        if path == out or any(path.is_relative_to(each) for each in removed):
+            raise BadInput(
+                f"--overwrite would remove {given}, which --{name} names: it is in "
+                f"{settings.out}. Copy it elsewhere first, or choose another --out."
+            )
+
+
+def _kept(marker: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads(marker.read_text(encoding="utf-8"))
+    except ValueError:  # bytes that are no UTF-8, too
+        kept = None
+    if not isinstance(kept, dict):
+        raise BadInput(
+            f"{marker} cannot be read: it is cut off or not JSON. Start anew with "
+            "--overwrite, or choose another --out."
+        )
+    return kept
+
+
+def read_times(settings: ReproduceSettings) -> dict[str, Any]:
+    """How long each job took, of this command and of those before it.
+
+    Raises:
+        BadInput: if the marker of `out` cannot be read.
+    """
+    return _kept(settings.out / MARKER).get("times", {})
+
+
+def write_state(settings: ReproduceSettings, times: dict[str, Any]) -> None:
+    """Keep the settings, by which a stopped command is continued, and the times."""
+    text = dumps({"settings": settings.key, "times": times}, indent=1)
+    write_whole(
+        settings.out / MARKER, lambda path: path.write_text(text, encoding="utf-8")
+    )
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What was found."""
+
+    page: Path
+    claims: tuple[Claim, ...]
+    figures: int
+    seconds: float
+    """Wall-clock time of this command; finished stages were not done again."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Claims by outcome."""
+        found = [claim.outcome for claim in self.claims]
+        return {outcome: found.count(outcome) for outcome in ("PASS", "FAIL", "N-A")}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "page": str(self.page),
+            "counts": self.counts,
+            "figures": self.figures,
+            "seconds": round(self.seconds, 1),
+            "claims": [claim.to_dict() for claim in self.claims],
+        }
+
+    def to_text(self) -> str:
+        """A line per claim, the counts, and the page."""
+        wide = max((len(claim.name) for claim in self.claims), default=0)
+        lines = [
+            f"{claim.outcome:4}  {claim.name:{wide}}  "
+            + (f"{claim.held} of {len(claim.measured)}" if claim.measured else "—")
+            for claim in self.claims
+        ]
+        counts = self.counts
+        return "\n".join(
+            [
+                *lines,
+                "",
+                f"{counts['PASS']} of {len(self.claims)} claims reproduced, "
+                f"{counts['FAIL']} failed, {counts['N-A']} not applicable; "
+                f"{self.figures} figures.",
+                f"Page: {self.page}",
+            ]
+        )
+
+
+def reproduce(settings: ReproduceSettings, *, overwrite: bool = False) -> Reproduction:
+    """Make what is missing of runs and measurements, test all claims, draw all figures.
+
+    Raises:
+        BadInput: if `out` holds anything else, or a reproduction with other settings
+            (and `overwrite` is false), or as the recipes.
+    """
+    begin = time.monotonic()
+    check(settings)
+    prepare(settings, overwrite)
+    found = _Found(settings)
+    own = settings.authors is None
+    seeds = found.made() if own else found.imported(overwrite)
+    claims, plates = found.drawn(seeds)
+    from learndyn.paper.page import write_page
+
+    page = write_page(settings.out, claims, plates, found.facts(seeds))
+    text = dumps({"claims": [claim.to_dict() for claim in claims]}, indent=1)
+    write_whole(
+        settings.out / "claims.json",
+        lambda path: path.write_text(text, encoding="utf-8"),
+    )
+    seconds = time.monotonic() - begin
+    return Reproduction(page, tuple(claims), len(plates), seconds)
+
+
+class _Found:
+    """All that one reproduction finds, part by part."""
+
+    def __init__(self, settings: ReproduceSettings) -> None:
+        self.settings = settings
+        self.refused: list[str] = []
+        """Folders of the authors that could not be read, each with the reason."""
+        self.experiments = [
+            Experiment(
+                settings.out / "seeds" / str(seed),
+                seed,
+                settings.model,
+                settings.data,
+                settings.probes,
+            )
+            for seed in settings.seeds
+        ]
+
+    def made(self) -> list[Recorded]:
+        """Train and measure what is missing."""
+        settings = self.settings
+        jobs = self._run_jobs() if "runs" in settings.parts else []
+        if "digits" in settings.parts:
+            jobs += self._digit_jobs()
+        took = run_jobs(jobs, settings.jobs or _cores(), settings.out / "logs")
+        new = {name: vars(one) for name, one in took.items()}
+        write_state(settings, read_times(settings) | new)
+        return [recorded(one) for one in self.experiments if "runs" in settings.parts]
+
+    def imported(self, overwrite: bool) -> list[Recorded]:
+        """Read the authors' runs."""
+        from learndyn.paper.authors.claims import imported
+
+        settings = self.settings
+        assert settings.authors is not None
+        found = imported(settings.authors, settings.out / "runs", overwrite=overwrite)
+        self.refused = found.refused
+        return found.seeds
+
+    def drawn(self, seeds: Sequence[Recorded]) -> tuple[list[Claim], list[Plate]]:
+        """Every claim and every figure that there is something to draw in."""
+        from learndyn.paper.finetuning.chapters import paper_plates
+
+        settings, own = self.settings, self.settings.authors is None
+        claims = list(paper_claims(seeds))
+        plates = paper_plates(seeds) if seeds else []
+        if not own:
+            claims += anchor_claims(seeds)
+        parts = settings.parts if own else ()
+        without = "" if own else "the authors published no numbers of this"
+        for name, part in (
+            ("theory", theory),
+            ("digits", digits),
+            ("softmax", softmax),
+        ):
+            some, more = part(settings.out, settings.seeds if name in parts else ())
+            claims += [
+                replace(one, note=without or "left out of this reproduction")
+                if not one.measured and name not in parts
+                else one
+                for one in some
+            ]
+            plates += more
+        return claims, plates
+
+    def facts(self, seeds: Sequence[Recorded]) -> list[tuple[str, str]]:
+        """Settings, versions and times, for the foot of the page."""
+        from learndyn.train.provenance import versions
+
+        settings = self.settings
+        rows = [(name, value) for name, value in settings.key.items() if value]
+        rows += [("left out, as it cannot be read", each) for each in self.refused]
+        rows.append(("seeds", ", ".join(str(one.seed) for one in seeds) or "none"))
+        rows += [(f"version of {name}", text) for name, text in versions().items()]
+        times = read_times(settings)
+        rows += [
+            (name, f"{one['seconds']:.0f} s, {one['processor']:.0f} processor seconds")
+            for name, one in sorted(times.items())
+        ]
+        return rows
+
+    def _run_jobs(self) -> list[Job]:
+        jobs: list[Job] = []
+        for experiment in self.experiments:
+            seed = experiment.seed
+            stages = stages_of(experiment)
+            experiment = replace(experiment)  # without the rows, for other processes
+            for stage, after in stages.items():
+                if not experiment.finished(stage):
+                    needs = (f"seed {seed}: {after}",) if after else ()
+                    name = f"seed {seed}: {stage}"
+                    jobs.append(Job(name, run_stage, (experiment, stage), needs))
+            path = experiment.folder / "theory.json"
+            if "theory" in self.settings.parts and not path.exists():
+                needs = tuple(f"seed {seed}: {stage}" for stage in ("sft", "dpo"))
+                model = model_path(experiment)
+                work = (seed, experiment.folder, model, path)
+                jobs.append(Job(f"seed {seed}: theory", measure_theory_of, work, needs))
+        return sorted(jobs, key=lambda job: _order(job.name))
+
+    def _digit_jobs(self) -> list[Job]:
+
+        folder = self.settings.out / "digits"
+        return [
+            Job(
+                f"digits {seed}",
+                measure_digits_of,
+                (seed, self.settings.images, folder / f"{seed}.json"),
+            )
+            for seed in self.settings.seeds
+            if not (folder / f"{seed}.json").exists()
+        ]
+
+
+def _order(name: str) -> int:
+    """Long chains first: two processes then end at about the same time."""
+    stage = name.partition(": ")[2]
+    order = ("sft", "extend-sft", "dpo", "extend-dpo", "on-policy", "theory")
+    return order.index(stage) if stage in order else len(order)
+
+
+def _cores() -> int:
+    return (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else (os.cpu_count() or 1)
+    )
+
+
+Part = tuple[list[Claim], list[Plate]]
+
+REASON = "reason"
+"""Key of a file that says why there is no measurement."""
+
+
+def measure_theory_of(seed: int, folder: Path, model: Path, path: Path) -> None:
+    """Measure one seed's theory on its finished runs and keep it at `path`.
+
+    Where its model or probes do not allow it, the reason is kept instead.
+    """
+    from learndyn.paper.theory.measure import measure_theory
+
+    runs = {role: folder / role for role in ("sft", "dpo")}
+    try:
+        found = measure_theory(seed, runs, model=model).to_dict()
+    except BadInput as error:  # a model of one's own may not have what it takes
+        found = {REASON: str(error)}
+    _keep(found, path)
+
+
+def measure_digits_of(seed: int, images: Path | None, path: Path) -> None:
+    """Measure learning on images of digits with one seed and keep it at `path`."""
+    from learndyn.paper.digits.measure import measure_digits
+
+    _keep(measure_digits(seed, images).to_dict(), path)
+
+
+def theory(out: Path, seeds: Sequence[int]) -> Part:
+    """The decomposition, the kernels, the proxies, peakiness and residuals."""
+    from learndyn.paper.theory.claims import theory_claims
+    from learndyn.paper.theory.result import TheoryResult
+
+    paths = [out / "seeds" / str(seed) / "theory.json" for seed in seeds]
+    given = _read(paths)
+    found = [TheoryResult.from_dict(one) for one in given if REASON not in one]
+    refused = [one[REASON] for one in given if REASON in one]
+    said = "; ".join(dict.fromkeys(refused))
+    claims = list(theory_claims(found))
+    if not found:
+        return [replace(c, note=said) if said else c for c in claims], []
+    from learndyn.paper.theory.figures import theory_plates
+
+    if refused:
+        left = f"Not measured on {len(refused)} of {len(given)}: {said}"
+        claims = [replace(c, note=f"{c.note} {left}".strip()) for c in claims]
+    return claims, theory_plates(found)
+
+
+def digits(out: Path, seeds: Sequence[int]) -> Part:
+    """The paper's first figure."""
+    from learndyn.paper.digits.measure import digits_claims
+    from learndyn.paper.digits.result import DigitsResult
+
+    paths = [out / "digits" / f"{seed}.json" for seed in seeds]
+    found = [DigitsResult.from_dict(one) for one in _read(paths)]
+    if not found:
+        return list(digits_claims(found)), []
+    from learndyn.paper.digits.figures import digit_plates
+
+    return list(digits_claims(found)), digit_plates(found)
+
+
+def softmax(out: Path, seeds: Sequence[int]) -> Part:
+    """The squeezing effect on one softmax (Appendix E); nothing is kept of it."""
+    from learndyn.paper.softmax.claims import softmax_claims
+
+    if not seeds:
+        return list(softmax_claims(seeds)), []
+    from learndyn.paper.softmax.figures import softmax_plates
+
+    return list(softmax_claims(seeds)), softmax_plates()
+
+
+def _keep(found: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(found)  # NaN stays NaN
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _read(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    there = [path for path in paths if path.exists()]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in there]

@@ -1,0 +1,542 @@
+"""The squeezing effect on one softmax in six figures, all computed when drawn.
+
+The theory is `lab/softmax.py`. Nothing here is trained and nothing is read: equal code
+draws equal figures.
+
+How the squeezing effect grows with peakiness, and with how unlikely y is.
+
+Medians and bands are over random draws, made when the figure is drawn.
+
+One push on one softmax, label by label: the five panels of the paper's Appendix E.
+
+Labels stand in the order of their probability before the push; a stroke leads from
+before to after, on a log scale: the only one on which a valley and a peak both show.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from learndyn.diagnose.numbers import nats
+from learndyn.paper.figures import EndLabel, Grid, Heading, Plate, end_labels
+from learndyn.paper.softmax.scenes import (
+    Scene,
+    by_probability,
+    paper_scenes,
+    peakiness_sweep,
+)
+from learndyn.paper.softmax.step import (
+    OPTIMIZERS,
+    OptimizerName,
+    Step,
+    favourite,
+    simulate,
+)
+from learndyn.show.chart import (
+    DOWN,
+    INK,
+    LINE,
+    MUTED,
+    SOLID,
+    TEXT,
+    UP,
+    WIDE,
+    Dash,
+    Sheet,
+    points,
+)
+
+
+ABOUT = {
+    "A": "A: pulled up",
+    "B": "B: flat, pushed down",
+    "C": "C: peaky, a label on a peak pushed down",
+    "D": "D: peaky, a label in a valley pushed down",
+    "E": "E: 1000 labels, an unlikely one pushed down",
+}
+
+
+def scenes_figure(width: int = WIDE) -> Sheet:
+    """Grid A to D: 50 labels; pull up, push a flat one, a peak, a valley."""
+    scenes = paper_scenes()[:4]
+    steps = [scene.step for scene in scenes]
+    valley = steps[3]
+    grid = Grid(
+        width,
+        [_heading(scene, found) for scene, found in zip(scenes, steps, strict=True)],
+        title=(
+            f"Pushing down a label of probability {probability(valley, valley.y)} "
+            f"moves {100 * float(valley.gains[valley.favourite]):.0f} % of all "
+            "probability to the favourite"
+        ),
+        unit=_UNIT,
+    )
+    for index, found in enumerate(steps):
+        axes, _ = grid.axes(index, "labels, likeliest first")
+        _arrows(axes, found)
+    return grid.sheet
+
+
+def vocabulary_figure(width: int = WIDE) -> Sheet:
+    """Heading E: 1000 labels."""
+    scene = paper_scenes()[4]
+    found = scene.step
+    others = found.rises.sum()
+    grid = Grid(
+        width,
+        [_heading(scene, found)],
+        title=(
+            f"Over {len(found.before)} labels one push lifts {others}: y* goes from "
+            f"{math.exp(found.before[found.favourite]):.2f} to "
+            f"{math.exp(found.after[found.favourite]):.2f}"
+        ),
+        unit=_UNIT,
+        columns=1,
+        tall=300,
+    )
+    axes, _ = grid.axes(0, "labels, likeliest first")
+    _arrows(axes, found)
+    return grid.sheet
+
+
+def probability(found: Step, label: int, *, after: bool = False) -> str:
+    """A label's probability in two or three figures."""
+    return written((found.after if after else found.before)[label])
+
+
+def written(logp: float) -> str:
+    """A probability, given in nats, as 0.250 or 4.0·10⁻¹⁰."""
+    value = math.exp(logp)
+    if value >= 0.001:
+        return f"{value:.3f}"
+    power = math.floor(logp / math.log(10))
+    return f"{math.exp(logp - power * math.log(10)):.1f}·{power_of_ten(power)}"
+
+
+def power_of_ten(exponent: int) -> str:
+    """1,000 for 3 and 10⁻¹⁰ for -10."""
+    if -4 < exponent < 4:
+        return f"{10.0**exponent:,g}"
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def probability_axis(axes: Axes, low: float, high: float) -> None:
+    """A log axis from `low` to `high`, both in nats, labelled with probabilities."""
+    axes.set_ylim(low, high)
+    decades = [k for k in range(-400, 1) if low <= k * math.log(10) <= high]
+    if len(decades) >= 2:
+        every = -(-len(decades) // 6)
+        shown = decades[::-1][::every]
+        ticks = [k * math.log(10) for k in shown]
+        names = [power_of_ten(k) for k in shown]
+    else:
+        inside = MaxNLocator(4).tick_values(math.exp(low), math.exp(high))
+        ticks = [math.log(v) for v in inside if v > 0 and low <= math.log(v) <= high]
+        names = [f"{math.exp(t):.3g}" for t in ticks]
+    axes.set_yticks(ticks, names)
+
+
+_UNIT = (
+    "Probability of every label before (end of the stroke) and after (dot) one "
+    "gradient step, log scale; y: the label it is about, y*: the likeliest other; "
+    "blue: gains, grey: loses"
+)
+
+
+def _heading(scene: Scene, found: Step) -> Heading:
+    others = len(found.before) - 1
+    rise = int(found.rises.sum()) - bool(found.rises[found.y])
+    many = f"{rise} of {others} others rise" if rise else f"all {others} others fall"
+    best = found.favourite
+    return Heading(
+        f"{ABOUT[scene.name]}: {many}",
+        f"y {probability(found, found.y)} → {probability(found, found.y, after=True)}, "
+        f"y* {probability(found, best)} → {probability(found, best, after=True)}",
+    )
+
+
+def _arrows(axes: Axes, found: Step) -> None:
+    order = np.argsort(-found.before, kind="stable")
+    place = np.empty(len(order), int)
+    place[order] = np.arange(1, len(order) + 1)
+    y, best, many = found.y, found.favourite, len(order) > 100
+    others = np.ones(len(order), bool)
+    others[y] = False
+    both = np.concatenate([found.before, found.after[others]])
+    span = float(both.max() - both.min())
+    low, high = float(both.min()) - 0.08 * span, float(both.max()) + 0.1 * span
+    high = max(high, float(found.after[y]) + 0.1 * span)
+    for rises, colour in ((False, MUTED), (True, UP)):
+        chosen = others & (found.rises == rises)
+        at = place[chosen]
+        before, after = found.before[chosen], found.after[chosen]
+        if many and not rises:
+            by = np.argsort(at)
+            at, before, after = at[by], before[by], after[by]
+            axes.fill_between(at, before, after, color=colour, alpha=0.2, lw=0)
+            axes.plot(at, after, color=colour, lw=1)
+            continue
+        axes.vlines(at, before, after, color=colour, lw=1.4, alpha=0.6)
+        axes.plot(at, after, "o", color=colour, ms=3, mew=0)
+    for label, name, colour in ((y, "y", DOWN), (best, "y*", INK)):
+        pulled = label == y and found.strength < 0
+        _highlight(axes, found, label, int(place[label]), (low, high))
+        before, end = float(found.before[label]), float(found.after[label])
+        beside = label == y and end < before  # its lower end stands free
+        axes.annotate(
+            name,
+            (place[label], max(end, low) if beside else max(before, end)),
+            xytext=(points(7), 0) if beside else (0, points(6)),
+            ha="left" if beside else "center",
+            textcoords="offset points",
+            color=UP if pulled else colour,
+            fontsize=points(13),
+            fontweight="bold",
+            va="bottom",
+        )
+    axes.set_xlim(-0.02 * len(order) - 1, 1.04 * len(order))
+    probability_axis(axes, low, high)
+    axes.set_xticks(_ranks(len(order)))
+
+
+def _highlight(
+    axes: Axes, found: Step, label: int, at: int, limits: Sequence[float]
+) -> None:
+    """A thick stroke; where it leaves the chart it ends in an arrow."""
+    colour = INK
+    if label == found.y:
+        colour = DOWN if found.strength > 0 else UP
+    end = float(found.after[label])
+    axes.plot(
+        [at, at],
+        [found.before[label], max(end, limits[0])],
+        color=colour,
+        lw=2.2,
+        solid_capstyle="butt",
+    )
+    leaves = end < limits[0]
+    axes.plot(
+        [at],
+        [limits[0] if leaves else end],
+        "v" if leaves else "o",
+        color=colour,
+        ms=6,
+        mew=0,
+        clip_on=False,
+    )
+
+
+def _ranks(labels: int) -> list[int]:
+    every = 10 if labels <= 100 else 200
+    return [1, *range(every, labels + 1, every)]
+
+
+STDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""Standard deviations of the logits, from flat to peaky."""
+
+UNLIKELY = tuple(np.geomspace(0.5, 1e-4, 16).tolist())
+"""Probabilities of y before the push."""
+
+
+def peakiness_figure(width: int = WIDE) -> Sheet:
+    """Who rises and what y* gets, from flat to peaky."""
+    found = peakiness_sweep(STDS)
+    rise = [one.others_rise for one in found]
+    share = [np.log10(one.to_favourite) for one in found]
+    means = [float(np.mean(r)) for r in rise]
+    grid = Grid(
+        width,
+        [
+            Heading(
+                f"Of 49 others {means[0]:.0f} rise where π is flat, {means[-2]:.1f} "
+                "at logit std 4",
+                "mean; band: 5 to 95 % of draws",
+            ),
+            Heading(
+                f"At logit std 4, y* gains {10 ** float(np.median(share[-2])):,.0f} "
+                "times what y lost: the others pay",
+                "median gain of y* per unit that y lost; band: 5 to 95 % of draws",
+            ),
+        ],
+        title="The peakier the distribution, the fewer gain from a push",
+        unit="50 labels, a random one pushed down with s = 1",
+        tall=250,
+    )
+    axes, _ = grid.axes(0, "standard deviation of the logits")
+    _band(axes, STDS, rise, MUTED, np.mean)
+    axes.set_ylim(0, 50)
+    axes, _ = grid.axes(1, "standard deviation of the logits")
+    _band(axes, STDS, share, INK, np.median)
+    axes.axhline(0, color=MUTED, linewidth=1)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: power_of_ten(round(v))))
+    return grid.sheet
+
+
+def unlikely_figure(width: int = WIDE) -> Sheet:
+    """Claim 4: what a less likely y does to the rest, and to y*."""
+    others = 2 * np.random.default_rng(0).standard_normal((200, 49))
+    rest, best = by_probability(others, UNLIKELY)
+    ends = {"rest": np.median(rest, axis=0), "y*": np.median(best, axis=0)}
+    grid = Grid(
+        width,
+        [
+            Heading(
+                f"From π(y) = 0.5 to 0.0001: all others together "
+                f"{nats(float(ends['rest'][0]), 2)} → "
+                f"{nats(float(ends['rest'][-1]), 2)} nats, y* "
+                f"{nats(float(ends['y*'][0]), 2)} → {nats(float(ends['y*'][-1]), 2)}",
+                "median over draws; bands: 5 to 95 %",
+            )
+        ],
+        title="The less likely the pushed label, the worse for the rest; but y* gains "
+        "less, not more",
+        unit=(
+            "Change of log π by one push of s = 1, nats, with the distribution of all "
+            "labels but y held fixed"
+        ),
+        columns=1,
+        tall=280,
+        labels=70 if width < 600 else 110,
+    )
+    axes, box = grid.axes(0, "π(y) before the push: less likely →")
+    at = -np.log10(UNLIKELY)
+    _band(axes, at, list(best.T), INK, np.median)
+    _band(axes, at, list(rest.T), LINE["other"], np.median)
+    axes.axhline(0, color=MUTED, linewidth=1)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: nats(v, 1)))
+    axes.set_xlim(at[0], at[-1])
+    axes.set_xticks([1, 2, 3, 4], ["0.1", "0.01", "0.001", "0.0001"])
+    labels: list[EndLabel] = [
+        ("y*", float(ends["y*"][-1]), INK),
+        ("all others", float(ends["rest"][-1]), TEXT["other"]),
+    ]
+    end_labels(grid.sheet, axes, box, labels)
+    return grid.sheet
+
+
+def _band(
+    axes: Axes,
+    at: Sequence[float] | Float[np.ndarray, " at"],
+    values: Sequence[np.ndarray],
+    colour: str,
+    middle: Callable[..., Any],
+) -> None:
+    """A line through a mean or median, and a band over 5 to 95 % of draws."""
+    low, high = np.percentile(np.array(values), [5, 95], axis=1)
+    axes.fill_between(at, low, high, color=colour, alpha=0.15, lw=0)
+    axes.plot(at, [middle(v) for v in values], color=colour, lw=points(2.4))
+
+
+STYLES: dict[OptimizerName, tuple[str, str, Dash]] = {
+    "sgd": (LINE["chosen"], "SGD", SOLID),
+    "momentum": (LINE["chosen"], "momentum", (5.0, 2.5)),
+    "rmsprop": (LINE["rejected"], "RMSprop", SOLID),
+    "adam": (LINE["rejected"], "Adam", (5.0, 2.5)),
+}
+FALL = 20.0
+"""Nats of log pi(y) up to which optimizers are compared."""
+RATES: dict[OptimizerName, float] = {
+    "sgd": 0.01,
+    "momentum": 0.002,
+    "rmsprop": 0.01,
+    "adam": 0.05,
+}
+"""Learning rates small enough that the curves are those of a flow."""
+
+
+def softmax_plates() -> list[Plate]:
+    """The figures of the paper's Appendix E and what belongs beside them."""
+    return [
+        Plate(
+            "softmax_scenes",
+            "Appendix E, panels A to D",
+            scenes_figure,
+            "50 labels, 4 features, the draws of the authors' notebook. Its panel D "
+            "mixed a second, positive update in; this one is the push alone.",
+        ),
+        Plate(
+            "softmax_vocabulary",
+            "Appendix E, panel E",
+            vocabulary_figure,
+            "1000 labels, 50 features, one step of learning rate 1.",
+        ),
+        Plate(
+            "softmax_ratio",
+            "Appendix E, Lemma 1",
+            ratio_figure,
+            "Line: closed form. Dots: the gradient step taken on the weights.",
+        ),
+        Plate(
+            "softmax_peakiness",
+            "Appendix E, Claims 3A to 3C",
+            peakiness_figure,
+            "400 draws of 50 normal logits at each standard deviation; a random label "
+            "is pushed down with s = 1.",
+        ),
+        Plate(
+            "softmax_unlikely",
+            "Appendix E, Claim 4",
+            unlikely_figure,
+            "200 draws of 49 other labels, logit std 2; s = 1.",
+        ),
+        Plate(
+            "softmax_optimizers",
+            "Appendix E, beyond SGD",
+            optimizers_figure,
+            "Each curve is a run of many small updates. In a network the labels share "
+            "weights; this layer has a row of its own for each.",
+        ),
+    ]
+
+
+def ratio_figure(width: int = WIDE) -> Sheet:
+    """log(pi'/pi) against pi, with the threshold tau, in three distributions."""
+    scenes = paper_scenes()
+    shown = {
+        "Flat (B)": scenes[1],
+        "In between": between(),
+        "Peaky (D)": scenes[3],
+    }
+    steps = [scene.step for scene in shown.values()]
+    grid = Grid(
+        width,
+        [
+            Heading(
+                f"{name}: {_rising(found)} of {len(found.before) - 1} others rise",
+                f"τ = {found.threshold:.3f}, s = {found.strength:.2f}",
+            )
+            for name, found in zip(shown, steps, strict=True)
+        ],
+        title="A label gains if and only if its probability exceeds τ; a peak lifts τ",
+        unit=(
+            "log of π after / π before, in nats, of every label but y, against its "
+            "probability; dashed: τ; line: closed form, dots: the step taken"
+        ),
+        columns=3,
+        tall=250,
+    )
+    for index, (scene, found) in enumerate(zip(shown.values(), steps, strict=True)):
+        axes, _ = grid.axes(index, "π before the push")
+        _ratios(axes, scene, found)
+    return grid.sheet
+
+
+def between() -> Scene:
+    """Panel A's distribution, neither flat nor peaky; y is unlikely and goes down."""
+    a, _, _, d, _ = paper_scenes()
+    return Scene("", a.weights, a.x, d.y, 0.1)
+
+
+def optimizers_figure(width: int = WIDE) -> Sheet:
+    """What y* gains on the rest while y falls, under four optimizers."""
+    shown = _paths()
+    paths = list(shown.values())
+    ends = {name: float(path[1][-1]) for name, path in paths[0].items()}
+    grid = Grid(
+        width,
+        [
+            Heading(
+                f"{label}: SGD {nats(float(path['sgd'][1][-1]))} nats, "
+                f"Adam {nats(float(path['adam'][1][-1]))}",
+                f"when y has fallen by {FALL:.0f} nats",
+            )
+            for label, path in zip(shown, paths, strict=True)
+        ],
+        title=(
+            f"SGD squeezes ({nats(ends['sgd'])} nats), momentum alike "
+            f"({nats(ends['momentum'])}); RMSprop and Adam hardly do "
+            f"({nats(ends['rmsprop'])}, {nats(ends['adam'])}) where every label has "
+            "weights of its own"
+        ),
+        unit="Change of log π(y*) minus that of all other labels together, nats",
+        tall=270,
+        labels=84,
+    )
+    for index, path in enumerate(paths):
+        axes, box = grid.axes(index, "how far log π(y) has fallen, nats")
+        labels: list[EndLabel] = []
+        for name, (fallen, gained) in path.items():
+            colour, said, dash = STYLES[name]
+            (line,) = axes.plot(fallen, gained, color=colour, lw=points(2.4))
+            if dash:
+                line.set_dashes(dash)
+            labels.append((said, float(gained[-1]), colour))
+        axes.set_xlim(0, FALL)
+        axes.axhline(0, color=MUTED, linewidth=1)
+        end_labels(grid.sheet, axes, box, labels)
+    return grid.sheet
+
+
+@cache
+def _paths() -> dict[str, dict[OptimizerName, Any]]:
+    """Both panels' curves; both widths ask."""
+    scenes = {"Peaky (D)": paper_scenes()[3], "In between": between()}
+    return {
+        name: {one: _path(scene, one) for one in OPTIMIZERS}
+        for name, scene in scenes.items()
+    }
+
+
+def _path(
+    scene: Scene, name: OptimizerName
+) -> tuple[Float[np.ndarray, " at"], Float[np.ndarray, " at"]]:
+    """Nats that y has fallen, and what y* has gained on all others together."""
+    logp = simulate(
+        scene.weights, scene.x, scene.y, lr=RATES[name], steps=1200, optimizer=name
+    )
+    best = favourite(logp[0], scene.y)
+    keep = np.ones(logp.shape[1], bool)
+    keep[[scene.y, best]] = False
+    gap = logp[:, best] - np.logaddexp.reduce(logp[:, keep], axis=1)
+    fallen = logp[0, scene.y] - logp[:, scene.y]
+    at = np.linspace(0, FALL, 81)
+    return at, np.interp(at, fallen, gap - gap[0])
+
+
+def _rising(found: Step) -> int:
+    return int(np.delete(found.rises, found.y).sum())
+
+
+def _ratios(axes: Axes, scene: Scene, found: Step) -> None:
+    others = np.arange(len(found.before)) != found.y
+    pi = np.exp(found.before)
+    taken = simulate(scene.weights, scene.x, scene.y, lr=scene.lr, steps=1)
+    high = 1.14 * float(pi[others].max())
+    low = min(float(pi[others].min()), high / 2)
+    low = low - 0.05 * (high - low)
+    line = np.linspace(max(low, 0), high, 100)
+    axes.plot(
+        line,
+        found.strength * (line - found.threshold),
+        color=LINE["other"],
+        lw=points(2),
+    )
+    moved = taken[1] - taken[0]
+    rises = moved > 0
+    for chosen, colour in ((others & rises, LINE["chosen"]), (others & ~rises, DOWN)):
+        axes.plot(pi[chosen], moved[chosen], "o", color=colour, ms=4, alpha=0.75, mew=0)
+    best = found.favourite
+    axes.annotate(
+        "y*",
+        (pi[best], moved[best]),
+        xytext=(4, -3),
+        textcoords="offset points",
+        va="top",
+        fontsize=points(13),
+        fontweight="bold",
+        color=INK,
+    )
+    axes.axhline(0, color=MUTED, linewidth=1)
+    axes.set_xlim(low, high)
+    if low <= found.threshold <= high:
+        axes.axvline(found.threshold, color=MUTED, lw=1, dashes=(5, 3))
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    digits = 2 if np.ptp(moved[others]) < 2 else 0
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: nats(v, digits)))

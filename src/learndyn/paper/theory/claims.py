@@ -1,0 +1,588 @@
+"""The claims of the paper's theory: those of `theory_statements` and about kernels.
+
+The tests themselves are in `theory_checks`.
+
+One number for each claim of the theory, and whether it is enough.
+
+Thresholds that the paper does not give are this package's; they stand in each rule.
+
+What a statement of the theory is, and those about one step and about residuals.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from learndyn.paper.claims import Claim, Measured
+from learndyn.paper.theory.result import (
+    Numbers,
+    Order,
+    Peak,
+    SignRule,
+    TheoryResult,
+    Walk,
+)
+
+
+EXACT = 1e-9
+"""Share of a residual by which autograd in float64 may differ from a formula."""
+
+STABLE = 0.9
+"""Rank correlation from which on kernels count as alike."""
+
+TRACKS = 0.7
+"""Rank correlation from which on a proxy counts as one."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One seed's number, whether the claim holds, and its interval."""
+
+    value: float
+    holds: bool
+    low: float | None = None
+    high: float | None = None
+
+
+Test = Callable[[TheoryResult], Found | None]
+"""None where a seed's runs cannot say."""
+
+
+def second_order(loss: str, model: str, decades: float) -> Test:
+    """Whether the error goes with the square of the step."""
+
+    def test(result: TheoryResult) -> Found | None:
+        for order in result.orders:
+            if (order.loss, order.model) == (loss, model):
+                return Found(order.slope, _is_second(order, decades))
+        return None
+
+    return test
+
+
+def _is_second(order: Order, decades: float) -> bool:
+    return abs(order.slope - 2) <= 0.1 and order.decades >= decades
+
+
+def parts_add_up(result: TheoryResult) -> Found:
+    """How far pull and push together are from the change as it was."""
+    miss = result.kernels.relative_error
+    return Found(miss, miss <= 0.1)
+
+
+def push_lifts_favourites(result: TheoryResult) -> Found:
+    """What the part of y- does to the favourites along y+."""
+    kernels = result.kernels
+    pushed = kernels.greedy_push
+    return Found(pushed, pushed > max(0.0, kernels.greedy_pull))
+
+
+def push_reaches_rephrases(result: TheoryResult) -> Found | None:
+    """What the part of y- does to the rephrase of y-."""
+    kernels = result.kernels
+    if "rejected_semantic" not in kernels.kinds:
+        return None
+    pushed = kernels.push[kernels.kinds.index("rejected_semantic")]
+    return Found(pushed, pushed < 0)
+
+
+def printed(loss: str) -> Test:
+    """How far the printed residual is from the gradient of its loss."""
+
+    def test(result: TheoryResult) -> Found:
+        miss = result.residuals.misses[loss]
+        return Found(miss, miss <= EXACT)
+
+    return test
+
+
+def pairs_push_down(result: TheoryResult) -> Found:
+    """The least push on y- of DPO, IPO and SLiC where policy and reference agree."""
+    found = result.residuals
+    start = found.margins.index(min(found.margins, key=abs))
+    least = min(found.rejected[loss][start] for loss in ("dpo", "ipo", "slic"))
+    return Found(least, least > 0)
+
+
+def sppo_spares_rejected(result: TheoryResult) -> Found:
+    """Change of log pi(y-) per nat of y+ by a small step on SPPO."""
+    change = result.residuals.sppo_rejected
+    return Found(change, change >= 0)
+
+
+def path_turns(result: TheoryResult) -> Found | None:
+    """How much farther y- fell over DPO than y+ moved, either way.
+
+    Its limits are those at which the intervals of both are nearest and farthest: wider
+    than a paired interval, so a turn that shows here shows all the more there.
+    """
+    walks = {walk.role: walk for walk in result.walks}
+    if not {"sft", "dpo"} <= set(walks):
+        return None
+    sft, dpo = walks["sft"], walks["dpo"]
+    mean, low, high = dpo.turn
+    moved = abs(mean), max(-low, high), max(0.0, low, -high)  # as it is, most, least
+    beyond = -dpo.fall[0] - moved[0]
+    least, most = -_high(dpo.fall) - moved[1], -_low(dpo.fall) - moved[2]
+    return Found(beyond, _both_rise(sft) and least > 0, least, most)
+
+
+def _both_rise(walk: Walk) -> bool:
+    return _low(walk.turn) > 0 and _low(walk.fall) > 0
+
+
+def _low(interval: Numbers) -> float:
+    return interval[1]
+
+
+def _high(interval: Numbers) -> float:
+    return interval[2]
+
+
+def kernel_keeps_order(start: str, end: str) -> Test:
+    """Rank correlation of ||K(o, u)|| over o between two checkpoints."""
+
+    def test(result: TheoryResult) -> Found | None:
+        path = result.kernel_path
+        if not {start, end} <= set(path.checkpoints):
+            return None
+        i, j = (path.checkpoints.index(name) for name in (start, end))
+        return Found(path.ranks[i][j], path.ranks[i][j] >= STABLE)
+
+    return test
+
+
+def bound_exact(result: TheoryResult) -> Found:
+    """Largest LBK / (eta^2 ||K||_F^2), K written out."""
+    return _bound(result.bounds.exact_lbk, result.bounds.exact_kernel)
+
+
+def bound_trained(result: TheoryResult) -> Found:
+    """The same at the SFT checkpoint, ||K|| estimated."""
+    return _bound(result.bounds.lbk, result.bounds.kernel)
+
+
+def _bound(lbk: Numbers, kernel: Numbers) -> Found:
+    most = max(a / b for a, b in zip(lbk, kernel, strict=True))
+    return Found(most, most <= 1)
+
+
+def lbk_ranks(result: TheoryResult) -> Found:
+    """Rank correlation of LBK with ||K||_F."""
+    return Found(result.bounds.rank_lbk, result.bounds.rank_lbk >= TRACKS)
+
+
+def notebook_ranks(result: TheoryResult) -> Found:
+    """Rank correlation of the notebook's LBK with ||K||_F."""
+    return Found(result.bounds.rank_notebook, result.bounds.rank_notebook >= TRACKS)
+
+
+def a_norm_identity(result: TheoryResult) -> Found:
+    """Largest relative difference of ||A||_F^2 to its closed form."""
+    return Found(result.bounds.a_norm, result.bounds.a_norm <= 1e-12)
+
+
+def peakier(role: str) -> Test:
+    """Change of ||A||_F along chosen over a run."""
+
+    def test(result: TheoryResult) -> Found | None:
+        peak = _peak(result, role)
+        if peak is None:
+            return None
+        mean, low, high = peak.rise
+        return Found(mean, low > 0, low, high)
+
+    return test
+
+
+def rest_falls(role: str) -> Test:
+    """Slope of log(1 - pi*) on log pi* over a run's observations."""
+
+    def test(result: TheoryResult) -> Found | None:
+        peak = _peak(result, role)
+        if peak is None:
+            return None
+        return Found(peak.slope, peak.slope < 0 and peak.r2 >= 0.8)
+
+    return test
+
+
+def _peak(result: TheoryResult, role: str) -> Peak | None:
+    return next((peak for peak in result.peaks if peak.role == role), None)
+
+
+def pushed_down(pushed: str, value: Callable[[SignRule], float], least: float) -> Test:
+    """A share of the sign rule, where it has to be at least `least`."""
+
+    def test(result: TheoryResult) -> Found | None:
+        for rule in result.sign_rules:
+            if rule.pushed == pushed:
+                return Found(value(rule), value(rule) >= least)
+        return None
+
+    return test
+
+
+def balanced(rule: SignRule) -> float:
+    """Share of right signs if half of the tokens were above tau; 0.5 by chance."""
+    return (rule.above + 1 - rule.below) / 2
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One claim and its test; the fields are those of `Claim`."""
+
+    name: str
+    source: str
+    says: str
+    rule: str
+    unit: str
+    plate: str
+    test: Test
+    note: str = ""
+
+
+FIRST_ORDER = "Section 2, Proposition 1; Section 3.1, Eq. 5"
+
+STEPS: tuple[Statement, ...] = (
+    Statement(
+        "first-order-sft",
+        FIRST_ORDER,
+        "One step changes all log-probabilities by -eta A K G up to O(eta^2): SFT.",
+        "The error goes with the step to the power 2.0 +- 0.1 over at least 3 decades; "
+        "A, K, G written out, float64.",
+        "power of the step",
+        "theory_order",
+        second_order("sft", "tiny", 3.0),
+    ),
+    Statement(
+        "first-order-dpo",
+        "Section 3.2, Eq. 7; Appendix B.2.2",
+        "The same for DPO, with a kernel for y+ and one for y-.",
+        "As for SFT.",
+        "power of the step",
+        "theory_order",
+        second_order("dpo", "tiny", 3.0),
+    ),
+    Statement(
+        "first-order-sft-trained",
+        FIRST_ORDER,
+        "It holds for a pretrained model along the gradient of real SFT answers.",
+        "Power 2.0 +- 0.1 over at least 0.9 decades that are clear of float32's "
+        "rounding.",
+        "power of the step",
+        "theory_order",
+        second_order("sft", "trained", 0.9),
+    ),
+    Statement(
+        "first-order-dpo-trained",
+        "Section 3.2, Eq. 7",
+        "It holds for a finetuned model along the gradient of real DPO pairs.",
+        "As for SFT on a pretrained model.",
+        "power of the step",
+        "theory_order",
+        second_order("dpo", "trained", 0.9),
+    ),
+    Statement(
+        "two-kernels-add-up",
+        "Section 3.2, Eq. 7",
+        "A DPO update is a pull by K(o, u+) and a push by K(o, u-), nothing else.",
+        "The two parts together are within 10 % of the actual change of all probes, "
+        "for a step that adds 0.02 nats of margin.",
+        "share of the change",
+        "theory_two_kernels",
+        parts_add_up,
+    ),
+    Statement(
+        "push-lifts-favourites",
+        "Sections 3.3 and 4.2",
+        "It is the push on y- that makes the most probable tokens more probable.",
+        "At the SFT checkpoint the push raises the favourites along y+, and by more "
+        "than the pull does.",
+        "nats",
+        "theory_two_kernels",
+        push_lifts_favourites,
+    ),
+    Statement(
+        "push-reaches-rephrases",
+        "Section 4.2, Figure 4",
+        "The kernel carries the push on y- to responses that are like y-.",
+        "The push lowers the rephrases of y-.",
+        "nats",
+        "theory_two_kernels",
+        push_reaches_rephrases,
+    ),
+    *(
+        Statement(
+            f"residual-{loss}",
+            source,
+            says,
+            "The printed residual is autograd's, to 1e-9 of the largest, on random "
+            "logits.",
+            "share of the residual",
+            "theory_residuals",
+            printed(loss),
+            note,
+        )
+        for loss, source, says, note in (
+            ("sft", "Appendix B.2, Eq. 11", "SFT asks for pi - y of the logits.", ""),
+            (
+                "dpo",
+                "Section 3.2, Eq. 7",
+                "DPO asks for beta (1 - a) (pi - y), a = sigma(beta margin), of both.",
+                "",
+            ),
+            (
+                "ipo",
+                "Appendix B.2, Eq. 17",
+                "IPO's residual is that of DPO with a = h - 1 / (2 beta).",
+                "Only the direction is: the true factor is 2 (1 / (2 beta) - h).",
+            ),
+            (
+                "slic",
+                "Appendix B.2, Eq. 20",
+                "SLiC's residual is that of DPO while the gap is below delta.",
+                "The true factor is 1, not beta (1 - a).",
+            ),
+            (
+                "sppo",
+                "Appendix B.2, Eq. 22",
+                "SPPO asks for 2 (r- + eta / 2) (pi - y-) of y-.",
+                "The printed residual has the opposite sign.",
+            ),
+        )
+    ),
+    Statement(
+        "negative-gradient",
+        "Section 3.2; Appendix B.2",
+        "DPO, IPO and SLiC push y- down: they have a negative gradient.",
+        "dL/dlogp of y- is above 0 for all three where training starts.",
+        "per nat",
+        "theory_residuals",
+        pairs_push_down,
+    ),
+    Statement(
+        "sppo-spares-rejected",
+        "Appendix B.2, after Eq. 22",
+        "SPPO has no negative gradient.",
+        "A small step from the reference does not lower log pi(y-).",
+        "nats per nat of y+",
+        "theory_residuals",
+        sppo_spares_rejected,
+        "It follows from the sign of Eq. 22 as printed. SPPO pushes y- down until its "
+        "log-ratio is -eta/2.",
+    ),
+    Statement(
+        "path-turns",
+        "Sections 4.1 and 4.2, Figures 3 and 4",
+        "SFT on y+ raises y- too; DPO then turns, and lowers y- more than it moves y+.",
+        "95 % intervals: both rise over SFT; over DPO that of y- is below zero, and "
+        "all of it farther from zero than any of that of y+.",
+        "nats",
+        "theory_walk",
+        path_turns,
+    ),
+)
+"""About one step, what losses ask for, and where that leads."""
+
+
+def theory_claims(results: Sequence[TheoryResult]) -> list[Claim]:
+    """Every claim of the theory; not applicable where no seed was measured."""
+    return [_claim(statement, results) for statement in (*STEPS, *KERNELS)]
+
+
+def _claim(statement: Statement, results: Sequence[TheoryResult]) -> Claim:
+    measured = []
+    for result in results:
+        found = statement.test(result)
+        if found is not None:
+            one = Measured(result.seed, found.value, found.holds, found.low, found.high)
+            measured.append(one)
+    note = statement.note
+    if not measured:
+        note = (
+            "The runs that were measured have nothing to test it on."
+            if results
+            else "It needs the weights of an SFT and a DPO run; none were measured."
+        )
+    return Claim(
+        statement.name,
+        statement.source,
+        statement.says,
+        statement.rule,
+        statement.unit,
+        tuple(measured),
+        statement.plate,
+        note,
+    )
+
+
+LBK = "Appendix C.2, Eq. 23 to 31"
+STABILITY = "Appendix C.1, Figures 6 and 7"
+PEAKS = "Appendix C, Figure 9"
+
+KERNELS: tuple[Statement, ...] = (
+    *(
+        Statement(
+            name,
+            STABILITY,
+            says,
+            f"Spearman's correlation of ||K(o, u)||_F over o is at least {STABLE}.",
+            "rank correlation",
+            "theory_kernel",
+            kernel_keeps_order(start, end),
+            note,
+        )
+        for name, says, start, end, note in (
+            (
+                "kernel-stable-sft-early",
+                "The kernel keeps its order over the first 40 updates of SFT.",
+                "start",
+                "SFT 40",
+                "The 40 updates are over the probed prompts.",
+            ),
+            (
+                "kernel-stable-sft",
+                "The kernel keeps its order from start to end of SFT.",
+                "start",
+                "SFT end",
+                "",
+            ),
+            (
+                "kernel-stable-dpo-early",
+                "The kernel keeps its order over the first 40 updates of DPO.",
+                "SFT end",
+                "DPO 40",
+                "The 40 updates are over the probed prompts.",
+            ),
+            (
+                "kernel-stable-dpo",
+                "The kernel keeps its order from start to end of DPO.",
+                "SFT end",
+                "DPO end",
+                "",
+            ),
+        )
+    ),
+    Statement(
+        "lbk-bound",
+        LBK,
+        "LBK is a lower bound of eta^2 ||K||_F^2.",
+        "LBK / (eta^2 ||K||_F^2) is at most 1 on every pair; K written out, float64.",
+        "largest ratio",
+        "theory_lbk",
+        bound_exact,
+    ),
+    Statement(
+        "lbk-bound-trained",
+        LBK,
+        "The same for a finetuned model.",
+        "At most 1 on every pair; ||K|| estimated by random vectors.",
+        "largest ratio",
+        "theory_lbk",
+        bound_trained,
+        "The bound is far from tight: it can be no proof of a large kernel.",
+    ),
+    Statement(
+        "lbk-tracks-kernel",
+        LBK,
+        "LBK can stand for ||K||: where it is large, so is the kernel.",
+        f"Spearman's correlation over o is at least {TRACKS}, mean over u.",
+        "rank correlation",
+        "theory_lbk",
+        lbk_ranks,
+    ),
+    Statement(
+        "notebook-lbk-tracks-kernel",
+        "Reference notebook of Figure 8",
+        "LBK as the reference notebook computes it can stand for ||K||.",
+        f"Spearman's correlation over o is at least {TRACKS}, mean over u.",
+        "rank correlation",
+        "theory_lbk",
+        notebook_ranks,
+        "It sees the label's log-probability alone.",
+    ),
+    Statement(
+        "a-norm",
+        "Appendix C.2",
+        "||A||_F^2 = V - 2 + V ||pi||^2.",
+        "To 1e-12 of A written out.",
+        "share of ||A||_F^2",
+        "theory_lbk",
+        a_norm_identity,
+    ),
+    *(
+        Statement(
+            f"peakier-{role}",
+            PEAKS,
+            f"Distributions along y+ get peakier over {role.upper()}: ||A||_F grows.",
+            "Its change from first to last observation is above 0, 95 % interval.",
+            "||A||_F",
+            "theory_peakiness",
+            peakier(role),
+        )
+        for role in ("sft", "dpo")
+    ),
+    *(
+        Statement(
+            f"rest-falls-{role}",
+            PEAKS,
+            f"As the argmax gains over {role.upper()}, all else loses, on one line.",
+            "The slope of log(1 - pi*) on log pi*, per token, is negative and its "
+            "r2 at least 0.8.",
+            "nats per nat",
+            "theory_rest",
+            rest_falls(role),
+            "Sums of log(1 - pi*) are ruled by tokens that are nearly certain.",
+        )
+        for role in ("sft", "dpo")
+    ),
+    Statement(
+        "pushed-token-falls",
+        "Section 3.3; Appendix E, Claim 1",
+        "A token that is pushed down falls, in a language model too.",
+        "At 95 % of the positions of y-, each pushed on its own.",
+        "share of positions",
+        "theory_sign",
+        pushed_down("one", lambda rule: rule.label_falls, 0.95),
+    ),
+    Statement(
+        "favourite-rises",
+        "Section 3.3; Appendix E, Claim 2",
+        "The most probable other token rises.",
+        "At 90 % of the positions of y-, each pushed on its own.",
+        "share of positions",
+        "theory_sign",
+        pushed_down("one", lambda rule: rule.top_rises, 0.9),
+    ),
+    Statement(
+        "favourite-rises-whole",
+        "Section 3.3; Appendix E, Claim 2",
+        "It rises also where the whole response is pushed, as DPO does.",
+        "At 90 % of the positions of y-, all pushed at once.",
+        "share of positions",
+        "theory_sign",
+        pushed_down("all", lambda rule: rule.top_rises, 0.9),
+        "Positions share weights: what is pushed at one moves the others.",
+    ),
+    Statement(
+        "sign-rule",
+        "Section 3.3; Appendix E, Claims 3A to 3C",
+        "Who is more probable than tau = ||pi||^2 - pi_y rises, the others fall.",
+        "Balanced share of right signs over the vocabulary at least 0.8 (0.5 by "
+        "chance); each position pushed on its own.",
+        "balanced share",
+        "theory_sign",
+        pushed_down("one", balanced, 0.8),
+        "The condition is the theory's own, worked out for one softmax.",
+    ),
+    Statement(
+        "sign-rule-whole",
+        "Section 3.3; Appendix E, Claims 3A to 3C",
+        "The same where the whole response is pushed.",
+        "As before; all positions pushed at once.",
+        "balanced share",
+        "theory_sign",
+        pushed_down("all", balanced, 0.8),
+    ),
+)
+"""About the kernel, what stands for it, peaks, and who rises."""

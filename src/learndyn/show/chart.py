@@ -1,0 +1,315 @@
+"""The ground every figure stands on: size, type, labels that do not overlap, files.
+
+Only matplotlib's objects are used, never pyplot: its global state is not ours. SVG
+files carry no date and no random id, so that equal runs give equal bytes.
+
+Colour is the family of a kind, the dash its member; the same in every picture.
+
+The colours keep an OKLab distance of 10 or more between any two families for normal,
+protan, deutan and tritan sight, a contrast of 3 for lines and 4.5 for text on `PAPER`.
+A family that is not listed is drawn as `other`: nothing from a file names a colour.
+"""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from learndyn.diagnose.paths import GREEDY
+from learndyn.probes.kinds import FAMILIES, family
+from learndyn.record.files import visible, write_whole
+
+
+PAPER = "#FCFCFA"
+INK = "#14171C"
+MUTED = "#59616E"
+HAIRLINE = "#E3E4E0"
+
+LINE: dict[str, str] = {
+    "chosen": "#0A4A9E",
+    "rejected": "#B4380A",
+    "irrelevant": "#2A9468",
+    "random": "#A86CBB",
+    "greedy": INK,
+    "other": "#6B7280",
+}
+TEXT: dict[str, str] = LINE | {
+    "irrelevant": "#1B7A53",
+    "random": "#8B4AA0",
+    "other": MUTED,
+}
+
+PART: dict[str, str] = {
+    "pull": LINE["chosen"],
+    "push": LINE["rejected"],
+    "history": "#9B59C6",
+    "decay": "#3A3F47",
+    "other": "#8A9099",
+    "gradient": LINE["irrelevant"],
+}
+"""Colours of the parts of an update, as far from each other as those of families, but
+for `gradient`, which is pull, push and other in one. A part that is not listed is
+drawn as `other`."""
+
+UP, DOWN = LINE["chosen"], LINE["rejected"]
+"""Directions, in pictures where colour is a number."""
+
+Dash = tuple[float, ...]
+SOLID: Dash = ()
+DASHES: dict[str, Dash] = {
+    "semantic": (6.0, 3.0),
+    "test": (6.0, 3.0),
+    "words": (6.0, 3.0),
+    "format": (2.0, 2.5),
+    "human": (2.0, 2.5),
+    "initial": (10.0, 3.0, 2.0, 3.0),
+}
+"""Dash of a member, the part of a kind after the first underscore; lengths in pt."""
+
+MAIN_WIDTH = 2.4
+THIN_WIDTH = 1.4
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How one kind is drawn."""
+
+    line: str
+    text: str
+    """Darker than `line` where that is too light to read."""
+    dash: Dash
+    width: float
+    band: float
+    """Opacity of the interval."""
+
+
+def style_of(kind: str) -> Style:
+    """The style of a kind, or of the greedy path."""
+    if kind == GREEDY:
+        return Style(LINE["greedy"], TEXT["greedy"], SOLID, 2.8, 0.2)
+    name = family(kind)
+    member = kind.partition("_")[2]
+    main = kind in FAMILIES
+    return Style(
+        LINE[name],
+        TEXT[name],
+        SOLID if main else DASHES.get(member, SOLID),
+        MAIN_WIDTH if main else THIN_WIDTH,
+        0.2 if main else 0.12,
+    )
+
+
+def part_colour(name: str) -> str:
+    """The colour of a part of an update."""
+    return PART.get(name, PART["other"])
+
+
+def mixed(colour: str, share: float, paper: str = PAPER) -> str:
+    """`colour` laid thinly over `paper`: 0 is the paper, 1 the colour."""
+    pairs = ((int(c[i : i + 2], 16) for c in (colour, paper)) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(share * a + (1 - share) * b):02X}" for a, b in pairs)
+
+
+def contrast(colour: str, paper: str = PAPER) -> float:
+    """WCAG 2 contrast ratio of two `#RRGGBB` colours, 1 to 21."""
+    light, dark = sorted((_luminance(colour), _luminance(paper)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+WIDE = 1104
+"""Width of a figure on a desktop page, in CSS pixels."""
+NARROW = 354
+"""Width of a figure on a phone."""
+DPI = 96
+FONTS = (
+    "Inter, 'Segoe UI', system-ui, -apple-system, Roboto, 'Noto Sans', "
+    "'DejaVu Sans', sans-serif"
+)
+
+Pixels = int | float
+"""A length on the page, in CSS pixels."""
+
+RC: dict[Any, Any] = {
+    "font.family": ["DejaVu Sans"],
+    "text.parse_math": False,  # a kind may hold a dollar sign
+    "axes.unicode_minus": True,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "learndyn",
+}
+
+
+class Sheet:
+    """A figure measured in CSS pixels, `y` growing downwards as on a page."""
+
+    def __init__(self, width: int, body: Pixels, title: str, unit: str) -> None:
+        self.width = width
+        self.title = title
+        """The finding, at the top; the unit stands below it."""
+        head = 15 if self.narrow else 18
+        titles, units = wrapped(title, width, head), wrapped(unit, width, 12.5)
+        self.top = 26 + 1.3 * head * len(titles) + 17 * len(units)
+        """First free pixel below the heading."""
+        self.height = round(self.top + body)
+        self.figure = Figure(
+            figsize=(width / DPI, self.height / DPI), dpi=DPI, facecolor=PAPER
+        )
+        FigureCanvasAgg(self.figure)
+        self.rendered: str | None = None
+        y = 4.0
+        for line in titles:
+            y += 1.3 * head
+            self.write(0, y, line, size=head, bold=True)
+        for line in units:
+            y += 17
+            self.write(0, y + 3, line, size=12.5, colour=MUTED)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it is drawn for a phone."""
+        return self.width < 600
+
+    def axes(self, left: Pixels, top: Pixels, right: Pixels, bottom: Pixels) -> Axes:
+        """Axes whose data area lies between these pixels."""
+        axes = self.figure.add_axes(
+            (
+                left / self.width,
+                1 - bottom / self.height,
+                (right - left) / self.width,
+                (bottom - top) / self.height,
+            ),
+            facecolor=PAPER,
+        )
+        for side in ("top", "right", "left", "bottom"):
+            axes.spines[side].set_visible(False)
+        axes.tick_params(
+            length=0, labelsize=points(11 if self.narrow else 12), colors=MUTED
+        )
+        axes.grid(axis="y", color=HAIRLINE, linewidth=0.8)
+        axes.set_axisbelow(True)
+        return axes
+
+    def write(
+        self,
+        x: Pixels,
+        y: Pixels,
+        text: str,
+        *,
+        size: Pixels = 13,
+        colour: str = INK,
+        bold: bool = False,
+        align: str = "left",
+    ) -> None:
+        """Put text with its baseline at pixel (x, y)."""
+        self.figure.text(
+            x / self.width,
+            1 - y / self.height,
+            text,
+            fontsize=points(size),
+            color=colour,
+            fontweight="bold" if bold else "normal",
+            horizontalalignment=align,
+            verticalalignment="baseline",
+            parse_math=False,
+        )
+
+    def stroke(
+        self, x: Sequence[Pixels], y: Sequence[Pixels], style: Style, width: Pixels
+    ) -> None:
+        """Draw a line through pixels, for instance the sample beside a label."""
+        line = Line2D(
+            [v / self.width for v in x],
+            [1 - v / self.height for v in y],
+            transform=self.figure.transFigure,
+            color=style.line,
+            linewidth=width,
+        )
+        line.set_dashes(style.dash) if style.dash else line.set_linestyle("-")
+        self.figure.add_artist(line)
+
+
+def points(pixels: Pixels) -> Pixels:
+    """Font and line sizes are in points, the page is in CSS pixels."""
+    return pixels * 72 / DPI
+
+
+def wrapped(text: str, width: Pixels, size: Pixels) -> list[str]:
+    """Break a text into lines that fit `width` pixels."""
+    return textwrap.wrap(text, max(10, int(width / (size * 0.6))))
+
+
+def shortened(text: str, length: int) -> str:
+    """At most `length` characters on one line, the cut shown by an ellipsis."""
+    text = visible(" ".join(text.split()))
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def spread_labels(
+    wanted: Float[np.ndarray, " label"], gap: Pixels, low: Pixels, high: Pixels
+) -> Float[np.ndarray, " label"]:
+    """Move labels as little as possible until any two are `gap` apart.
+
+    Least squares under the order of `wanted`: each crowd is centred on its mean (pool
+    adjacent violators). Between `low` and `high` where there is room.
+    """
+    order = np.argsort(wanted, kind="stable")
+    ideal = wanted[order] - gap * np.arange(len(wanted))
+    crowds: list[tuple[float, int]] = []
+    for value in ideal.tolist():
+        total, count = value, 1
+        while crowds and crowds[-1][0] / crowds[-1][1] > total / count:
+            before = crowds.pop()
+            total, count = total + before[0], count + before[1]
+        crowds.append((total, count))
+    settled = np.concatenate([np.full(n, total / n) for total, n in crowds])
+    room = max(low, high - gap * (len(wanted) - 1))
+    out = np.empty(len(wanted))
+    out[order] = np.clip(settled, low, room) + gap * np.arange(len(wanted))
+    return out
+
+
+def svg_of(sheet: Sheet) -> str:
+    """The figure as SVG text; the reader's own sans serif, no date, stable ids.
+
+    Rendered once, when first asked for: a figure stands in a file and on a page.
+    """
+    if sheet.rendered is None:
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(RC):
+            sheet.figure.savefig(buffer, format="svg", metadata={"Date": None})
+        text = buffer.getvalue().decode("utf-8")
+        sheet.rendered = text.replace("'DejaVu Sans'", FONTS)
+    return sheet.rendered
+
+
+def save(sheet: Sheet, stem: Path) -> tuple[Path, Path]:
+    """Write `stem`.png, at twice the size for print, and `stem`.svg, each whole."""
+    png, svg = (stem.with_name(stem.name + end) for end in (".png", ".svg"))
+
+    def write_png(path: Path) -> None:
+        with matplotlib.rc_context(RC):
+            sheet.figure.savefig(
+                path, format="png", dpi=2 * DPI, metadata={"Software": None}
+            )
+
+    write_whole(png, write_png)
+    text = svg_of(sheet)
+    write_whole(svg, lambda path: path.write_text(text, encoding="utf-8"))
+    return png, svg

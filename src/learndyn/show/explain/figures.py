@@ -1,0 +1,261 @@
+"""The figures of one update: its parts kind by kind, and the layers they came through.
+
+Like those of runs, each is drawn for one width in CSS pixels, its title is the finding,
+and the unit stands below. All numbers are in the page's one unit.
+"""
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from learndyn.diagnose.update import Explanation, KindForces
+from learndyn.diagnose.update_words import finding, layer_finding
+from learndyn.show.chart import (
+    DOWN,
+    INK,
+    MUTED,
+    PAPER,
+    SOLID,
+    UP,
+    WIDE,
+    Pixels,
+    Sheet,
+    Style,
+    part_colour,
+    points,
+    shortened,
+    style_of,
+)
+
+
+UP_AND_DOWN = LinearSegmentedColormap.from_list("up_and_down", [DOWN, PAPER, UP])
+
+FAINT = 0.25
+"""Opacity of parts that are not to be trusted."""
+
+
+def parts_figure(found: Explanation, *, width: int = WIDE) -> Sheet | None:
+    """Every kind's parts as stacked signed bars, with predicted and actual.
+
+    None where nothing is known of any kind.
+    """
+    if not found.kinds:
+        return None
+    narrow, scale = width < 600, found.scale
+    row = 46 if narrow else 30
+    legend = _legend_rows(found.parts, width)
+    head, tall = 20 * len(legend) + 12, row * len(found.kinds)
+    sheet = Sheet(
+        width,
+        head + tall + 54,
+        shortened(finding(found), 160),
+        f"Mean change of log π(response) by this one update, {_unit(found)}; "
+        "diamond: predicted, the sum of the parts; dot: actual, with its 95 % interval "
+        "over prompts" + ("" if narrow else "; numbers: actual"),
+    )
+    _legend(sheet, legend)
+    top = sheet.top + head
+    left, right = (8, width - 8) if narrow else (176, width - 190)
+    axes = sheet.axes(left, top, right, top + tall)
+    axes.grid(axis="y", visible=False)
+    axes.set_ylim(len(found.kinds) - 0.5, -0.5)
+    axes.set_yticks([])
+    for index, kind in enumerate(found.kinds):
+        # on a phone the name stands above its bar, so the bar hangs lower in its row
+        _bars(axes, found, kind, index + (0.2 if narrow else 0.0), narrow)
+        y = top + row * index + (15 if narrow else 0.5 * row + 4.5)
+        size, style = (12.5, style_of(kind.kind))
+        name = shortened(kind.kind, 30 if narrow else 21)
+        sheet.write(0, y, name, size=size, colour=style.text, bold=style.width > 2.2)
+        best = kind.actual if math.isfinite(kind.actual.mean) else kind.predicted
+        value = scale.value(best.mean)
+        limits = scale.limits(best) if math.isfinite(best.low) else ""
+        where = width if narrow else right + 66
+        sheet.write(where, y, value, size=size, align="right")
+        if not narrow:
+            sheet.write(where + 8, y, limits, size=size, colour=MUTED)
+    axes.axvline(0, color=MUTED, linewidth=1)
+    axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 8))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _tick(v)))
+    axes.set_xlabel(
+        f"← less likely · {scale.unit} · more likely →",
+        color=MUTED,
+        fontsize=points(12),
+    )
+    return sheet
+
+
+def layers_figure(found: Explanation, *, width: int = WIDE) -> Sheet | None:
+    """Layers by kinds: through which group of weights each kind's change came.
+
+    None where the record has no groups.
+    """
+    names = list(found.layers)
+    if not (found.kinds and names):
+        return None
+    narrow = width < 600
+    row, left = (24, 122) if narrow else (28, 176)
+    cell = (width - left) / len(names)
+    turned = max(len(shortened(name, 14)) for name in names) * 7.2 > cell
+    foot = 104 if turned else 26
+    tall = row * len(found.kinds)
+    sheet = Sheet(
+        width,
+        tall + foot + 56,
+        shortened(layer_finding(found), 160),
+        "Predicted change of each kind (row) by layer group (column), from the "
+        f"embedding to the head, {_unit(found)}",
+    )
+    top = sheet.top + 10
+    axes = sheet.axes(left, top, width, top + tall)
+    axes.grid(visible=False)
+    values = found.scale.factor * np.array(
+        [[kind.groups[name] for name in names] for kind in found.kinds]
+    )
+    limit = float(np.abs(values).max()) or 1.0
+    faint = 1.0 if found.fit.trusted else FAINT
+    _mesh(axes, faint * values, limit)
+    axes.set_ylim(len(found.kinds), 0)
+    axes.set_yticks([])
+    every = math.ceil(12 / cell)
+    axes.set_xticks(
+        [i + 0.5 for i in range(0, len(names), every)],
+        [shortened(name, 14) for name in names[::every]],
+        rotation=90 if turned else 0,
+        parse_math=False,
+    )
+    for index, kind in enumerate(found.kinds):
+        style, y = style_of(kind.kind), top + row * index + 0.5 * row + 4.5
+        name = shortened(kind.kind, 17 if narrow else 21)
+        sheet.write(0, y, name, size=11.5 if narrow else 12.5, colour=style.text)
+    _numbers(sheet, found, (left, top, cell, row), faint * values / limit)
+    _colour_bar(sheet, found, (left, top + tall + foot + 8), limit)
+    return sheet
+
+
+def _bars(
+    axes: Axes, found: Explanation, kind: KindForces, y: float, narrow: bool
+) -> None:
+    """One row: positive parts to the right of zero, negative ones to the left."""
+    factor, high = found.scale.factor, 0.36 if narrow else 0.56
+    ends = {True: 0.0, False: 0.0}
+    for name, part in kind.parts.items():
+        value = factor * part.mean
+        axes.barh(
+            y,
+            value,
+            left=ends[value > 0],
+            height=high,
+            color=part_colour(name),
+            edgecolor=PAPER,
+            linewidth=0.6,
+            alpha=1.0 if found.fit.trusted else FAINT,
+        )
+        ends[value > 0] += value
+    actual = found.scale.of_interval(kind.actual)
+    if math.isfinite(actual.low):
+        axes.plot([actual.low, actual.high], [y, y], color=PAPER, linewidth=3.6)
+        axes.plot([actual.low, actual.high], [y, y], color=INK, linewidth=1.5)
+    marks = {"markeredgecolor": PAPER, "markeredgewidth": 1.2, "zorder": 4}
+    size = 6.5
+    predicted = factor * kind.predicted.mean
+    axes.plot([predicted], [y], "D", color=MUTED, markersize=size + 1.5, **marks)
+    axes.plot([actual.mean], [y], "o", color=INK, markersize=size - 1, **marks)
+
+
+def _legend_rows(parts: list[str], width: int) -> list[list[tuple[float, str]]]:
+    """Where each part's name stands: lines of (x, name) that fit the width."""
+    rows: list[list[tuple[float, str]]] = []
+    x = math.inf
+    for part in parts:
+        wide = 24 + 7.6 * len(shortened(part, 24)) + 20
+        if x + wide > width:
+            rows.append([])
+            x = 0.0
+        rows[-1].append((x, part))
+        x += wide
+    return rows
+
+
+def _legend(sheet: Sheet, rows: list[list[tuple[float, str]]]) -> None:
+    for line, row in enumerate(rows):
+        y = sheet.top + 20 * line + 16
+        for x, part in row:
+            swatch = Style(part_colour(part), INK, SOLID, 9.0, 0.0)
+            sheet.stroke([x, x + 14], [y - 4, y - 4], swatch, 8)
+            sheet.write(x + 24, y, shortened(part, 24), size=12.5)
+
+
+def _mesh(axes: Axes, values: np.ndarray, limit: float) -> None:
+    axes.pcolormesh(
+        values,
+        cmap=UP_AND_DOWN,
+        vmin=-limit,
+        vmax=limit,
+        edgecolors=PAPER,
+        linewidth=0.8,
+    )
+
+
+def _numbers(
+    sheet: Sheet,
+    found: Explanation,
+    box: tuple[Pixels, Pixels, Pixels, Pixels],
+    levels: np.ndarray,
+) -> None:
+    """The values in the cells, where all of them fit."""
+    left, top, cell, row = box
+    words = [
+        [found.scale.value(value) for value in kind.groups.values()]
+        for kind in found.kinds
+    ]
+    if max(len(word) for line in words for word in line) * 6.6 + 4 > cell:
+        return
+    for i, line in enumerate(words):
+        for j, word in enumerate(line):
+            sheet.write(
+                left + cell * (j + 0.5),
+                top + row * (i + 0.5) + 4,
+                word,
+                size=11,
+                colour=PAPER if abs(levels[i, j]) > 0.62 else INK,
+                align="center",
+            )
+
+
+def _colour_bar(
+    sheet: Sheet, found: Explanation, corner: tuple[Pixels, Pixels], limit: float
+) -> None:
+    left, top = corner
+    right = min(sheet.width - 30, left + 260)
+    axes = sheet.axes(left, top, right, top + 12)
+    axes.grid(visible=False)
+    edges = np.linspace(-limit, limit, 65)
+    middles = (edges[:-1] + edges[1:]) / 2
+    axes.pcolormesh(
+        edges,
+        [0, 1],
+        middles[None],
+        cmap=UP_AND_DOWN,
+        vmin=-limit,
+        vmax=limit,
+        edgecolors="face",  # else the paper shows between the steps
+        linewidth=0.5,
+    )
+    axes.set_yticks([])
+    ticks = [-limit, 0.0, limit]
+    axes.set_xticks(ticks, [_tick(value) for value in ticks])
+    sheet.write(0, top + 11, found.scale.unit, size=12, colour=MUTED)
+
+
+def _unit(found: Explanation) -> str:
+    words = f" ({found.scale.words})" if found.scale.words else ""
+    return f"{found.scale.unit}{words} per response"
+
+
+def _tick(value: float) -> str:
+    text = f"{abs(value):.3g}"
+    return text if value == 0 else ("+" if value > 0 else "−") + text

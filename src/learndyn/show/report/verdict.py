@@ -1,0 +1,186 @@
+"""The top of a run's page: what happened, is it a bug, what to do, and how sure."""
+
+from collections.abc import Sequence
+
+from learndyn.diagnose.facts import Facts
+from learndyn.diagnose.findings.finding import Advice, clock, means_only
+from learndyn.diagnose.findings.state import DELTA, LAST, StateReport
+from learndyn.diagnose.intervals import Interval, known
+from learndyn.diagnose.numbers import bracket, nats, number, percent
+from learndyn.diagnose.paths import GREEDY
+from learndyn.diagnose.verdict import Diagnosis, verdict
+from learndyn.show.page import (
+    Markup,
+    details,
+    link,
+    plain_table,
+    sentences,
+    table,
+    text as escaped,
+)
+
+
+FIRST = 4
+"""Sentences above the fold: the answer, and three that carry it."""
+
+RULES = {
+    "SQUEEZE": "greedy path > δ and squeeze index > δ, and both intervals, where "
+    "known, above zero",
+    "FIT": "best kind > δ and squeeze index ≤ δ; or, not surely, all three > δ where "
+    "only the interval of the index holds zero",
+    "COLLAPSE": "greedy path ≤ δ and best kind < −δ",
+    "NEUTRAL": "none of these",
+}
+
+
+def verdict_section(
+    found: Diagnosis, about: str, anchor: str = "", name: str = ""
+) -> str:
+    """The verdict as HTML, with what the run is `about` (HTML) below its answer.
+
+    `anchor` stands before the names of all sections of the page; `name` is the run's,
+    where the page is about several.
+    """
+    said = verdict(found)
+    more = said[FIRST:]
+    listed = "".join(f"<li>{escaped(sentence)}</li>" for sentence in more)
+    parts = [
+        _chips(found, name),
+        f"<h2 class='answer'>{escaped(said[0])}</h2>",
+        about,
+        sentences(said[1:FIRST]) if said[1:] else "",
+        _numbers(found.facts),
+        _remedy(found.advice[0]) if found.advice else "",
+        details("More of what happened", f"<ul class='said'>{listed}</ul>")
+        if more
+        else "",
+        _further(found.advice[1:]),
+        _reached(found, anchor),
+    ]
+    return "".join(parts)
+
+
+def _chips(found: Diagnosis, name: str) -> str:
+    """The state as a word, and since when, over how many prompts."""
+    state = found.state
+    run = f"{escaped(name)} · " if name else ""
+    if state is None or found.facts is None:
+        return f"<p class='state'>{run}<span class='chip'>NO VERDICT</span></p>"
+    sure = "" if state.sure else ", not surely"
+    trajectory = found.facts.trajectory
+    alone = "chosen" in means_only(trajectory)
+    prompts = "means alone" if alone else f"{state.prompts} prompts"
+    about = [prompts, f"{state.kinds} kinds"]
+    if state.state == "SQUEEZE" and state.onset_step is not None:
+        about.insert(0, f"since {clock(trajectory)} {state.onset_step}")
+    return (
+        f"<p class='state'>{run}<span class='chip {state.state.lower()}'>"
+        f"{state.state}{sure}</span> {escaped(' · '.join(about))}</p>"
+    )
+
+
+def _numbers(facts: Facts | None) -> str:
+    """The three numbers that decide, large, with their limits."""
+    if facts is None:
+        return ""
+    shown = [pair for pair in _three(facts) if pair[1] is not None][:3]
+    cells = "".join(
+        f"<div><dt>{escaped(name)}</dt><dd>{escaped(nats(value.mean))} "
+        f"<span class='limits'>{escaped(bracket(value))}</span></dd></div>"
+        for name, value in shown
+        if value is not None
+    )
+    return f"<dl class='three'>{cells}</dl>" if cells else ""
+
+
+def _three(facts: Facts) -> list[tuple[str, Interval | None]]:
+    found, peak = facts.evidence, facts.peak
+    chosen: tuple[str, Interval | None] = ("chosen, nats", found.chosen)
+    greedy = (f"{GREEDY}, nats", found.greedy)
+    if facts.state.state == "SQUEEZE" and not facts.sft:
+        if peak is not None and peak.inside and peak.fell:
+            chosen = (f"chosen since {peak.clock} {peak.step}, nats", peak.fall)
+        return [("margin, nats", found.margin), chosen, greedy]
+    others = {kind: i for kind, i in found.kinds.items() if kind != "chosen"}
+    if facts.state.state == "NEUTRAL":
+        largest = max(others, key=lambda kind: abs(others[kind].mean), default=None)
+        last = [] if largest is None else [(f"{largest}, nats", others[largest])]
+        return [chosen, greedy, *last]
+    widest = max(others, key=lambda kind: others[kind].mean, default=None)
+    last = [] if widest is None else [(f"{widest}, nats", others[widest])]
+    return [chosen, greedy, *last]
+
+
+def _remedy(item: Advice) -> str:
+    return f"<div class='remedy'><h3>What to do</h3>{_advised(item)}</div>"
+
+
+def _advised(item: Advice) -> str:
+    """One remedy with its evidence, its limits and its command."""
+    source = "this run's own numbers" if item.source is None else item.source
+    but = "" if item.limits is None else f" But: {item.limits}"
+    command = "" if item.command is None else f"<code>{escaped(item.command)}</code>"
+    return (
+        f"<p><strong>{escaped(item.do)}</strong> {escaped(item.because)}</p>{command}"
+        f"<p class='muted'>Evidence: {escaped(source)}.{escaped(but)}</p>"
+    )
+
+
+def _further(items: Sequence[Advice]) -> str:
+    if not items:
+        return ""
+    return details("Other remedies, and their evidence", "".join(map(_advised, items)))
+
+
+def _reached(found: Diagnosis, anchor: str) -> str:
+    """Rule, values, thresholds, and everything that was looked for."""
+    state = found.state
+    parts = [] if state is None else [_rule(state)]
+    rows = [
+        [
+            item.severity,
+            Markup(escaped(item.says), running=True),
+            link(f"{anchor}{item.at}", item.at),
+        ]
+        for item in found.findings
+    ]
+    parts.append(table(("", "what was looked for", "shown in"), rows))
+    return details("How this verdict was reached", "".join(parts))
+
+
+def _rule(state: StateReport) -> str:
+    values = {
+        f"{GREEDY}, relative": _relative(state.greedy),
+        f"best kind, relative ({state.best_kind})": _relative(state.best),
+        "squeeze index, the first minus the second": number(state.sx, 3),
+        "threshold δ": f"{DELTA}",
+        "means over": f"the last {100 * LAST:.0f} % of the observations, at least one",
+        "rule that holds": f"{state.state}: {RULES[state.state]}",
+        "other rules": "; ".join(
+            f"{name}: {rule}" for name, rule in RULES.items() if name != state.state
+        ),
+        "sure": _sure(state),
+    }
+    if state.onset_step is not None:
+        values["over δ three observations in a row, first"] = f"{state.onset_step}"
+    if state.first_sure_step is not None:
+        values["whole interval over δ, first"] = f"{state.first_sure_step}"
+    if state.fixed:
+        values["held fixed (one value only)"] = ", ".join(state.fixed)
+    return plain_table(list(values.items()))
+
+
+def _sure(state: StateReport) -> str:
+    if state.sure:
+        return "yes: the intervals lie on one side of δ"
+    unknown = [not known(end) for end in (state.greedy, state.best, state.sx)]
+    if all(unknown):
+        return "no: no interval is known"
+    if any(unknown):
+        return "no: an interval has δ inside or is not known"
+    return "no: an interval has δ inside"
+
+
+def _relative(share: Interval) -> str:
+    scaled = Interval(100 * share.mean, 100 * share.low, 100 * share.high, share.n)
+    return f"{percent(share.mean)} {bracket(scaled)}"

@@ -1,0 +1,189 @@
+"""Sentences: they carry diagnose's numbers and claim no more than the intervals."""
+
+import pytest
+from synthetic import write_run
+
+from learndyn.diagnose.compare_words import compare_in_words, names
+from learndyn.diagnose.findings.squeeze import squeeze_evidence
+from learndyn.diagnose.intervals import Interval
+from learndyn.diagnose.numbers import nats, number
+from learndyn.diagnose.words import what_happened
+from learndyn.record.trajectory import Trajectory
+
+
+def load(path, **options):
+    return Trajectory.load(write_run(path, **options))
+
+
+def said(trajectory, *arguments):
+    return " ".join(what_happened(trajectory, *arguments))
+
+
+def test_squeezing_is_named_with_its_numbers(tmp_path):
+    trajectory = load(tmp_path / "run")
+    text, found = said(trajectory), squeeze_evidence(trajectory)
+    assert "DPO moved chosen by" in text
+    for interval in (found.chosen, found.rejected, found.greedy, found.margin):
+        assert number(interval) in text
+    assert "3 of 3 kinds fell" in text
+    assert "tokens the model already favoured (squeezing)" in text
+
+
+def test_a_fit_is_not_called_squeezing(tmp_path):
+    drift = {"chosen": 30.0, "rejected": -9.0, "irrelevant_train": -5.0}
+    text = said(load(tmp_path / "run", drift=drift, greedy=1.0))
+    assert "No squeezing" in text
+    assert "(squeezing)" not in text
+
+
+def test_a_collapse_is_told_from_squeezing(tmp_path):
+    drift = {"chosen": -20.0, "rejected": -30.0}
+    text = said(load(tmp_path / "run", drift=drift, greedy=-5.0))
+    assert "leaks out of every watched answer" in text
+    assert "(squeezing)" not in text
+
+
+def test_a_run_that_did_not_move_is_said_not_to_have_moved(tmp_path):
+    drift = {"chosen": 0.01, "rejected": -0.01}
+    text = said(load(tmp_path / "run", drift=drift, greedy=0.01))
+    assert "nothing moved past 2 %" in text
+
+
+def test_an_unsure_greedy_path_is_never_called_squeezing_outright(tmp_path):
+    trajectory = load(tmp_path / "run", greedy=0.8)
+    chosen = trajectory.rows("chosen")
+    trajectory.columns["argmax_logp"][-1, chosen[::2]] += 5.0
+    trajectory.columns["argmax_logp"][-1, chosen[1::2]] -= 5.0
+    found = squeeze_evidence(trajectory)
+    assert found.greedy_relative.mean > 0.02 > found.greedy_relative.low
+    text = said(trajectory)
+    assert "not surely" in text
+    assert "(squeezing)" not in text
+
+
+def test_a_change_whose_interval_holds_zero_is_not_called_a_fall(tmp_path):
+    trajectory = load(tmp_path / "run", drift={"chosen": -0.2, "rejected": -20.0})
+    chosen = trajectory.rows("chosen")
+    trajectory.columns["logp"][-1, chosen[::2]] += 6.0
+    trajectory.columns["logp"][-1, chosen[1::2]] -= 6.0
+    text = said(trajectory)
+    assert "1 of 2 kinds fell and 0 rose; for 1 the interval includes zero" in text
+
+
+def test_sft_is_not_told_in_margins_or_squeezing(tmp_path):
+    drift = {"chosen": 9.0, "rejected": 4.0, "irrelevant_train": 3.0}
+    text = said(load(tmp_path / "run", drift=drift, info={"method": "sft"}))
+    assert "SFT moved chosen by" in text
+    assert "The fit is as intended" in text
+    assert "Watch irrelevant_train" in text
+    assert "margin" not in text
+    assert "squeez" not in text
+
+
+def test_sft_that_lowers_chosen_is_said_to_be_wrong(tmp_path):
+    text = said(load(tmp_path / "run", info={"method": "sft"}))
+    assert "SFT made chosen less likely" in text
+
+
+def test_chosen_that_turned_back_is_said_with_its_peak(tmp_path):
+    trajectory = load(tmp_path / "run", drift={"chosen": 4.0, "rejected": -20.0})
+    trajectory.columns["logp"][-1, trajectory.rows("chosen")] -= 6
+    assert "Chosen was highest at update 75" in said(trajectory)
+
+
+def test_one_observation_says_that_no_change_can_be_shown(tmp_path):
+    text = said(load(tmp_path / "run", steps=(0,)))
+    assert text.startswith("One observation so far")
+
+
+def test_few_prompts_and_lost_values_are_owned_up_to(tmp_path):
+    trajectory = load(tmp_path / "run", prompts=4)
+    trajectory.columns["logp"][-1, 0] = float("nan")
+    text = said(trajectory)
+    assert "Only 4 prompts" in text
+    assert "1 of 12 last log-probabilities are not finite" in text
+
+
+def test_of_a_diverged_model_nothing_else_is_said(tmp_path):
+    trajectory = load(tmp_path / "run")
+    trajectory.columns["logp"][-2:, :] = float("nan")
+    (only,) = what_happened(trajectory)
+    assert only.startswith("The model diverged: at update 100")
+    assert "first seen at update 75" in only
+
+
+def test_runs_of_one_name_are_told_apart_by_the_folder_above(tmp_path):
+    (tmp_path / "extend").mkdir()
+    one, other = load(tmp_path / "dpo"), load(tmp_path / "extend" / "dpo")
+    assert names(one, other) == (f"{tmp_path.name}/dpo", "extend/dpo")
+
+
+def test_a_probe_set_without_chosen_still_gives_sentences(tmp_path):
+    text = said(load(tmp_path / "run", drift={"custom": -3.0}))
+    assert "no probe is chosen" in text
+    assert "cannot be judged" in text
+
+
+def test_two_runs_are_compared_at_updates_margin_and_gap(tmp_path):
+    a = load(tmp_path / "dpo")
+    b = load(tmp_path / "extend", drift={"chosen": -1.0, "rejected": -30.0})
+    b_full = load(
+        tmp_path / "extend-dpo",
+        drift={"chosen": -1.0, "rejected": -30.0, "irrelevant_train": -3.0},
+    )
+    text = " ".join(compare_in_words(a, b_full))
+    for words in ("equal updates (100)", "matched DPO margin", "matched absolute gap"):
+        assert words in text
+    assert "extend-dpo" in text
+    assert "irrelevant" not in " ".join(compare_in_words(a, b))
+    assert said(b_full, a).endswith(text)
+
+
+def test_a_difference_whose_interval_holds_zero_is_not_distinguishable(tmp_path):
+    a = load(tmp_path / "a")
+    text = " ".join(compare_in_words(a, a))
+    assert text.count("not distinguishable") == 3
+
+
+def test_sft_and_dpo_are_compared_at_equal_updates_only(tmp_path):
+    sft, dpo = load(tmp_path / "sft", info={"method": "sft"}), load(tmp_path / "dpo")
+    for runs in ((sft, dpo), (dpo, sft)):
+        at_updates, unlike = compare_in_words(*runs)
+        assert "equal updates" in at_updates
+        assert "sft is supervised finetuning and dpo trains on preferences" in unlike
+    assert not any("unlike" in one for one in compare_in_words(dpo, dpo))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.26, "+1.3"), (-1.26, "−1.3"), (-0.01, "0.0"), (float("nan"), "unknown")],
+)
+def test_numbers_have_a_sign_a_true_minus_and_no_negative_zero(value, text):
+    assert nats(value) == text
+
+
+def test_an_unknown_interval_is_said_to_be_unknown():
+    assert (
+        number(Interval(1.0, float("nan"), float("nan"))) == "+1.0 [interval unknown]"
+    )
+
+
+def test_a_change_that_is_sure_but_tiny_is_not_told_as_one(tmp_path):
+    # 0.05 % of the log-probability: every prompt moved, and nothing happened.
+    drift = {"chosen": 0.03, "rejected": 0.03, "irrelevant_train": 0.03}
+    tiny = load(
+        tmp_path / "run", drift=drift, greedy=0.01, noise=0.1, info={"method": "sft"}
+    )
+    assert squeeze_evidence(tiny).chosen.above_zero
+    text = said(tiny)
+    assert "Chosen hardly changed" in text
+    assert "moved by less than 2 %" in text
+    for claim in ("as intended", "Watch irrelevant_train", "gained probability"):
+        assert claim not in text
+
+
+def test_a_tiny_fall_of_chosen_is_not_called_a_fault_of_sft(tmp_path):
+    drift = {"chosen": -0.03, "rejected": -0.03}
+    text = said(load(tmp_path / "r", drift=drift, noise=0.1, info={"method": "sft"}))
+    assert "less likely" not in text
+    assert "Chosen hardly changed" in text
