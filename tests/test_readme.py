@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from documents import blocks, commands
+from models import save_tiny
+from runs import data, probes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from documents import blocks, commands
 from learndyn.cli.options import make_parser
-from models import save_tiny
-from runs import data, probes
 
 
 ROOT = Path(__file__).parents[1]

@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from models import save_tiny
 
 from learndyn.cli import main
 from learndyn.record.run_directory import RunDirectory
-from models import save_tiny
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from learndyn.forces.losses import LOSSES, Responses, loss_named
-from learndyn.forces.losses.unpaired import negative_gradient
+from learndyn.forces.losses.negative import negative_gradient
 
 
 DOCS = (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The losses: value, push in closed form, and when push is above 0."""
+"""The losses: value, push against its closed form, and when push is above 0."""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,13 +8,14 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from closed_forms import closed_form
 from hypothesis import given, settings, strategies as st
 from torch.nn.functional import logsigmoid, relu
 
 from learndyn.errors import BadInput
 from learndyn.forces.losses import LOSSES, Responses, loss_named
 from learndyn.forces.losses.loss import PairLoss, log_one_minus_exp
-from learndyn.forces.losses.unpaired import negative_gradient
+from learndyn.forces.losses.negative import negative_gradient
 
 
 VARIANTS = [
@@ -60,12 +61,6 @@ def batch(seed=0, lengths=((3, 5), (1, 2), (4, 4)), spread=1.0, dtype=torch.floa
     return logp.to(dtype), replace(responses, **cast)
 
 
-def by_autograd(loss, logp, responses):
-    logp = logp.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss.value(logp, responses), logp)
-    return gradient
-
-
 def close(found, wanted, tolerance=1e-12):
     scale = max(1.0, float(wanted.abs().max()))
     torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * scale)
@@ -79,9 +74,64 @@ pair_lengths = st.lists(
 @every_loss
 @settings(max_examples=25, deadline=None)
 @given(pair_lengths, st.integers(0, 10_000), st.sampled_from([0.0, 0.3, 1.0, 5.0]))
-def test_push_is_the_gradient_of_value(loss, lengths, seed, spread):
+def test_push_is_the_closed_form(loss, lengths, seed, spread):
     logp, responses = batch(seed, lengths, spread)
-    close(loss.push(logp, responses), by_autograd(loss, logp, responses))
+    close(loss.push(logp, responses), closed_form(loss, logp, responses))
+
+
+MARGINS = [0.0, 1.0, -1.0, 50.0, -50.0, 500.0, -500.0, 1e4, -1e4]
+SURENESS = [0.0, -1e-20, -1e-9, -1e-5, -40.0, -500.0, -1e5]
+
+
+def state(margin=0.0, every_token=None):
+    """A batch this far from its reference (nats), or with this logp at every token."""
+    logp, responses = batch(seed=7)
+    if every_token is not None:
+        logp = torch.full_like(logp, every_token)
+    sign = torch.where(responses.chosen, 0.5, -0.5).double()
+    away = logp - max(-80.0, min(80.0, margin)) / 20  # so that some ratios are clipped
+    reference = responses.sums(logp) - margin * sign
+    return logp, replace(responses, reference=reference, old_logp=away)
+
+
+STATES = [
+    *({"margin": margin} for margin in MARGINS),
+    *({"every_token": logp} for logp in SURENESS),
+]
+
+
+def cast(logp, responses, dtype):
+    names = ("reference", "old_logp", "advantage")
+    given = {name: getattr(responses, name).to(dtype) for name in names}
+    return logp.to(dtype), replace(responses, **given)
+
+
+def token_error(push, true):
+    """Largest error of a token, as a share of its own push: tiny pushes count too."""
+    return float(((push.double() - true).abs() / (true.abs() + 1e-37)).max())
+
+
+@every_loss
+@pytest.mark.parametrize("where", STATES, ids=str)
+def test_push_has_the_digits_of_the_closed_form(loss, where):
+    narrow = cast(*state(**where), torch.float32)
+    wide = cast(*narrow, torch.float64)
+    true = closed_form(loss, *wide)
+    assert token_error(loss.push(*wide), true) < 1e-12
+    by_hand = token_error(closed_form(loss, *narrow), true)
+    assert token_error(loss.push(*narrow), true) < 4 * by_hand + 1e-6
+
+
+@every_loss
+def test_push_needs_no_graph_and_leaves_none(loss):
+    logp, responses = batch(seed=2)
+    expected = loss.push(logp, responses)
+    logp.requires_grad_()
+    with torch.no_grad():
+        push = loss.push(logp, responses)
+    assert torch.equal(push, expected)
+    assert not push.requires_grad
+    assert logp.grad is None
 
 
 @every_loss
@@ -154,7 +204,7 @@ def test_far_from_the_reference_nothing_is_nan(loss, far, dtype):
         moved = replace(moved, old_logp=there - far)
         assert torch.isfinite(loss.value(there, moved))
         assert torch.isfinite(loss.push(there, moved)).all()
-        close(loss.push(there, moved), by_autograd(loss, there, moved), 1e-5)
+        close(loss.push(there, moved), closed_form(loss, there, moved), 1e-5)
 
 
 @pytest.mark.parametrize("name", ["unlikelihood", "orpo"])
@@ -165,7 +215,7 @@ def test_a_token_the_model_is_sure_of_has_a_finite_push(name, dtype):
     push = loss.push(sure, responses)
     assert torch.isfinite(loss.value(sure, responses))
     assert torch.isfinite(push).all()
-    close(push, by_autograd(loss, sure, responses), 1e-6)
+    close(push, closed_form(loss, sure, responses), 1e-6)
     lowered = push[~responses.chosen[responses.owner()]]
     assert (lowered > 1e3 * loss.push(logp, responses).abs().max()).all()
 
@@ -630,12 +680,9 @@ class Planted(PairLoss):
     reach = 12.5
 
     def each(self, pairs):
-        raise NotImplementedError
-
-    def slopes(self, pairs):
-        h = pairs.margin()
+        h, (chosen, rejected) = pairs.margin().detach(), pairs.log_ratios()
         lowered = ((h > 2) & (h < 3)) | (h > 7)
-        return torch.zeros_like(h), lowered.to(h) - 0.5
+        return 0 * chosen + (lowered.to(h) - 0.5) * rejected
 
 
 def test_planted_stretches_are_found():
@@ -652,9 +699,9 @@ def test_planted_stretches_are_found():
 class Backwards(Planted):
     """Lowers the rejected once the margin is below -2."""
 
-    def slopes(self, pairs):
-        h = pairs.margin()
-        return -torch.ones_like(h), -2 - h
+    def each(self, pairs):
+        chosen, rejected = pairs.log_ratios()
+        return -chosen + (-2 - pairs.margin().detach()) * rejected
 
 
 def test_a_stretch_that_training_does_not_start_in_begins_once():

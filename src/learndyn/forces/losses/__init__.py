@@ -24,14 +24,15 @@ from learndyn.forces.losses.preference import (
     SimPO,
     SLiC,
 )
-from learndyn.forces.losses.supervised import (
+from learndyn.forces.losses.unpaired import (
+    GRPO,
+    KTO,
     NPO,
     SFT,
     GradientAscent,
     SFTMean,
     Unlikelihood,
 )
-from learndyn.forces.losses.unpaired import GRPO, KTO
 
 
 __all__ = ["LOSSES", "Loss", "Responses", "loss_named"]

@@ -1,17 +1,19 @@
 r"""What a loss asks of each response token: its push.
 
-A loss here sees the model only through the log-probabilities of the response tokens.
-So its gradient at the logits z of token l is known in closed form:
+A loss sees the model only through the log-probabilities of the response tokens, so one
+number a token holds all that it does to the model:
 
     G_l = dL/dz_l = push_l (e_{y_l} - pi_l),    push_l = dL/dlogp_l
 
-push < 0 raises the token (SFT has -1), push > 0 lowers it: the negative gradient of
-Ren & Sutherland 2025 (Section 3.2). Tokens are flat: response after response.
+at the logits z of token l. push < 0 raises the token (SFT has -1), push > 0 lowers it:
+the negative gradient of Ren & Sutherland 2025 (Section 3.2). Tokens are flat: response
+after response.
 
-A loss on pairs: the i-th chosen response with the i-th rejected one.
-
-Such a loss sees a pair through the two summed log-probabilities (and lengths), so its
-push is one number per response, the slope by that sum, on each of its tokens.
+A loss is written once, as `value`; `push` is its gradient by autograd. That is exact
+only where `value` is written so that its backward pass is stable too: near certainty
+(logp = 0) and far from the reference (|log-ratio| of hundreds of nats). Measured on all
+losses against their closed forms (tests/forces/test_losses.py): 2e-14 in float64; in
+float32 no further from float64 than the closed form in float32 is.
 """
 
 import math
@@ -29,7 +31,7 @@ from learndyn.errors import BadInput
 
 @dataclass(frozen=True)
 class Responses:
-    """What a loss is told of a batch beside the log-probabilities; responses in order.
+    """What a loss needs of a batch beside the log-probabilities; responses in order.
 
     Raises:
         BadInput: if there is no response, a count is negative, or lengths differ.
@@ -55,8 +57,8 @@ class Responses:
                 f"n_tokens has {int(self.n_tokens.min())}: a response cannot have "
                 "fewer than 0 tokens."
             )
-        wanted = {"chosen": self.chosen, "reference": self.reference}
-        for name, given in {**wanted, "advantage": self.advantage}.items():
+        for name in ("chosen", "reference", "advantage"):
+            given = getattr(self, name)
             if given is not None and given.shape != self.n_tokens.shape:
                 raise BadInput(
                     f"{name} has {len(given)} entries for {len(self.n_tokens)} "
@@ -221,15 +223,18 @@ class Loss(ABC):
             BadInput: if the batch is not what the loss needs.
         """
 
-    @abstractmethod
     def push(
         self, logp: Float[Tensor, " token"], responses: Responses
     ) -> Float[Tensor, " token"]:
-        """dL/dlogp of each token in closed form, per nat; without a graph.
+        """dL/dlogp of each token, per nat; without a graph.
 
         Raises:
-            BadInput: if the batch is not what the loss needs.
+            BadInput: as `value`.
         """
+        leaf = logp.detach().requires_grad_()
+        with torch.enable_grad():  # callers measure under no_grad
+            (slope,) = torch.autograd.grad(self.value(leaf, responses), leaf)
+        return slope
 
 
 def log_one_minus_exp(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -318,7 +323,10 @@ class Pairs:
 
 @dataclass(frozen=True)
 class PairLoss(Loss):
-    """Mean over pairs of a loss of the two log-probabilities."""
+    """Mean over pairs of a loss of the two summed log-probabilities (and lengths).
+
+    So all tokens of a response have the same push.
+    """
 
     layout = "pairs"
     roles = {"chosen": True, "rejected": False}  # noqa: RUF012 never written to
@@ -326,12 +334,6 @@ class PairLoss(Loss):
     @abstractmethod
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
         """The loss of each pair, differentiable."""
-
-    @abstractmethod
-    def slopes(
-        self, pairs: Pairs
-    ) -> tuple[Float[Tensor, " pair"], Float[Tensor, " pair"]]:
-        """d each / d log pi(y+) and d each / d log pi(y-), in closed form, per nat."""
 
     def value(
         self, logp: Float[Tensor, " token"], responses: Responses
@@ -343,18 +345,3 @@ class PairLoss(Loss):
                 or what the loss compares with is missing.
         """
         return self.each(Pairs.of(logp, responses)).mean()
-
-    def push(
-        self, logp: Float[Tensor, " token"], responses: Responses
-    ) -> Float[Tensor, " token"]:
-        """The slope of a response on each of its tokens, / pairs, per nat.
-
-        Raises:
-            BadInput: as `value`.
-        """
-        pairs = Pairs.of(logp.detach(), responses)
-        chosen, rejected = self.slopes(pairs)
-        slope = logp.new_zeros(len(responses.n_tokens))
-        slope = slope.index_copy(0, pairs.chosen_index, chosen / len(chosen))
-        slope = slope.index_copy(0, pairs.rejected_index, rejected / len(rejected))
-        return responses.spread(slope)

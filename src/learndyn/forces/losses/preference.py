@@ -1,12 +1,8 @@
-"""Preference losses: DPO and its relatives.
+"""Losses on pairs: DPO, its relatives, and what others changed to keep y+ from falling.
 
 Letters: r = log pi/pi_ref summed over tokens (nats), h = r+ - r- the margin, sigma the
-logistic function, l-bar a mean of log pi over tokens.
-
-What others changed in DPO so that the chosen responses do not fall.
-
-Letters: r = log pi/pi_ref summed over tokens (nats), h = r+ - r- the margin, sigma the
-logistic function, l-bar a mean of log pi over tokens.
+logistic function, l-bar a mean of log pi over tokens. `push_equation` has the slope of
+each in closed form, and the tests hold autograd to it.
 """
 
 from dataclasses import dataclass
@@ -19,9 +15,6 @@ from torch.nn.functional import logsigmoid, relu
 
 from learndyn.errors import BadInput
 from learndyn.forces.losses.loss import PairLoss, Pairs, below_zero, log_one_minus_exp
-
-
-Slopes = tuple[Float[Tensor, " pair"], Float[Tensor, " pair"]]
 
 
 @dataclass(frozen=True)
@@ -40,11 +33,6 @@ class DPO(PairLoss):
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
         """-log sigmoid(beta margin)."""
         return -logsigmoid(self.beta * pairs.margin())
-
-    def slopes(self, pairs: Pairs) -> Slopes:
-        """The same on both, with opposite signs."""
-        slope = self.beta * torch.sigmoid(-self.beta * pairs.margin())
-        return -slope, slope
 
 
 @dataclass(frozen=True)
@@ -78,12 +66,6 @@ class CDPO(PairLoss):
         score, smooth = self.beta * pairs.margin(), self.label_smoothing
         return -(1 - smooth) * logsigmoid(score) - smooth * logsigmoid(-score)
 
-    def slopes(self, pairs: Pairs) -> Slopes:
-        """The same on both, with opposite signs."""
-        wrong = torch.sigmoid(-self.beta * pairs.margin())
-        slope = self.beta * (wrong - self.label_smoothing)
-        return -slope, slope
-
 
 @dataclass(frozen=True)
 class IPO(PairLoss):
@@ -105,11 +87,6 @@ class IPO(PairLoss):
         """Squared distance of the margin from its target."""
         return (pairs.margin() - 0.5 / self.beta) ** 2
 
-    def slopes(self, pairs: Pairs) -> Slopes:
-        """The same on both, with opposite signs."""
-        slope = 2 * (pairs.margin() - 0.5 / self.beta)
-        return slope, -slope
-
 
 @dataclass(frozen=True)
 class IPOMean(PairLoss):
@@ -125,27 +102,19 @@ class IPOMean(PairLoss):
     needs_reference: ClassVar[bool] = True
     averages: ClassVar[bool] = True
 
-    def _distance(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        (chosen, rejected), (long, short) = pairs.log_ratios(), pairs.lengths()
-        return chosen / long - rejected / short - 0.5 / self.beta
-
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
         """Squared distance of the margin per token from its target."""
-        return self._distance(pairs) ** 2
-
-    def slopes(self, pairs: Pairs) -> Slopes:
-        """Opposite signs; a longer response gets less on each token."""
-        slope, (long, short) = 2 * self._distance(pairs), pairs.lengths()
-        return slope / long, -slope / short
+        (chosen, rejected), (long, short) = pairs.log_ratios(), pairs.lengths()
+        return (chosen / long - rejected / short - 0.5 / self.beta) ** 2
 
 
 @dataclass(frozen=True)
 class SLiC(PairLoss):
     """SLiC-HF: a hinge on the gap of the log-probabilities themselves.
 
-    No reference model: the gap is log pi(y+) - log pi(y-). The regulariser is SFT on a
-    target y_ref; a batch of pairs has no other target than the chosen response, so
-    that is y_ref here (one of the choices of the paper). It is off by default.
+    The gap is log pi(y+) - log pi(y-), without a reference model. The regulariser is
+    SFT on a target y_ref, which is the chosen response here: a batch of pairs has no
+    other target, and the paper allows this choice. It is off by default.
     """
 
     delta: float = 1.0
@@ -171,12 +140,6 @@ class SLiC(PairLoss):
         hinge = relu(self.delta - (chosen - rejected))
         return hinge - self.regularise * chosen
 
-    def slopes(self, pairs: Pairs) -> Slopes:
-        """1 on both while the gap is too small, with opposite signs."""
-        chosen, rejected = pairs.sums()
-        near = (self.delta - (chosen - rejected) > 0).to(chosen)
-        return -near - self.regularise, near
-
 
 @dataclass(frozen=True)
 class SimPO(PairLoss):
@@ -198,19 +161,10 @@ class SimPO(PairLoss):
         """Nats per token around the target."""
         return (20 + abs(self.gamma)) / self.beta
 
-    def _score(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        chosen, rejected = pairs.means()
-        return self.beta * (chosen - rejected) - self.gamma
-
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
         """-log sigmoid(beta gap - gamma)."""
-        return -logsigmoid(self._score(pairs))
-
-    def slopes(self, pairs: Pairs) -> Slopes:
-        """Opposite signs; a longer response gets less on each token."""
-        slope = self.beta * torch.sigmoid(-self._score(pairs))
-        long, short = pairs.lengths()
-        return -slope / long, slope / short
+        chosen, rejected = pairs.means()
+        return -logsigmoid(self.beta * (chosen - rejected) - self.gamma)
 
 
 @dataclass(frozen=True)
@@ -239,22 +193,11 @@ class ORPO(PairLoss):
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
         """SFT on the chosen, and the log odds ratio."""
         plain, _ = pairs.means()
+        # A response that the model is sure of has odds 1/0; SFT's term needs no clamp.
         chosen, rejected = map(below_zero, pairs.means())
         odds = chosen - log_one_minus_exp(chosen)
         odds = odds - (rejected - log_one_minus_exp(rejected))
         return -plain - self.beta * logsigmoid(odds)
-
-    def slopes(self, pairs: Pairs) -> Slopes:
-        """d log odds / d log p = 1 / (1 - p)."""
-        chosen, rejected = map(below_zero, pairs.means())
-        long, short = pairs.lengths()
-        odds = chosen - log_one_minus_exp(chosen)
-        odds = odds - (rejected - log_one_minus_exp(rejected))
-        slope = self.beta * torch.sigmoid(-odds)
-        return (
-            -(1 + slope / -chosen.expm1()) / long,
-            slope / -rejected.expm1() / short,
-        )
 
 
 @dataclass(frozen=True)
@@ -281,19 +224,14 @@ class SPPO(PairLoss):
         target = 0.5 / self.beta
         return (chosen - target) ** 2 + (rejected + target) ** 2
 
-    def slopes(self, pairs: Pairs) -> Slopes:
-        """Each by its own distance: they need not have opposite signs."""
-        chosen, rejected = pairs.log_ratios()
-        target = 0.5 / self.beta
-        return 2 * (chosen - target), 2 * (rejected + target)
-
 
 @dataclass(frozen=True)
 class DPOP(PairLoss):
     """DPO-positive: a chosen response below its reference counts as a lost margin.
 
-    The penalty is inside the sigmoid. At r+ = 0, where training starts, its slope is
-    taken as 0, as torch's relu has it. `weight` is the paper's lambda; the default is
+    The penalty is inside the sigmoid, so a chosen response below its reference is
+    raised 1 + weight times as hard. At r+ = 0, where training starts, the penalty has
+    slope 0, as torch's relu has it. `weight` is the paper's lambda; the default is
     the one that re-implementations give for the paper.
     """
 
@@ -308,20 +246,11 @@ class DPOP(PairLoss):
     needs_reference: ClassVar[bool] = True
     positive = ("beta", "weight")
 
-    def _score(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        chosen, rejected = pairs.log_ratios()
-        lost = relu(-chosen)
-        return self.beta * (chosen - rejected - self.weight * lost)
-
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
         """DPO with the penalty in the margin."""
-        return -logsigmoid(self._score(pairs))
-
-    def slopes(self, pairs: Pairs) -> Slopes:
-        """A chosen response below its reference is raised 1 + weight times as hard."""
-        chosen, _ = pairs.log_ratios()
-        slope = self.beta * torch.sigmoid(-self._score(pairs))
-        return -slope * (1 + self.weight * (chosen < 0).to(slope)), slope
+        chosen, rejected = pairs.log_ratios()
+        margin = chosen - rejected - self.weight * relu(-chosen)
+        return -logsigmoid(self.beta * margin)
 
 
 @dataclass(frozen=True)
@@ -343,26 +272,18 @@ class DPOShift(PairLoss):
     needs_reference: ClassVar[bool] = True
     positive = ("beta", "f")
 
-    def _score(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        chosen, rejected = pairs.log_ratios()
-        return self.beta * (chosen - self.f * rejected)
-
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
         """-log sigmoid of the shifted margin."""
-        return -logsigmoid(self._score(pairs))
-
-    def slopes(self, pairs: Pairs) -> Slopes:
-        """The rejected is lowered f times as hard as the chosen is raised."""
-        slope = self.beta * torch.sigmoid(-self._score(pairs))
-        return -slope, slope * self.f
+        chosen, rejected = pairs.log_ratios()
+        return -logsigmoid(self.beta * (chosen - self.f * rejected))
 
 
 @dataclass(frozen=True)
 class CalDPO(PairLoss):
     """DPO with both log-ratios calibrated to +-1/(2 beta).
 
-    There is no beta in the sigmoid. The paper's text was not at hand: the formula is
-    that of the authors' code, which multiplies the squares by 0.5; re-implementations
+    The sigmoid has no beta. The paper's text was not at hand: the formula comes from
+    the authors' code, which multiplies the squares by 0.5; re-implementations
     give the paper's loss with weight 1, the default here.
     """
 
@@ -384,15 +305,6 @@ class CalDPO(PairLoss):
         target = 0.5 / self.beta
         squares = (chosen - target) ** 2 + (rejected + target) ** 2
         return -logsigmoid(chosen - rejected) + self.weight * squares
-
-    def slopes(self, pairs: Pairs) -> Slopes:
-        """DPO's and the two calibrations'."""
-        chosen, rejected = pairs.log_ratios()
-        target, slope = 0.5 / self.beta, torch.sigmoid(rejected - chosen)
-        return (
-            -slope + 2 * self.weight * (chosen - target),
-            slope + 2 * self.weight * (rejected + target),
-        )
 
 
 @dataclass(frozen=True)
@@ -420,7 +332,7 @@ class GateDPO(PairLoss):
     positive = ("beta", "alpha")
 
     def gate(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        """How much of the rejected response's push is let through, 0 to 1.
+        """Share of the push on the rejected response that passes, 0 to 1.
 
         Raises:
             BadInput: if a response has no token.
@@ -439,13 +351,9 @@ class GateDPO(PairLoss):
         """DPO's value; the gradient through the rejected response is scaled by g."""
         chosen, rejected = pairs.log_ratios()
         gate = self.gate(pairs)
+        # The value of `rejected`, and `gate` times its gradient.
         gated = gate * rejected + (1 - gate) * rejected.detach()
         return -logsigmoid(self.beta * (chosen - gated))
-
-    def slopes(self, pairs: Pairs) -> Slopes:
-        """DPO's, the rejected one gated."""
-        slope = self.beta * torch.sigmoid(-self.beta * pairs.margin())
-        return -slope, slope * self.gate(pairs)
 
 
 @dataclass(frozen=True)
@@ -480,15 +388,7 @@ class CWDPO(PairLoss):
         _, mean = pairs.means()
         return torch.sigmoid((mean.detach() - self.floor) / self.tau)
 
-    def _score(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        chosen, rejected = pairs.log_ratios()
-        return self.beta * (chosen - self.weights(pairs) * rejected)
-
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
         """-log sigmoid of the margin with the rejected term cooled."""
-        return -logsigmoid(self._score(pairs))
-
-    def slopes(self, pairs: Pairs) -> Slopes:
-        """The rejected is lowered w times as hard as the chosen is raised."""
-        slope = self.beta * torch.sigmoid(-self._score(pairs))
-        return -slope, slope * self.weights(pairs)
+        chosen, rejected = pairs.log_ratios()
+        return -logsigmoid(self.beta * (chosen - self.weights(pairs) * rejected))
