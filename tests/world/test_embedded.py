@@ -88,5 +88,5 @@ def test_model_answers_a_forum_question_with_the_facts_of_an_unseen_pair(
 
 
 def test_a_seed_that_does_not_ship_is_refused_with_the_way_to_make_it() -> None:
-    with pytest.raises(BadInput, match=r"learndyn\.lab\.pretrain --seed 9"):
+    with pytest.raises(BadInput, match=r"learndyn\.paper\.world\.pretrain --seed 9"):
         embedded_model_path(9)
