@@ -267,7 +267,7 @@ def test_reading_a_run_works_where_torch_is_not_installed(tmp_path, heavy):
 import sys
 sys.modules[{heavy!r}] = None  # importing it raises ImportError
 from learndyn import Trajectory
-from learndyn.diagnose.words import what_happened
+from learndyn.diagnose.verdict import what_happened
 print(len(what_happened(Trajectory.load(sys.argv[1]))))
 """
     assert int(python(code, str(path))) > 0

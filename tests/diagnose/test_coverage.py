@@ -7,7 +7,6 @@ that kinds of one prompt share, and tails heavier than normal.
 import numpy as np
 import pytest
 
-from learndyn.diagnose.findings.state import DELTA, judge, squeeze_index
 from learndyn.diagnose.intervals import (
     paired_bootstrap,
     pooled_bootstrap,
@@ -16,6 +15,7 @@ from learndyn.diagnose.intervals import (
     widening,
 )
 from learndyn.diagnose.paths import GREEDY
+from learndyn.diagnose.state import DELTA, judge, squeeze_index
 
 
 RUNS = 1000

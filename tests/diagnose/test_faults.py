@@ -5,14 +5,11 @@ import pytest
 from planted import planted, with_info, with_log
 from synthetic import write_run
 
-from learndyn.diagnose.findings.faults import (
-    exchanged,
-    not_training,
-    reference_mismatch,
-    steps_too_large,
-)
-from learndyn.diagnose.findings.squeeze import squeeze_evidence
-from learndyn.diagnose.findings.state import state_of
+from learndyn.diagnose.facts import Facts
+from learndyn.diagnose.findings.exchanged import Exchanged
+from learndyn.diagnose.findings.not_training import NotTraining
+from learndyn.diagnose.findings.reference import Reference
+from learndyn.diagnose.findings.training_log import StepsTooLarge
 from learndyn.record.trajectory import Trajectory
 
 
@@ -31,7 +28,7 @@ def rewards(step, chosen, rejected=0.0):
 
 
 def mismatch(run, log=(), **info):
-    return reference_mismatch(with_log(with_info(run, **info), list(log)))
+    return Reference.detect(Facts(with_log(with_info(run, **info), list(log))))
 
 
 @pytest.mark.parametrize(
@@ -82,17 +79,19 @@ def test_where_nothing_can_tell_nothing_is_said(base):
 
 def test_a_run_in_which_nothing_moved_is_found(base):
     still = planted(base, {}, noise=0.0)
-    found = not_training(with_log(still, []))
+    found = NotTraining.detect(Facts(with_log(still, [])))
     assert found.severity == "problem"
     assert "Check that the learning rate is above 0" in found.says
     logged = with_log(still, [{"step": s, "learning_rate": 0.0} for s in (1, 2)])
-    assert "logged learning rate is 0 throughout" in not_training(logged).says
+    assert (
+        "logged learning rate is 0 throughout" in NotTraining.detect(Facts(logged)).says
+    )
 
 
 def test_one_prompt_that_moves_is_training(base):
     run = planted(base, {}, noise=0.0)
     run.columns["logp"][-1, 3] += 0.01
-    found = not_training(run)
+    found = NotTraining.detect(Facts(run))
     assert found.severity == "fine"
     assert "the largest change is 0.01 nats" in found.says
 
@@ -101,7 +100,7 @@ def test_one_prompt_that_moves_is_training(base):
 
 
 def swapped(run):
-    return exchanged(run, squeeze_evidence(run))
+    return Exchanged.detect(Facts(run))
 
 
 def test_exchanged_columns_are_found(base):
@@ -150,7 +149,7 @@ def test_sft_has_no_exchange(base):
 
 def large(run, log):
     run = with_log(run, log)
-    return steps_too_large(run, state_of(run))
+    return StepsTooLarge.detect(Facts(run))
 
 
 def logged(key, values):

@@ -7,10 +7,12 @@ import pytest
 from planted import planted, with_column, with_info, with_splits
 from synthetic import write_run
 
-from learndyn.diagnose.findings.hallucination import hallucination
-from learndyn.diagnose.findings.overfit import overfit
-from learndyn.diagnose.findings.peak import chosen_peak
-from learndyn.diagnose.findings.peakiness import peakiness
+from learndyn.diagnose.facts import Facts
+from learndyn.diagnose.findings.chosen_peak import ChosenPeak
+from learndyn.diagnose.findings.hallucination import Hallucination, excess_over_unseen
+from learndyn.diagnose.findings.overfit import Overfit, split_gap
+from learndyn.diagnose.findings.peakiness import Peakiness, sharpening
+from learndyn.diagnose.peak import chosen_peak
 from learndyn.record.trajectory import Trajectory
 
 
@@ -33,9 +35,9 @@ def base(tmp_path_factory):
 def test_answers_of_other_training_prompts_that_rise_alone_are_found(base):
     drift = {"irrelevant_train": 6.0, "irrelevant_test": 1.0, "irrelevant_human": 2.0}
     run = planted(base, drift)
-    found = hallucination(run)
+    found = excess_over_unseen(run)
     assert found.sure
-    finding = found.finding()
+    finding = Hallucination.detect(Facts(run))
     assert (finding.severity, finding.at) == ("watch", "kinds")
     assert "sign of hallucination" in finding.says
     ends = {
@@ -57,9 +59,9 @@ def test_answers_of_other_training_prompts_that_rise_alone_are_found(base):
     ids=["all-rise-alike", "all-fall", "rises-by-less-than-two-percent"],
 )
 def test_a_rise_that_all_share_or_no_rise_is_no_hallucination(base, drift):
-    found = hallucination(planted(base, drift, seed=3))
-    assert not found.sure
-    assert found.finding().severity == "fine"
+    run = planted(base, drift, seed=3)
+    assert not excess_over_unseen(run).sure
+    assert Hallucination.detect(Facts(run)).severity == "fine"
 
 
 def test_an_excess_in_nats_alone_is_not_enough(base):
@@ -69,7 +71,7 @@ def test_an_excess_in_nats_alone_is_not_enough(base):
     for kind in ("irrelevant_test", "irrelevant_human"):
         path = run.values("logp", kind)
         run = with_column(run, "logp", kind, path + 48.0)
-    found = hallucination(run)
+    found = excess_over_unseen(run)
     assert found.excess.above_zero
     assert not found.excess_share.above_zero
     assert not found.sure
@@ -81,7 +83,7 @@ def test_an_excess_relative_to_the_start_alone_is_not_enough(base):
     run = planted(base, drift)
     for kind in ("irrelevant_test", "irrelevant_human"):
         run = with_column(run, "logp", kind, run.values("logp", kind) - 240.0)
-    found = hallucination(run)
+    found = excess_over_unseen(run)
     assert found.excess_share.above_zero
     assert not found.excess.above_zero
     assert not found.sure
@@ -89,11 +91,14 @@ def test_an_excess_relative_to_the_start_alone_is_not_enough(base):
 
 def test_without_unseen_answers_a_rise_is_told_with_what_it_cannot_tell(base):
     few = with_kinds(base, ("chosen", "rejected", "irrelevant_train"))
-    found = hallucination(planted(few, {"irrelevant_train": 6.0}))
+    run = planted(few, {"irrelevant_train": 6.0})
+    found = excess_over_unseen(run)
     assert found.excess is None
     assert not found.sure
-    assert "cannot be told from a change of style" in found.finding().says
-    assert hallucination(with_kinds(base, ("chosen", "rejected"))) is None
+    assert (
+        "cannot be told from a change of style" in Hallucination.detect(Facts(run)).says
+    )
+    assert excess_over_unseen(with_kinds(base, ("chosen", "rejected"))) is None
 
 
 ODD = {"column": "irrelevant_test", "what": "irrelevant_test is training text."}
@@ -109,9 +114,10 @@ def test_answers_that_are_training_text_are_not_called_unseen(
 ):
     drift = {"irrelevant_train": rise, "irrelevant_test": 6.0, "irrelevant_human": 1.0}
     run = planted(with_kinds(base, kinds), drift)
-    found = hallucination(with_info(run, defects=[ODD]))
+    odd = with_info(run, defects=[ODD])
+    found = excess_over_unseen(odd)
     assert found.unseen == tuple({"irrelevant_human"} & set(kinds))
-    finding = found.finding()
+    finding = Hallucination.detect(Facts(odd))
     assert finding.severity == severity
     assert finding.says.endswith("not unseen: irrelevant_test is training text.")
     if found.unseen:
@@ -120,15 +126,15 @@ def test_answers_that_are_training_text_are_not_called_unseen(
             for kind in ("irrelevant_train", "irrelevant_human")
         )
         assert found.excess.mean == pytest.approx((train - human).mean())
-    plain = hallucination(run)
+    plain = excess_over_unseen(run)
     assert "irrelevant_test" in plain.unseen
-    assert "Left out" not in plain.finding().says
+    assert "Left out" not in Hallucination.detect(Facts(run)).says
 
 
 def test_equal_rises_are_seldom_called_hallucination(base):
     drift = {"irrelevant_train": 3.0, "irrelevant_test": 3.0, "irrelevant_human": 3.0}
     runs = [planted(base, drift, spread=4.0, seed=s) for s in range(200)]
-    assert np.mean([hallucination(run).sure for run in runs]) < 0.05
+    assert np.mean([excess_over_unseen(run).sure for run in runs]) < 0.05
 
 
 # --- training prompts against others
@@ -146,10 +152,11 @@ def test_training_prompts_that_gain_more_are_found_with_where_they_part(base):
     path = run.values("logp", "chosen")
     train = np.array([int(p[1:]) % 2 == 0 for p in run.prompt_of[run.rows("chosen")]])
     path = path + 6.0 * shape[:, None] * train
-    found = overfit(half_test(with_column(run, "logp", "chosen", path)))
+    run = half_test(with_column(run, "logp", "chosen", path))
+    found = split_gap(run)
     assert found.sure
     assert found.parted == 30
-    assert found.finding().severity == "watch"
+    assert Overfit.detect(Facts(run)).severity == "watch"
     ends = path[-1] - path[0]
     expected = ends[train].mean() - ends[~train].mean()
     assert found.difference.mean == pytest.approx(expected)
@@ -168,9 +175,10 @@ def test_training_prompts_that_fall_less_are_not_said_to_gain(base, train, test,
     path = run.values("logp", "chosen")
     wobble = 0.01 * (path - path[0]) * (-1) ** (np.arange(40) // 2)
     path = path[0] + (path - path[0]) * np.where(own, train, test)
-    found = overfit(half_test(with_column(run, "logp", "chosen", path + wobble)))
-    assert found.finding().severity == "watch"
-    assert found.finding().says.startswith(f"Training prompts {says} than others")
+    run = half_test(with_column(run, "logp", "chosen", path + wobble))
+    finding = Overfit.detect(Facts(run))
+    assert finding.severity == "watch"
+    assert finding.says.startswith(f"Training prompts {says} than others")
 
 
 def test_test_prompts_that_fall_while_training_prompts_rise_are_a_problem(base):
@@ -178,7 +186,8 @@ def test_test_prompts_that_fall_while_training_prompts_rise_are_a_problem(base):
     train = np.array([int(p[1:]) % 2 == 0 for p in run.prompt_of[run.rows("chosen")]])
     path = run.values("logp", "chosen")
     path = path[0] + (path - path[0]) * np.where(train, 1.0, -1.0)
-    finding = overfit(half_test(with_column(run, "logp", "chosen", path))).finding()
+    run = half_test(with_column(run, "logp", "chosen", path))
+    finding = Overfit.detect(Facts(run))
     assert finding.severity == "problem"
     assert finding.says.startswith("Overfitting: chosen changed by +")
 
@@ -189,7 +198,7 @@ def test_longer_test_prompts_may_gain_a_smaller_share(base):
     train = np.array([int(p[1:]) % 2 == 0 for p in run.prompt_of[run.rows("chosen")]])
     path = run.values("logp", "chosen")
     path = path[0] + (path - path[0]) * np.where(train, 1.0, 2.0) - 240.0 * ~train
-    found = overfit(half_test(with_column(run, "logp", "chosen", path)))
+    found = split_gap(half_test(with_column(run, "logp", "chosen", path)))
     assert found.relative.above_zero
     assert not found.difference.above_zero
     assert not found.sure
@@ -200,13 +209,13 @@ def test_two_groups_of_equal_numbers_are_drawn_independently(base):
     run = planted(base, {"chosen": 3.0})
     path = run.values("logp", "chosen").copy()
     path[:, 1::2] = path[:, 0::2]
-    found = overfit(half_test(with_column(run, "logp", "chosen", path)))
+    found = split_gap(half_test(with_column(run, "logp", "chosen", path)))
     assert found.difference.mean == pytest.approx(0)
     assert found.difference.low < -0.1 < 0.1 < found.difference.high
 
 
 def test_one_split_has_nothing_to_compare(base):
-    assert overfit(planted(base, {"chosen": 3.0})) is None
+    assert split_gap(planted(base, {"chosen": 3.0})) is None
 
 
 def test_groups_that_gain_alike_are_seldom_called_overfitting(base):
@@ -214,9 +223,8 @@ def test_groups_that_gain_alike_are_seldom_called_overfitting(base):
         half_test(planted(base, {"chosen": 4.0}, spread=6.0, seed=seed))
         for seed in range(200)
     ]
-    found = [overfit(run) for run in runs]
-    assert np.mean([one.sure for one in found]) < 0.06
-    assert "No sign of overfitting" in found[0].finding().says
+    assert np.mean([split_gap(run).sure for run in runs]) < 0.06
+    assert "No sign of overfitting" in Overfit.detect(Facts(runs[0])).says
 
 
 # --- chosen's peak
@@ -237,7 +245,8 @@ def test_a_peak_is_found_with_the_fall_since_and_the_margin_there(base):
     gap = path - rejected
     assert peak.margin == pytest.approx((gap[2] - gap[0]).mean())
     assert peak.margin_end == pytest.approx((gap[-1] - gap[0]).mean())
-    assert peak.finding().says.startswith("Stop at about update 20 (in 95 %")
+    finding = ChosenPeak.detect(Facts(run))
+    assert finding.says.startswith("Stop at about update 20 (in 95 %")
 
 
 def test_the_peak_is_picked_anew_in_every_resample(base):
@@ -254,16 +263,17 @@ def test_the_peak_is_picked_anew_in_every_resample(base):
 
 @pytest.mark.parametrize("total", [8.0, -8.0])
 def test_a_peak_at_either_end_is_no_reason_to_stop(base, total):
-    peak = chosen_peak(planted(base, {"chosen": total}, noise=0.1))
-    assert not peak.inside
-    assert peak.finding().severity == "fine"
+    run = planted(base, {"chosen": total}, noise=0.1)
+    assert not chosen_peak(run).inside
+    assert ChosenPeak.detect(Facts(run)).severity == "fine"
 
 
 def test_a_sure_but_tiny_fall_is_no_reason_to_stop(base):
-    peak = chosen_peak(planted(base, {"chosen": 0.4}, shape=BUMP, noise=0.0))
+    run = planted(base, {"chosen": 0.4}, shape=BUMP, noise=0.0)
+    peak = chosen_peak(run)
     assert peak.fall.below_zero
     assert not peak.fell
-    assert "by less than +2.0" in peak.finding().says
+    assert "by less than +2.0" in ChosenPeak.detect(Facts(run)).says
 
 
 def walks(base, seed, drift=0.0):
@@ -322,7 +332,7 @@ def surer(base, p_norm2, right, chosen):
 
 
 def test_a_model_that_is_surer_of_other_tokens_is_found(base):
-    finding = peakiness(surer(base, 0.10, -0.02, -4.0)).finding()
+    finding = Peakiness.detect(Facts(surer(base, 0.10, -0.02, -4.0)))
     assert (finding.name, finding.severity) == ("peakiness", "watch")
     assert "repetition itself is not known" in finding.says
     assert finding.numbers["beyond_chosen"][0] == pytest.approx(0.12, rel=0.05)
@@ -334,21 +344,22 @@ def test_a_model_that_is_surer_of_other_tokens_is_found(base):
     ids=["surer-of-chosen", "chosen-rises", "too-little", "less-sure"],
 )
 def test_each_sign_of_peakiness_is_needed(base, p_norm2, right, chosen):
-    assert peakiness(surer(base, p_norm2, right, chosen)).finding().severity == "fine"
+    run = surer(base, p_norm2, right, chosen)
+    assert Peakiness.detect(Facts(run)).severity == "fine"
 
 
 def test_the_norm_of_a_is_told_where_the_number_of_logits_is_known(base):
     run = surer(base, 0.10, -0.02, -4.0)
-    assert peakiness(run).a_norm is None
-    first, last = peakiness(with_info(run, vocabulary=1000)).a_norm
+    assert sharpening(run).a_norm is None
+    first, last = sharpening(with_info(run, vocabulary=1000)).a_norm
     assert first == pytest.approx(np.sqrt(1000 - 2 + 1000 * 0.3))
     assert last > first
 
 
 def test_columns_that_are_not_known_give_no_finding(base):
     run = with_column(base, "energy", "chosen", np.full((6, 40), np.nan))
-    assert peakiness(run) is None
-    assert peakiness(with_kinds(base, ("rejected",))) is None
+    assert sharpening(run) is None
+    assert sharpening(with_kinds(base, ("rejected",))) is None
 
 
 def with_kinds(run, kinds):

@@ -5,9 +5,9 @@ import pytest
 from simulated import write_token_run
 from synthetic import write_run
 
-from learndyn.diagnose.findings.squeeze import PER_TOKEN_DELTA, per_token
 from learndyn.diagnose.intervals import pooled_bootstrap
 from learndyn.diagnose.paths import Paths
+from learndyn.diagnose.squeeze import PER_TOKEN_DELTA, per_token
 from learndyn.record.trajectory import Trajectory
 
 

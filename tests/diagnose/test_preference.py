@@ -9,8 +9,6 @@ from planted import planted, with_column, with_info
 from simulated import drifting
 from synthetic import write_run
 
-from learndyn.diagnose.advice import advice
-from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.verdict import diagnose, verdict
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.report.verdict import verdict_section
@@ -181,7 +179,7 @@ def test_extend_starts_from_the_model_before_sft(tmp_path):
     run = Trajectory.load(path)
 
     def command(model):
-        return advice(Facts.of(with_info(run, model=str(model))))[0]
+        return diagnose(with_info(run, model=str(model))).advice[0]
 
     started = tmp_path / "sft" / "model"
     assert "extend --config dpo/config.yaml --model BASE --out dpo-extend" in (

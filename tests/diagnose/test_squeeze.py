@@ -3,7 +3,7 @@
 import pytest
 from synthetic import write_run
 
-from learndyn.diagnose.findings.squeeze import squeeze_evidence
+from learndyn.diagnose.squeeze import squeeze_evidence
 from learndyn.record.trajectory import Trajectory
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, strategies as st
 from simulated import drifting, simulated
 
-from learndyn.diagnose.findings.squeeze import squeeze_evidence
-from learndyn.diagnose.findings.state import DELTA, judge, state_of
 from learndyn.diagnose.intervals import Interval
+from learndyn.diagnose.squeeze import squeeze_evidence
+from learndyn.diagnose.state import DELTA, judge, state_of
 from learndyn.errors import BadInput
 
 

@@ -12,12 +12,15 @@ from planted import planted, with_column, with_info, with_log
 from synthetic import DPO_DRIFT, write_run
 
 from learndyn.cli import main
-from learndyn.diagnose.advice import advice
 from learndyn.diagnose.compare_words import compare_in_words
-from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.intervals import paired_bootstrap
-from learndyn.diagnose.verdict import diagnose, verdict
-from learndyn.diagnose.words import MOST, sentence_count, what_happened
+from learndyn.diagnose.verdict import (
+    MOST,
+    diagnose,
+    sentence_count,
+    verdict,
+    what_happened,
+)
 from learndyn.record.files import to_plain
 from learndyn.record.trajectory import Trajectory
 
@@ -273,17 +276,17 @@ def test_smaller_steps_are_advised_where_probability_leaks(base):
 
 def test_the_prompts_that_would_do_follow_from_the_interval(base):
     run = planted(base, {"chosen": -3.0, "rejected": -30.0}, greedy=0.9, spread=3.0)
-    facts = Facts.of(run)
-    (item,) = advice(facts)
-    wanted = int(re.search(r"about (\d+) would do", item.do)[1])
-    ends = [facts.state.sx, facts.state.greedy, facts.state.best]
+    found = diagnose(run)
+    (item,) = found.advice
+    needed = int(re.search(r"about (\d+) would do", item.do)[1])
+    ends = [found.state.sx, found.state.greedy, found.state.best]
     over = [
         i.n * ((i.high - i.low) / 2 / abs(i.mean - 0.02)) ** 2
         for i in ends
         if i.low <= 0.02 <= i.high
     ]
-    assert wanted == pytest.approx(max(over), abs=5)
-    assert wanted > facts.state.prompts
+    assert needed == pytest.approx(max(over), abs=5)
+    assert needed > found.state.prompts
 
 
 # --- its forms

@@ -4,10 +4,10 @@ import pytest
 from synthetic import write_run
 
 from learndyn.diagnose.compare_words import compare_in_words, names
-from learndyn.diagnose.findings.squeeze import squeeze_evidence
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import nats, number
-from learndyn.diagnose.words import what_happened
+from learndyn.diagnose.squeeze import squeeze_evidence
+from learndyn.diagnose.verdict import what_happened
 from learndyn.record.trajectory import Trajectory
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from learndyn.cli import main
-from learndyn.diagnose.findings.finding import defects
-from learndyn.diagnose.findings.state import state_of
+from learndyn.diagnose.state import state_of
 from learndyn.errors import BadInput
 from learndyn.paper.authors.import_folder import import_folder
 from learndyn.paper.authors.layout import layout_of_names, layout_of_values
@@ -677,7 +676,7 @@ def test_values_that_cannot_be_are_told_in_our_words(tmp_path, column, value, ou
     values[:, names.index(column)] = value
     folder = folder_of(tmp_path / "x", lines_of(names, values))
     import_folder(folder, tmp_path / "run")
-    found = defects(Trajectory.load(tmp_path / "run"))
+    found = Trajectory.load(tmp_path / "run").defects
     assert ours <= set(found)
     assert column in found[min(ours)]
 

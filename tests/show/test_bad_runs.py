@@ -354,7 +354,7 @@ def test_without_numbers_at_the_start_nothing_else_is_said(run):
     found = diagnose(Trajectory.load(run))
     (only,) = found.findings
     assert (only.name, only.severity) == ("no_start", "problem")
-    assert found.said == [only.says]
+    assert found.sentences == [only.says]
     assert "36 of its 36 log-probabilities are not finite" in only.says
 
 
@@ -415,7 +415,7 @@ def test_log_probabilities_above_zero_are_a_problem(run):
     assert named.severity == "problem"
     said = "9 log-probabilities are above zero, by 2.5 nats at most, first at update 50"
     assert named.says.startswith(said)
-    assert found.said[0].startswith("Nothing here can be believed")
+    assert found.sentences[0].startswith("Nothing here can be believed")
 
 
 def test_run_json_itself_is_no_folder(run, capsys):

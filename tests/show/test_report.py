@@ -12,8 +12,7 @@ from synthetic import write_run
 
 from learndyn.diagnose.changes import kind_table
 from learndyn.diagnose.numbers import bracket, nats
-from learndyn.diagnose.verdict import diagnose, verdict
-from learndyn.diagnose.words import what_happened
+from learndyn.diagnose.verdict import diagnose, verdict, what_happened
 from learndyn.errors import BadInput
 from learndyn.record.observation import TOKEN_COLUMNS
 from learndyn.record.run_directory import RunDirectory

@@ -18,7 +18,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from learndyn.cli import main
 from learndyn.diagnose.compare_words import compare_in_words
-from learndyn.diagnose.words import what_happened
+from learndyn.diagnose.verdict import what_happened
 from learndyn.errors import BadInput
 from learndyn.measure import tree_attention
 from learndyn.measure.checkpoint import score_checkpoint

@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
         ]
         print_json({"runs": done})
         return
-    from learndyn.diagnose.words import what_happened
+    from learndyn.diagnose.verdict import what_happened
     from learndyn.record.trajectory import Trajectory
 
     for run, page in zip(runs, pages, strict=True):

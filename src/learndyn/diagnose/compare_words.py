@@ -3,7 +3,6 @@
 import numpy as np
 
 from learndyn.diagnose.compare import By, Comparison, Difference, compare, is_sft
-from learndyn.diagnose.findings.finding import clock
 from learndyn.diagnose.numbers import nats, number, rounded_by
 from learndyn.record.trajectory import Trajectory
 
@@ -39,7 +38,7 @@ def compare_in_words(
     """
     found = compare_all(a, b, split) if found is None else found
     one, other = names(a, b)
-    unit = clock(a)
+    unit = a.unit
     said = [_at_updates(found["updates"], one, other, unit), *_prompts(found, unit)]
     if is_sft(a.run.info) != is_sft(b.run.info):
         alone, pair = (one, other) if is_sft(a.run.info) else (other, one)

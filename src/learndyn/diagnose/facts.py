@@ -1,91 +1,60 @@
-"""All that is known of one run before anything is said about it."""
+"""What is measured of one run, once, and handed to every finding."""
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 from learndyn.diagnose.compare import is_sft
-from learndyn.diagnose.findings.cautions import above_zero, cautions
-from learndyn.diagnose.findings.faults import (
-    chosen_falls,
-    exchanged,
-    margin_falls,
-    not_training,
-    reference_mismatch,
-    steps_too_large,
-    unread_log,
-)
-from learndyn.diagnose.findings.finding import (
-    Finding,
-    Severity,
-    clock,
-    defects,
-    limits_of,
-)
-from learndyn.diagnose.findings.hallucination import hallucination
-from learndyn.diagnose.findings.overfit import overfit
-from learndyn.diagnose.findings.peak import Peak, chosen_peak
-from learndyn.diagnose.findings.peakiness import COLUMNS as PEAKINESS, peakiness
-from learndyn.diagnose.findings.squeeze import (
-    Evidence,
-    PerToken,
-    per_token,
-    squeeze_evidence,
-)
-from learndyn.diagnose.findings.state import State, StateReport, state_of
-from learndyn.diagnose.numbers import number, percent
+from learndyn.diagnose.compare_words import compare_in_words
+from learndyn.diagnose.peak import Peak, chosen_peak
+from learndyn.diagnose.squeeze import Evidence, PerToken, per_token, squeeze_evidence
+from learndyn.diagnose.state import StateReport, state_of
 from learndyn.record.trajectory import Trajectory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Facts:
-    """One run's evidence, its state, and everything that was looked for."""
+    """One run, over the probes of one split or over all; measured where asked for.
+
+    Whatever is asked for first raises BadInput if no probe is of `split`.
+    """
 
     trajectory: Trajectory
-    split: str | None
-    evidence: Evidence
-    state: StateReport
-    peak: Peak | None
-    findings: list[Finding]
+    split: str | None = None
+    baseline: Trajectory | None = None
+    """The run that it is compared with."""
 
-    @classmethod
-    def of(cls, trajectory: Trajectory, split: str | None = None) -> "Facts":
-        """Collect them from a run with two observations or more.
+    @cached_property
+    def evidence(self) -> Evidence:
+        """Changes since the first observation, nats per response."""
+        return squeeze_evidence(self.trajectory, split=self.split)
+
+    @cached_property
+    def state(self) -> StateReport:
+        """The state and the relative changes that decide it."""
+        return state_of(self.trajectory, split=self.split)
+
+    @cached_property
+    def tokens(self) -> PerToken | None:
+        """The same token by token; None where the run has no values per token."""
+        if "argmax_logp" in self.trajectory.defects:
+            return None
+        return per_token(self.trajectory, self.split)
+
+    @cached_property
+    def peak(self) -> Peak | None:
+        """Where chosen was highest; None without chosen or with too few numbers."""
+        return chosen_peak(self.trajectory, self.split)
+
+    @cached_property
+    def compared(self) -> list[str]:
+        """Sentences about the difference to the baseline; none without one.
 
         Raises:
-            BadInput: if no probe is of `split`.
+            BadInput: if the baseline watched other answers.
         """
-        evidence = squeeze_evidence(trajectory, split=split)
-        state = state_of(trajectory, split=split)
-        peak = chosen_peak(trajectory, split)
-        odd = defects(trajectory)
-        tokens = None if "argmax_logp" in odd else per_token(trajectory, split)
-        swapped = exchanged(trajectory, evidence, split)
-        faulty = swapped is not None and swapped.severity == "problem"
-        looked_for = [
-            above_zero(trajectory),
-            not_training(trajectory, split),
-            reference_mismatch(trajectory),
-            swapped,
-            None if faulty else margin_falls(trajectory, evidence, state),
-            chosen_falls(trajectory, evidence, state),
-            _of_state(state, clock(trajectory)),
-            None if tokens is None else _of_tokens(tokens),
-            steps_too_large(trajectory, state),
-            unread_log(trajectory),
-            None if peak is None else peak.finding(),
-            _found(hallucination(trajectory, split)),
-            _found(overfit(trajectory)) if split is None else None,
-            None if PEAKINESS & set(odd) else _found(peakiness(trajectory, split)),
-            *cautions(trajectory, evidence),
-        ]
-        return cls(
-            trajectory,
-            split,
-            evidence,
-            state,
-            peak,
-            [finding for finding in looked_for if finding is not None],
-        )
+        if self.baseline is None:
+            return []
+        return compare_in_words(self.baseline, self.trajectory, split=self.split)
 
     @property
     def sft(self) -> bool:
@@ -93,72 +62,6 @@ class Facts:
         return is_sft(self.trajectory.run.info)
 
     @property
-    def problems(self) -> list[Finding]:
-        """Findings that are faults."""
-        return [f for f in self.findings if f.severity == "problem"]
-
-    def found(self, name: str) -> Finding | None:
-        """One finding by its name."""
-        return next((f for f in self.findings if f.name == name), None)
-
-
-_SEVERITY: dict[State, Severity] = {
-    "SQUEEZE": "watch",
-    "FIT": "fine",
-    "COLLAPSE": "problem",
-    "NEUTRAL": "fine",
-}
-
-
-def _of_state(state: StateReport, unit: str) -> Finding:
-    """The state as a finding of its own."""
-    numbers: dict[str, Any] = {
-        "sx": limits_of(state.sx),
-        "greedy": limits_of(state.greedy),
-        "best": limits_of(state.best),
-        "best_kind": state.best_kind,
-        "onset_step": state.onset_step,
-        "first_sure_step": state.first_sure_step,
-    }
-    if state.reason is not None:
-        says = f"The state cannot be judged: {state.reason}"
-        return Finding("state", "watch", says, numbers, "verdict")
-    severity = _SEVERITY[state.state]
-    if severity == "problem" and not state.sure:
-        severity = "watch"
-    says = (
-        f"{state.state}{'' if state.sure else ', but not surely'}: squeeze index "
-        f"{number(state.sx, 2)}; the greedy path changed by "
-        f"{percent(state.greedy.mean)}, the best kind, {state.best_kind}, by "
-        f"{percent(state.best.mean)}."
-    )
-    if state.state == "SQUEEZE" and state.onset_step is not None:
-        says += f" It began at {unit} {state.onset_step}."
-    return Finding("state", severity, says, numbers, "verdict")
-
-
-def _of_tokens(tokens: PerToken) -> Finding:
-    """Squeezing at the same positions, token by token."""
-    gain, ahead = tokens.favourite.at(-1), tokens.squeeze["chosen"].at(-1)
-    numbers = {
-        "favourite": limits_of(gain),
-        "beyond_label": limits_of(ahead),
-        "off_target": limits_of(tokens.off_target),
-        "off_target_tokens": tokens.off_target_tokens,
-    }
-    astray = "none of the first favourites was wrong"
-    if tokens.off_target is not None:
-        astray = f"wrong first favourites by {number(tokens.off_target, 2)}"
-    shows = "does not show" if not tokens.fires else "shows"
-    sure = "" if tokens.sure or not tokens.fires else ", but not surely"
-    says = (
-        f"Token by token squeezing {shows}{sure}: along chosen the favourites changed "
-        f"by {number(gain, 2)} nats per token, {number(ahead, 2)} beyond the labels; "
-        f"{astray}."
-    )
-    severity = "watch" if tokens.sure else "fine"
-    return Finding("per_token", severity, says, numbers, "verdict")
-
-
-def _found(result: Any) -> Finding | None:
-    return None if result is None else result.finding()
+    def unit(self) -> str:
+        """What the run counts its steps in: updates, unless run.json differs."""
+        return self.trajectory.unit

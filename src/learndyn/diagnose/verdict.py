@@ -1,19 +1,71 @@
-"""The diagnosis of a run: its state, what was found, the verdict, and what to do."""
+"""The diagnosis of a run: its state, what was found, the verdict, and what to do.
 
+The verdict is what happened in at most ten plain sentences that carry their numbers:
+the answer first, then what moved, then what to watch. The command line, the report and
+the demo take their sentences from here.
+"""
+
+import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from learndyn.diagnose.advice import advice, shown
+from learndyn.diagnose.advice import shown
 from learndyn.diagnose.changes import kind_table
-from learndyn.diagnose.compare_words import compare_in_words
 from learndyn.diagnose.facts import Facts
-from learndyn.diagnose.findings.finding import PAGE, Advice, Finding
-from learndyn.diagnose.findings.state import StateReport
-from learndyn.diagnose.words import nothing_to_judge, sentences_of
+from learndyn.diagnose.findings import cautions
+from learndyn.diagnose.findings.baseline import Baseline
+from learndyn.diagnose.findings.chosen_falls import ChosenFalls
+from learndyn.diagnose.findings.chosen_peak import ChosenPeak
+from learndyn.diagnose.findings.exchanged import Exchanged
+from learndyn.diagnose.findings.finding import (
+    ANSWER,
+    GREEDY,
+    KINDS,
+    MOVED,
+    OFF_TARGET,
+    PAGE,
+    Advice,
+    Finding,
+    Place,
+)
+from learndyn.diagnose.findings.hallucination import Hallucination
+from learndyn.diagnose.findings.margin_falls import MarginFalls
+from learndyn.diagnose.findings.not_training import NotTraining
+from learndyn.diagnose.findings.overfit import Overfit
+from learndyn.diagnose.findings.peakiness import Peakiness
+from learndyn.diagnose.findings.per_token import PerTokenSqueeze
+from learndyn.diagnose.findings.reference import Reference
+from learndyn.diagnose.findings.state import RunState
+from learndyn.diagnose.findings.training_log import StepsTooLarge, UnreadLog
+from learndyn.diagnose.findings.unusable import (
+    AboveZero,
+    Diverged,
+    NoStart,
+    OneObservation,
+)
+from learndyn.diagnose.intervals import known
+from learndyn.diagnose.numbers import number
+from learndyn.diagnose.squeeze import Evidence
+from learndyn.diagnose.state import DELTA, StateReport, matters
 from learndyn.record.files import to_plain
 from learndyn.record.trajectory import Trajectory
 
+
+FINDINGS: tuple[type[Finding], ...] = (
+    *(NoStart, Diverged, OneObservation),
+    *(AboveZero, NotTraining, Reference, Exchanged, MarginFalls, ChosenFalls),
+    *(RunState, PerTokenSqueeze, StepsTooLarge, UnreadLog, ChosenPeak),
+    *(Hallucination, Overfit, Peakiness),
+    *cautions.CAUTIONS,
+    Baseline,
+)
+"""Everything that is looked for, in this order. The first that has a headline gives the
+verdict's first sentence, the first fault that has advice the advice."""
+
+MOST = 10
+"""Sentences of a verdict; what matters least is left out."""
 
 COLUMNS = 88
 
@@ -29,7 +81,7 @@ class Diagnosis:
     """First, peak and last mean of every kind, nats per response."""
     findings: list[Finding]
     advice: list[Advice]
-    said: list[str] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
     """The verdict, at most ten sentences."""
     compared: list[str] = field(default_factory=list)
     """Sentences about the difference to a baseline."""
@@ -56,13 +108,13 @@ class Diagnosis:
                 "kinds": self.kinds,
                 "findings": [finding.to_dict() for finding in self.findings],
                 "advice": [item.to_dict() for item in self.advice],
-                "verdict": verdict(self),
+                "verdict": self.sentences,
             }
         )
 
     def to_text(self) -> str:
         """For a terminal, 88 columns wide."""
-        lines = [_wrapped(sentence) for sentence in verdict(self)]
+        lines = [_wrapped(sentence) for sentence in self.sentences]
         if self.compared:
             lines += ["", "Against the baseline"]
             lines += [_wrapped(sentence, "  ") for sentence in self.compared]
@@ -72,8 +124,8 @@ class Diagnosis:
             lines.append(_wrapped(item.says, mark, " " * len(mark)))
         if self.advice:
             lines += ["", "What may be done"]
-        for number, item in enumerate(self.advice, start=1):
-            lines += _advised(number, item)
+        for index, item in enumerate(self.advice, start=1):
+            lines += _advised(index, item)
         return "\n".join(lines)
 
 
@@ -96,24 +148,143 @@ def diagnose(
         row.kind: {"first": row.first, "peak": row.peak, "last": row.last}
         for row in kind_table(trajectory, split)
     }
-    alone = nothing_to_judge(trajectory, split)
-    if alone is not None:
-        return Diagnosis(run, None, kinds, [alone], [], [alone.says])
-    facts = Facts.of(trajectory, split)
-    compared = []
-    if baseline is not None:
-        compared = compare_in_words(baseline, trajectory, split=split)
-    findings = list(facts.findings)
-    if compared:
-        says = " ".join(compared)
-        findings.append(Finding("baseline", "fine", says, at="verdict"))
-    said = sentences_of(facts)
-    return Diagnosis(run, facts, kinds, findings, advice(facts), said, compared)
+    facts = Facts(trajectory, split, baseline)
+    findings: list[Finding] = []
+    for kind in FINDINGS:
+        finding = kind.detect(facts)
+        if finding is not None and finding.alone:
+            return Diagnosis(run, None, kinds, [finding], [], [finding.says])
+        if finding is not None:
+            findings.append(finding)
+    return Diagnosis(
+        run,
+        facts,
+        kinds,
+        findings,
+        advice(facts, findings),
+        _sentences(facts, findings),
+        facts.compared,
+    )
 
 
 def verdict(diagnosis: Diagnosis) -> list[str]:
     """At most ten plain sentences: the answer first, then the numbers that carry it."""
-    return diagnosis.said
+    return diagnosis.sentences
+
+
+def what_happened(
+    trajectory: Trajectory,
+    baseline: Trajectory | None = None,
+    split: str | None = None,
+) -> list[str]:
+    """The verdict on one run; with `baseline`, then its difference to that, both over
+    the probes of `split`.
+
+    Raises:
+        BadInput: if `baseline` watched other answers, or no probe is of `split`.
+    """
+    diagnosis = diagnose(trajectory, baseline, split)
+    return [*diagnosis.sentences, *diagnosis.compared]
+
+
+def advice(facts: Facts, findings: Sequence[Finding]) -> list[Advice]:
+    """The first fault's, where it has some: only that is worth mending. Else the
+    state's."""
+    faults = [finding for finding in findings if finding.severity == "problem"]
+    state = [finding for finding in findings if isinstance(finding, RunState)]
+    given = (finding.advice(facts) for finding in [*faults[:1], *state])
+    return next(filter(None, given), [])
+
+
+def _sentences(facts: Facts, findings: Sequence[Finding]) -> list[str]:
+    """The verdict: at most `MOST` sentences, each at its place."""
+    headlines = (finding.headline(facts) for finding in findings)
+    parts: list[tuple[Place, str]] = [
+        (ANSWER, next(filter(None, headlines))),
+        (MOVED, _what_moved(facts)),
+        (KINDS, _how_many(facts.evidence)),
+    ]
+    parts += [(GREEDY, text) for text in _greedy(facts.evidence)]
+    if not facts.sft:
+        parts += [(OFF_TARGET, text) for text in _off_target(facts.evidence)]
+    parts += [
+        (finding.place, finding.sentence(facts, findings))
+        for finding in findings
+        if finding.place is not None
+    ]
+    parts.sort(key=lambda part: part[0].order)
+    chosen: set[int] = set()
+    room = MOST
+    for i in sorted(range(len(parts)), key=lambda i: parts[i][0].rank):
+        if (size := sentence_count(parts[i][1])) <= room:
+            chosen.add(i)
+            room -= size
+    return [text for i, (_, text) in enumerate(parts) if i in chosen]
+
+
+def sentence_count(text: str) -> int:
+    """How many sentences a text has."""
+    return len(re.findall(r"[.!?](?=\s|$)", text))
+
+
+def _what_moved(facts: Facts) -> str:
+    trajectory, evidence = facts.trajectory, facts.evidence
+    method = (
+        "SFT" if facts.sft else str(trajectory.run.info.get("method") or "training")
+    )
+    method = method.upper() if len(method) <= 4 else method
+    unit = facts.unit
+    moved = []
+    if evidence.chosen is not None:
+        moved.append(f"chosen by {number(evidence.chosen)} nats")
+    if evidence.rejected is not None:
+        moved.append(f"rejected by {number(evidence.rejected)} nats")
+    if not moved:
+        return f"{method} ran for {trajectory.steps[-1]} {unit}s; no probe is chosen."
+    text = f"{method} moved {' and '.join(moved)} in {evidence.step:g} {unit}s"
+    if evidence.margin is None or facts.sft:
+        return text + "."
+    return text + f": the margin changed by {number(evidence.margin)} nats."
+
+
+def _greedy(evidence: Evidence) -> list[str]:
+    path = evidence.greedy
+    if path is None:
+        return []
+    verb = "did not clearly move" if known(path) else "changed"
+    if path.excludes_zero and not matters(evidence.greedy_relative):
+        verb = f"moved by less than {100 * DELTA:.0f} %"
+    elif path.above_zero:
+        verb = "gained probability"
+    elif path.below_zero:
+        verb = "lost probability"
+    return [
+        f"The greedy path, the model's own favourite tokens along chosen, {verb}: "
+        f"{number(path)} nats."
+    ]
+
+
+def _how_many(evidence: Evidence) -> str:
+    total = len(evidence.kinds)
+    unknown = sum(not known(change) for change in evidence.kinds.values())
+    unsure = total - evidence.falling - evidence.rising - unknown
+    text = f"{evidence.falling} of {total} kinds fell and {evidence.rising} rose"
+    text += f"; for {unsure} the interval includes zero" if unsure else ""
+    return text + (f"; for {unknown} there is no interval." if unknown else ".")
+
+
+def _off_target(evidence: Evidence) -> list[str]:
+    moved = evidence.off_target
+    if moved is None:
+        return []
+    direction = "did not clearly move" if known(moved) else "changed"
+    if moved.excludes_zero:
+        direction = "gained" if moved.above_zero else "lost"
+    return [
+        "Where the first model's favourite was not chosen's token, that favourite "
+        f"{direction}: {number(moved, 2)} nats per token over "
+        f"{evidence.off_target_tokens} tokens."
+    ]
 
 
 def _wrapped(text: str, first: str = "", rest: str | None = None) -> str:
@@ -127,10 +298,10 @@ def _wrapped(text: str, first: str = "", rest: str | None = None) -> str:
     )
 
 
-def _advised(number: int, item: Advice) -> list[str]:
+def _advised(index: int, item: Advice) -> list[str]:
     """One remedy: what, why, the evidence and its limits."""
     indent = "     "
-    lines = [_wrapped(item.do, f"  {number}. ", indent), _wrapped(item.because, indent)]
+    lines = [_wrapped(item.do, f"  {index}. ", indent), _wrapped(item.because, indent)]
     source = "this run's own numbers" if item.source is None else item.source
     lines.append(_wrapped(f"Evidence: {source}.", indent))
     if item.limits is not None:

@@ -212,6 +212,31 @@ class Trajectory:
         return np.array(self.probes["split"].to_pylist())
 
     @property
+    def unit(self) -> str:
+        """What `steps` count: "update", unless run.json differs."""
+        return step_unit(self.run.info)
+
+    @property
+    def defects(self) -> dict[str, str]:
+        """Columns and kinds that run.json lists as not what their names say: why."""
+        entries = [
+            entry
+            for entry in self.run.info.get("defects") or []
+            if isinstance(entry, dict)
+        ]
+        return {
+            name: str(entry.get("what", "not what its name says")).rstrip(".")
+            for entry in entries
+            for name in str(entry.get("column")).split(", ")
+        }
+
+    @property
+    def means_only(self) -> set[str]:
+        """Kinds of which only a mean over prompts is recorded."""
+        named = self.run.info.get("means_only") or []
+        return {kind for kind in self.kinds if kind in named}
+
+    @property
     def covered(self) -> Bool[np.ndarray, "step probe"]:
         """Which probes each observation is of: all, or between full observations those
         of the run's panel."""

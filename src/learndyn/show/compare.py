@@ -11,7 +11,6 @@ from typing import Any
 from learndyn.diagnose.compare import By, Comparison, Difference, is_sft, together
 from learndyn.diagnose.compare_words import compare_all, compare_in_words, names
 from learndyn.diagnose.findings.cautions import missing_in_words
-from learndyn.diagnose.findings.finding import clock
 from learndyn.diagnose.numbers import nats
 from learndyn.diagnose.paths import GREEDY, Paths, mean_path
 from learndyn.errors import BadInput
@@ -37,7 +36,7 @@ OFF_TARGET = "off-target, per token"
 def title(by: By, baseline: Trajectory) -> str:
     """What is said of a way to match two runs."""
     return {
-        "updates": f"At equal {clock(baseline)}s",
+        "updates": f"At equal {baseline.unit}s",
         "margin": "At matched DPO margin",
         "gap": "At matched absolute gap",
     }[by]
@@ -112,7 +111,7 @@ def _comparison(result: Comparison, baseline: Trajectory, other: Trajectory) -> 
         if item is not None
     ]
     head = ("kind", "difference [95 %]", f"{what}, {one}", f"{what}, {two}")
-    heading += f": {_where(result, one, two, clock(baseline))}"
+    heading += f": {_where(result, one, two, baseline.unit)}"
     return f"<h3>{escaped(heading)}</h3>" + table(head, rows)
 
 
@@ -218,7 +217,7 @@ def write_comparison(
     for trajectory in loaded:
         if len(trajectory.steps) < 2:
             raise BadInput(
-                f"{trajectory.run.path} has one observation, at {clock(trajectory)} "
+                f"{trajectory.run.path} has one observation, at {trajectory.unit} "
                 f"{trajectory.steps[0]}: there is no change that could be compared."
             )
     pairs = tuple(_compared(loaded[0], other) for other in loaded[1:])

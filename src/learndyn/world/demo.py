@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from learndyn.diagnose.compare_words import compare_in_words
-from learndyn.diagnose.words import what_happened
+from learndyn.diagnose.verdict import what_happened
 from learndyn.errors import BadInput
 from learndyn.probes.data import Data
 from learndyn.probes.probe import ProbeSet

@@ -1,37 +1,118 @@
-"""What is found in a run, what may be done about it, and what carries either."""
+"""What a finding is: one class that looks for one thing in a run and speaks of it.
 
-from collections.abc import Mapping
+    detect      looks for it: a finding, "fine" where it is not there, or None where it
+                does not apply
+    says        the numbers in a sentence or two, for the list of all findings
+    headline    the verdict's first sentence, where this finding decides it
+    sentence    its sentence in the verdict, at its `place`
+    advice      what may be done about it
+
+`FINDINGS` in `verdict.py` lists all of them, in the order in which they are asked.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
+from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.intervals import Interval
-from learndyn.record.run_info import step_unit
-from learndyn.record.trajectory import Trajectory
 
 
 Severity = Literal["fine", "watch", "problem"]
 """fine: looked for and not there. watch: there, and expected of some trainings.
 problem: a fault, or a run that cannot be used as it is."""
 
-Evidence = Literal["own", "cited"]
-"""own: the numbers of this very run. cited: what others measured, with the source."""
-
 PAGE = "report.html"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked for."""
+class Advice:
+    """One thing that may be done, and why anybody should believe it helps."""
 
-    name: str
-    """A short name, unique within a diagnosis, such as "hallucination"."""
+    do: str
+    because: str
+    evidence: Literal["own", "cited"] = "own"
+    """own: the numbers of this very run. cited: what others measured."""
+    source: str | None = None
+    """Where it was measured, with the arXiv id; None where it is this run's own."""
+    limits: str | None = None
+    """What speaks against it, or was not measured."""
+    command: str | None = None
+    """A command of ours that does it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Place(NamedTuple):
+    """Where a sentence stands in the verdict, and how much it matters there."""
+
+    order: int
+    """Sentences stand in this order."""
+    rank: int
+    """Where there are too many, those of the highest rank are left out."""
+
+
+ANSWER = Place(0, 0)
+MOVED = Place(1, 1)
+FAULT = Place(2, 2)
+STATE = Place(3, 1)
+GREEDY = Place(4, 6)
+KINDS = Place(5, 5)
+OFF_TARGET = Place(6, 8)
+PEAK = Place(7, 4)
+SIGN = Place(8, 5)
+CAUTION = Place(9, 3)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for in a run, and what came of it."""
+
     severity: Severity
     says: str
     """One or two plain sentences with the numbers that carry them."""
     numbers: Mapping[str, Any] = field(default_factory=dict)
     """The same numbers by name; an interval is [mean, low, high]."""
-    at: str = "curves"
+
+    name: ClassVar[str]
+    """A short name, unique within a diagnosis, such as "hallucination"."""
+    section: ClassVar[str] = "curves"
     """Section of the report page that shows it."""
+    alone: ClassVar[bool] = False
+    """Whether nothing else can be said of a run that has it."""
+    fault: ClassVar[str | None] = None
+    """The headline where it is a problem that matters more than any state."""
+    mend: ClassVar[Advice | None] = None
+    """What to do first where it is a problem."""
+
+    @classmethod
+    def detect(cls, facts: Facts) -> "Finding | None":
+        """Look for it; None where the run cannot have it."""
+        raise NotImplementedError
+
+    def headline(self, facts: Facts) -> str | None:
+        """The verdict's first sentence; None leaves it to the findings after this."""
+        return self.fault if self.severity == "problem" else None
+
+    @property
+    def place(self) -> Place | None:
+        """Where the verdict says it; None: nowhere."""
+        return {"problem": FAULT, "watch": SIGN}.get(self.severity)
+
+    def sentence(self, facts: Facts, findings: Sequence["Finding"]) -> str:
+        """What the verdict says of it, beside all other findings."""
+        return self.says
+
+    def advice(self, facts: Facts) -> list[Advice]:
+        """What may be done about it, the first thing first."""
+        return [self.mend] if self.mend and self.severity == "problem" else []
+
+    @property
+    def at(self) -> str:
+        """Section of the report page that shows it."""
+        return self.section
 
     @property
     def figure(self) -> str:
@@ -47,47 +128,6 @@ class Finding:
             "numbers": dict(self.numbers),
             "figure": self.figure,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """One thing that may be done, and why anybody should believe it helps."""
-
-    do: str
-    because: str
-    evidence: Evidence
-    source: str | None = None
-    """Where it was measured, with the arXiv id; None where it is this run's own."""
-    limits: str | None = None
-    """What speaks against it, or was not measured."""
-    command: str | None = None
-    """A command of ours that does it."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-def clock(trajectory: Trajectory) -> str:
-    """What a run counts its steps in: updates, unless run.json says otherwise."""
-    return step_unit(trajectory.run.info)
-
-
-def defects(trajectory: Trajectory) -> dict[str, str]:
-    """Columns and kinds that run.json says are not what their names say, and why."""
-    listed = trajectory.run.info.get("defects") or []
-    found = [item for item in listed if isinstance(item, dict)]
-    return {
-        name: str(item.get("what", "not what its name says")).rstrip(".")
-        for item in found
-        for name in str(item.get("column")).split(", ")
-    }
-
-
-def means_only(trajectory: Trajectory) -> set[str]:
-    """Kinds of which run.json says that a mean over prompts is all that is known."""
-    named = trajectory.run.info.get("means_only") or []
-    return {kind for kind in trajectory.kinds if kind in named}
 
 
 def limits_of(interval: Interval | None) -> list[float] | None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from learndyn.diagnose.findings.finding import Finding, defects, limits_of
-from learndyn.diagnose.findings.state import DELTA
+from learndyn.diagnose.facts import Facts
+from learndyn.diagnose.findings.finding import Finding, limits_of
 from learndyn.diagnose.intervals import (
     Interval,
     band,
@@ -27,6 +27,7 @@ from learndyn.diagnose.intervals import (
 )
 from learndyn.diagnose.numbers import number, percent
 from learndyn.diagnose.paths import Paths
+from learndyn.diagnose.state import DELTA
 from learndyn.record.trajectory import Trajectory
 
 
@@ -36,7 +37,7 @@ UNSEEN = ("irrelevant_test", "irrelevant_human")
 
 
 @dataclass(frozen=True, slots=True)
-class Hallucination:
+class Excess:
     """How other prompts' training answers moved, against answers never seen."""
 
     rise: Interval
@@ -69,49 +70,61 @@ class Hallucination:
             and self.excess_share.above_zero
         )
 
-    def finding(self) -> Finding:
-        """What it says."""
+
+class Hallucination(Finding):
+    """Answers of other training prompts rise by more than answers never seen."""
+
+    name = "hallucination"
+    section = "kinds"
+
+    @classmethod
+    def detect(cls, facts: Facts) -> Finding | None:
+        """None where the probes lack irrelevant_train, or two prompts of it."""
+        excess = excess_over_unseen(facts.trajectory, facts.split)
+        if excess is None:
+            return None
         numbers = {
-            "irrelevant_train": limits_of(self.rise),
-            "relative": limits_of(self.share),
-            "unseen": ", ".join(self.unseen),
-            "beyond_unseen": limits_of(self.excess),
-            "beyond_unseen_relative": limits_of(self.excess_share),
+            "irrelevant_train": limits_of(excess.rise),
+            "relative": limits_of(excess.share),
+            "unseen": ", ".join(excess.unseen),
+            "beyond_unseen": limits_of(excess.excess),
+            "beyond_unseen_relative": limits_of(excess.excess_share),
         }
-        severity = "watch" if self.rose and (self.sure or not self.unseen) else "fine"
-        says = self._says()
-        if self.left_out:
-            says += f" Left out as not unseen: {'; '.join(self.left_out)}."
-        return Finding("hallucination", severity, says, numbers, "kinds")
+        watch = excess.rose and (excess.sure or not excess.unseen)
+        says = _says(excess)
+        if excess.left_out:
+            says += f" Left out as not unseen: {'; '.join(excess.left_out)}."
+        return cls("watch" if watch else "fine", says, numbers)
 
-    def _says(self) -> str:
-        found = f"{number(self.rise)} nats"
-        if not self.rose:
-            return (
-                f"No sign of hallucination: {SEEN} changed by {found} "
-                f"({percent(self.share.mean)})."
-            )
-        start = f"Watch {SEEN}, {found}: answers of other training prompts became"
-        unseen = " and ".join(self.unseen)
-        if self.excess is None:
-            return (
-                f"{start} likelier, which can be a sign of hallucination; without "
-                f"{' or '.join(UNSEEN)} it cannot be told from a change of style."
-            )
-        if self.sure:
-            return (
-                f"{start} likelier (a sign of hallucination), by "
-                f"{number(self.excess)} nats more than answers never seen ({unseen})."
-            )
+
+def _says(excess: Excess) -> str:
+    change = f"{number(excess.rise)} nats"
+    if not excess.rose:
         return (
-            f"{SEEN} rose by {found}, but not surely more than answers never seen "
-            f"({unseen}): {number(self.excess)} nats beyond them."
+            f"No sign of hallucination: {SEEN} changed by {change} "
+            f"({percent(excess.share.mean)})."
         )
+    start = f"Watch {SEEN}, {change}: answers of other training prompts became"
+    unseen = " and ".join(excess.unseen)
+    if excess.excess is None:
+        return (
+            f"{start} likelier, which can be a sign of hallucination; without "
+            f"{' or '.join(UNSEEN)} it cannot be told from a change of style."
+        )
+    if excess.sure:
+        return (
+            f"{start} likelier (a sign of hallucination), by "
+            f"{number(excess.excess)} nats more than answers never seen ({unseen})."
+        )
+    return (
+        f"{SEEN} rose by {change}, but not surely more than answers never seen "
+        f"({unseen}): {number(excess.excess)} nats beyond them."
+    )
 
 
-def hallucination(
+def excess_over_unseen(
     trajectory: Trajectory, split: str | None = None, *, seed: int = 0
-) -> Hallucination | None:
+) -> Excess | None:
     """Set irrelevant_train against the unseen kinds, at the last observation.
 
     A kind that run.json lists among its defects is left out, and named.
@@ -127,13 +140,13 @@ def hallucination(
         return None
     rise = paired_bootstrap(change, seed=seed).at()
     share = pooled_bootstrap(change, start, seed=seed).at()
-    odd = defects(trajectory)
+    odd = trajectory.defects
     kinds = tuple(kind for kind in UNSEEN if kind in paths.logp and kind not in odd)
     left_out = tuple(odd[k] for k in UNSEEN if k in paths.logp and k in odd)
     others, begin = _moved(paths, kinds) if kinds else (change, start)
     both = np.isfinite(change) & np.isfinite(others)
     if not kinds or both.sum() < 2:
-        return Hallucination(rise, share, (), left_out=left_out)
+        return Excess(rise, share, (), left_out=left_out)
     excess = paired_bootstrap((change - others)[both], seed=seed).at()
     pairs = [(change[both], start[both]), (others[both], begin[both])]
 
@@ -145,7 +158,7 @@ def hallucination(
     mean = differ(np.ones((1, n)))[0]
     draws = differ(resample_weights(n, seed=seed))
     relative = band(np.array(mean), draws, np.array(n)).at()
-    return Hallucination(rise, share, kinds, excess, relative, left_out)
+    return Excess(rise, share, kinds, excess, relative, left_out)
 
 
 def _moved(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from learndyn.diagnose.findings.finding import Finding, clock, limits_of
-from learndyn.diagnose.findings.state import DELTA
+from learndyn.diagnose.facts import Facts
+from learndyn.diagnose.findings.finding import Finding, limits_of
 from learndyn.diagnose.intervals import (
     Band,
     Interval,
@@ -21,11 +21,12 @@ from learndyn.diagnose.intervals import (
 )
 from learndyn.diagnose.numbers import number
 from learndyn.diagnose.paths import Paths, paired
+from learndyn.diagnose.state import DELTA
 from learndyn.record.trajectory import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
-class Overfit:
+class SplitGap:
     """Change of chosen on prompts that were trained on, and on others, in nats."""
 
     other: str
@@ -38,8 +39,6 @@ class Overfit:
     """Difference of the changes relative to their starts."""
     parted: int | None
     """First update from which on the difference stays surely above zero to the end."""
-    clock: str = "update"
-    """What steps count."""
 
     @property
     def sure(self) -> bool:
@@ -50,44 +49,55 @@ class Overfit:
             and self.relative.mean > DELTA
         )
 
-    def finding(self) -> Finding:
-        """What it says."""
+
+class Overfit(Finding):
+    """Chosen gains more, or falls less, on training prompts than on others."""
+
+    name = "overfit"
+    section = "kinds"
+
+    @classmethod
+    def detect(cls, facts: Facts) -> Finding | None:
+        """None where one split is asked for, or there are no two to compare."""
+        gap = split_gap(facts.trajectory) if facts.split is None else None
+        if gap is None:
+            return None
         numbers = {
-            "train": limits_of(self.train),
-            self.other: limits_of(self.test),
-            "difference": limits_of(self.difference),
-            "difference_relative": limits_of(self.relative),
-            "parted_step": self.parted,
+            "train": limits_of(gap.train),
+            gap.other: limits_of(gap.test),
+            "difference": limits_of(gap.difference),
+            "difference_relative": limits_of(gap.relative),
+            "parted_step": gap.parted,
         }
         both = (
-            f"chosen changed by {number(self.train)} nats on training prompts and by "
-            f"{number(self.test)} on {self.other} prompts"
+            f"chosen changed by {number(gap.train)} nats on training prompts and by "
+            f"{number(gap.test)} on {gap.other} prompts"
         )
-        if not self.sure:
+        if not gap.sure:
             says = (
                 f"No sign of overfitting: {both}, a difference of "
-                f"{number(self.difference)}."
+                f"{number(gap.difference)}."
             )
-            return Finding("overfit", "fine", says, numbers, "kinds")
+            return cls("fine", says, numbers)
         since = (
-            "" if self.parted is None else f"; they part at {self.clock} {self.parted}"
+            "" if gap.parted is None else f"; they part at {facts.unit} {gap.parted}"
         )
-        if self.train.above_zero and self.test.below_zero:
+        if gap.train.above_zero and gap.test.below_zero:
             says = f"Overfitting: {both}{since}. What was learned does not carry over."
-            return Finding("overfit", "problem", says, numbers, "kinds")
+            return cls("problem", says, numbers)
         how = "fare better"
-        if self.train.above_zero:
+        if gap.train.above_zero:
             how = "gain more"
-        elif self.train.below_zero and self.test.below_zero:
+        elif gap.train.below_zero and gap.test.below_zero:
             how = "fall less"
         says = (
             f"Training prompts {how} than others: {both}, a difference of "
-            f"{number(self.difference)}{since}."
+            f"{number(gap.difference)}{since}."
         )
-        return Finding("overfit", "watch", says, numbers, "kinds")
+        return cls("watch", says, numbers)
 
 
-def overfit(trajectory: Trajectory, *, seed: int = 0) -> Overfit | None:
+def split_gap(trajectory: Trajectory, *, seed: int = 0) -> SplitGap | None:
     """Compare chosen on the probes of split "train" and on those of another split.
 
     The other is "test" where there is one, else the only other. None without two such
@@ -115,14 +125,13 @@ def overfit(trajectory: Trajectory, *, seed: int = 0) -> Overfit | None:
     above = nats.low > 0
     last = len(shared) - 1
     ends = [i for i in range(len(shared)) if above[i:].all()]
-    return Overfit(
+    return SplitGap(
         other,
         one.interval(last),
         two.interval(last),
         nats.at(last),
         shares.at(last),
         int(shared[ends[0]]) if ends else None,
-        clock(trajectory),
     )
 
 

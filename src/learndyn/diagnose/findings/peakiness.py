@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.finding import Finding, limits_of
 from learndyn.diagnose.intervals import Interval, paired_bootstrap
 from learndyn.diagnose.numbers import number
@@ -33,7 +34,7 @@ COLUMNS = frozenset({"p_norm2", "energy", "logp", "entropy", "top1"})
 
 
 @dataclass(frozen=True, slots=True)
-class Peakiness:
+class Sharpening:
     """How sure the model is along chosen: changes from the first to the last look."""
 
     p_norm2: Interval
@@ -60,33 +61,46 @@ class Peakiness:
             and not self.chosen.above_zero
         )
 
-    def finding(self) -> Finding:
-        """What it says."""
+
+class Peakiness(Finding):
+    """Along chosen the model grows surer of tokens that are not chosen's."""
+
+    name = "peakiness"
+    section = "verdict"
+
+    @classmethod
+    def detect(cls, facts: Facts) -> Finding | None:
+        """None where the run has no such numbers."""
+        change = None
+        if not COLUMNS & set(facts.trajectory.defects):
+            change = sharpening(facts.trajectory, facts.split)
+        if change is None:
+            return None
         numbers = {
-            "p_norm2": limits_of(self.p_norm2),
-            "beyond_chosen": limits_of(self.beyond),
-            "entropy": limits_of(self.entropy),
-            "top1": limits_of(self.top1),
-            "a_norm": None if self.a_norm is None else list(self.a_norm),
+            "p_norm2": limits_of(change.p_norm2),
+            "beyond_chosen": limits_of(change.beyond),
+            "entropy": limits_of(change.entropy),
+            "top1": limits_of(change.top1),
+            "a_norm": None if change.a_norm is None else list(change.a_norm),
         }
-        surer = f"mean ||π||² {number(self.p_norm2, 3)}"
-        if not self.sure:
+        surer = f"mean ||π||² {number(change.p_norm2, 3)}"
+        if not change.sure:
             says = (
                 "No sign of a model that is surer of other tokens than chosen's: along "
                 f"chosen {surer}."
             )
-            return Finding("peakiness", "fine", says, numbers, "verdict")
+            return cls("fine", says, numbers)
         says = (
             f"Along chosen the model grew surer ({surer}) of tokens that are not "
             "chosen's, which goes with answers that repeat; no answers were generated, "
             "so repetition itself is not known."
         )
-        return Finding("peakiness", "watch", says, numbers, "verdict")
+        return cls("watch", says, numbers)
 
 
-def peakiness(
+def sharpening(
     trajectory: Trajectory, split: str | None = None, *, seed: int = 0
-) -> Peakiness | None:
+) -> Sharpening | None:
     """Compare the first look with the last; None where the run has no such numbers."""
     moved = {name: _change(trajectory, name, split) for name in COLUMNS}
     known = [moved[name] for name in ("p_norm2", "energy", "logp")]
@@ -94,16 +108,16 @@ def peakiness(
     if len(values) < len(known):
         return None
     p_norm2, energy, logp = values
-    found = {
+    means = {
         name: None if item is None else paired_bootstrap(item, seed=seed).at()
         for name, item in moved.items()
     }
-    return Peakiness(
+    return Sharpening(
         paired_bootstrap(p_norm2, seed=seed).at(),
         paired_bootstrap(p_norm2 + energy, seed=seed).at(),  # energy is 1 - pi(y)
         paired_bootstrap(logp, seed=seed).at(),
-        found["entropy"],
-        found["top1"],
+        means["entropy"],
+        means["top1"],
         _a_norm(trajectory, split),
     )
 

@@ -1,379 +1,284 @@
-"""Which of four things happened in a run: squeezing, fitting, collapse, or nothing.
+"""The state as a finding: squeezing, a fit, a collapse or nothing, in words.
 
-With relative changes g (below), as means over the last 20 % of the observations, and
-delta = 0.02:
-
-    SQUEEZE   g* > delta, SX > delta         the greedy path rises, beyond every kind
-    FIT       max g(k) > delta, SX <= delta  a kind rises, as much as the greedy path
-    COLLAPSE  g* <= delta, max g(k) < -delta every kind falls, the greedy path not up
-    NEUTRAL   else
-
-The state is a rule about a pattern, on the means themselves, but for one thing: where
-the intervals of g* and SX are known, SQUEEZE also needs both above zero. On means alone
-noise of few prompts would raise the alarm too often (docs/diagnosis.md has the rates).
-Where only SX is not surely above zero and a kind rises by more than delta, something
-moved that is squeezing or a fit: FIT, not sure and `undecided`; else NEUTRAL. Whether
-other prompts would show a state too is `sure`.
-
-The squeeze index: does the greedy path gain more than the best of all kinds?
-
-    g(k) = mean change of k / |mean of k at the start|         relative change, no unit
-    SX   = g(greedy path) - max over kinds k of g(k)  =  min over k of [g* - g(k)]
-
-A maximum is not smooth: where kinds tie, the largest of several noisy means lies too
-high in the run, and higher still in each resample, so percentiles of the resampled
-maximum miss the truth too often. Each end of the interval of min_k h(k) has its own
-rule, of the intersection bounds of Chernozhukov, Lee & Rosen (2013):
-
-    low   the lowest of all lows: each h(k) is cleared, so the least of them is
-    high  min_k h(k) + quantile of max over k in V of [resampled h(k) - h(k)]
-
-V are the kinds that may be the least, as far as the resamples tell. With one clear best
-kind this is the bootstrap's interval of that kind; where kinds tie, the low end is
-cautious. So an index that is called positive is so against every kind.
+A sentence is never more certain than its interval: "fell" needs the whole interval
+below zero. Curves show a pattern, not a mechanism, so causes are called probable; only
+a sure state is told as one.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
-import numpy as np
-from jaxtyping import Bool, Float, Int
-
-from learndyn.diagnose.intervals import (
-    Band,
-    Interval,
-    band,
-    ratio_of_sums,
-    resample_weights,
-    widening,
+from learndyn.diagnose.advice import (
+    AGAINST_SQUEEZING,
+    extend,
+    look_for_faults,
+    more_prompts,
+    smaller_steps,
+    train_longer,
 )
-from learndyn.diagnose.paths import GREEDY, Paths
-from learndyn.record.trajectory import Trajectory
+from learndyn.diagnose.facts import Facts
+from learndyn.diagnose.findings.chosen_peak import stop_at_peak
+from learndyn.diagnose.findings.finding import (
+    STATE,
+    Advice,
+    Finding,
+    Place,
+    Severity,
+    limits_of,
+)
+from learndyn.diagnose.intervals import known
+from learndyn.diagnose.numbers import number, percent
+from learndyn.diagnose.squeeze import Evidence
+from learndyn.diagnose.state import DELTA, LAST, State, StateReport, matters
 
 
-TIED = 3.0
-"""Kinds whose value lies within so many of its standard errors may be the best one."""
+_SEVERITY: dict[State, Severity] = {
+    "SQUEEZE": "watch",
+    "FIT": "fine",
+    "COLLAPSE": "problem",
+    "NEUTRAL": "fine",
+}
 
 
-@dataclass(frozen=True, eq=False)
-class Index:
-    """Relative changes and the squeeze index, one per row, on the same resamples."""
+class RunState(Finding):
+    """Which of four things happened; it decides where no fault and no sign does."""
 
-    greedy: Band
-    """g of the greedy path."""
-    best: Band
-    """The largest g of all kinds; no limits where that kind has one prompt only."""
-    sx: Band
-    """g of the greedy path - the largest g."""
-    best_kind: tuple[str | None, ...]
-    """Which kind has the largest g in each row; None where none has a value."""
+    name = "state"
+    section = "verdict"
 
+    @classmethod
+    def detect(cls, facts: Facts) -> Finding | None:
+        """Always there; it says so where nothing can be judged."""
+        state = facts.state
+        numbers = {
+            "sx": limits_of(state.sx),
+            "greedy": limits_of(state.greedy),
+            "best": limits_of(state.best),
+            "best_kind": state.best_kind,
+            "onset_step": state.onset_step,
+            "first_sure_step": state.first_sure_step,
+        }
+        if state.reason is not None:
+            says = f"The state cannot be judged: {state.reason}"
+            return cls("watch", says, numbers)
+        severity = _SEVERITY[state.state]
+        if severity == "problem" and not state.sure:
+            severity = "watch"
+        says = (
+            f"{state.state}{'' if state.sure else ', but not surely'}: squeeze index "
+            f"{number(state.sx, 2)}; the greedy path changed by "
+            f"{percent(state.greedy.mean)}, the best kind, {state.best_kind}, by "
+            f"{percent(state.best.mean)}."
+        )
+        if state.state == "SQUEEZE" and state.onset_step is not None:
+            says += f" It began at {facts.unit} {state.onset_step}."
+        return cls(severity, says, numbers)
 
-def squeeze_index(
-    changes: Mapping[str, Float[np.ndarray, "row prompt"]],
-    starts: Mapping[str, Float[np.ndarray, "... prompt"]],
-    *,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Index | None:
-    """The index of each row of `changes`, with `starts` the size of each start in nats,
-    one for all rows or one for each.
+    @property
+    def place(self) -> Place | None:
+        """After the faults, whatever the state is."""
+        return STATE
 
-    Values that are not finite are left out. A resample that draws none of a kind's
-    prompts keeps the kind's own value, so a kind of one prompt (a mean over prompts,
-    where no more is known) is the same in every resample, and the intervals leave its
-    spread out. Each kind is widened for its own number of prompts. None without the
-    greedy path, or without a kind.
-    """
-    kinds = [kind for kind in changes if kind != GREEDY]
-    if GREEDY not in changes or not kinds:
-        return None
-    path = _resampled(changes[GREEDY], starts[GREEDY], seed)
-    shares = [_resampled(changes[kind], starts[kind], seed) for kind in kinds]
-    points = np.stack([share.point for share in shares])
-    best = np.argmax(np.where(np.isfinite(points), points, -np.inf), axis=0)
-    rows = np.arange(len(best))
-    n = np.stack([share.n for share in shares])[best, rows]
-    fall = _least([share.negative() for share in shares], n, level)
-    lead = _least([path.minus(share) for share in shares], path.n, level)
-    return Index(
-        band(path.point, path.draws, path.n, level),
-        Band(-fall.mean, -fall.high, -fall.low, n),
-        lead,
-        tuple(
-            kinds[k] if np.isfinite(points[k, row]) else None
-            for row, k in enumerate(best)
-        ),
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Resampled:
-    """One value per row, and what it is in each resample."""
-
-    point: Float[np.ndarray, " row"]
-    draws: Float[np.ndarray, "row resample"]
-    n: Int[np.ndarray, " row"]
-    """Prompts whose spread is in the draws."""
-
-    def negative(self) -> "_Resampled":
-        return _Resampled(-self.point, -self.draws, self.n)
-
-    def minus(self, other: "_Resampled") -> "_Resampled":
-        # a kind of one prompt is held fixed: nothing of it is there to be widened
-        fewer = np.where(other.n >= 2, np.minimum(self.n, other.n), self.n)
-        return _Resampled(self.point - other.point, self.draws - other.draws, fewer)
-
-    def off(self, level: float) -> Float[np.ndarray, "row resample"]:
-        """How far each resample lies from the value, widened for few prompts."""
-        out = np.where(self.n >= 2, widening(self.n, level), 1.0)
-        return out[:, None] * (self.draws - self.point[:, None])
-
-
-def _resampled(
-    change: Float[np.ndarray, "row prompt"],
-    start: Float[np.ndarray, "... prompt"],
-    seed: int,
-) -> _Resampled:
-    """A kind's relative change."""
-    prompts = change.shape[-1]
-    sizes = np.broadcast_to(start, change.shape)
-    point = ratio_of_sums(change, sizes, np.ones((1, prompts)))
-    draws = ratio_of_sums(change, sizes, resample_weights(prompts, seed=seed))
-    return _Resampled(
-        point[:, 0],
-        np.where(np.isfinite(draws), draws, point),
-        np.isfinite(change + sizes).sum(axis=-1),
-    )
-
-
-def _least(
-    values: Sequence[_Resampled], n: Int[np.ndarray, " row"], level: float
-) -> Band:
-    """The least of the values in each row, with its interval; NaN is no candidate.
-
-    `n` is told with it; no limits where it is below two.
-    """
-    tail = (1 - level) / 2
-    points = np.stack([value.point for value in values])
-    known = np.isfinite(points)
-    errors = np.stack([value.draws.std(axis=-1) for value in values])
-    least = np.min(np.where(known, points, np.inf), axis=0)
-    reach = np.min(np.where(known, points + TIED * errors, np.inf), axis=0)
-    above = np.full(values[0].draws.shape, -np.inf)
-    lows = np.empty_like(points)
-    for row, (value, may) in enumerate(zip(values, points <= reach, strict=True)):
-        off = value.off(level)
-        lows[row] = value.point + np.quantile(off, tail, axis=-1)
-        above = np.where(may[:, None], np.maximum(above, off), above)
-    some = np.isfinite(least)
-    safe = np.where(some[:, None], above, 0.0)
-    low = np.min(np.where(known, lows, np.inf), axis=0)
-    high = least + np.quantile(safe, 1 - tail, axis=-1)
-    usable = some & (n >= 2)
-    return Band(
-        np.where(some, least, np.nan),
-        np.where(usable, low, np.nan),
-        np.where(usable, high, np.nan),
-        n,
-    )
-
-
-State = Literal["SQUEEZE", "FIT", "COLLAPSE", "NEUTRAL"]
-
-DELTA = 0.02
-"""Smallest relative change that counts: 2 % of the log-probability at the start."""
-
-LAST = 0.2
-"""Share of the observations, from the end, that the state is about."""
-
-IN_A_ROW = 3
-"""Observations in a row over delta that make an onset."""
-
-
-@dataclass(frozen=True, eq=False)
-class StateReport:
-    """The state of a run and what it rests on; relative changes, no unit."""
-
-    state: State
-    """NEUTRAL also where nothing can be judged; `reason` then says why."""
-    sure: bool
-    """Whether the 95 % intervals put the state beyond doubt. Of
-
-        SQUEEZE   those of g* and SX are above delta
-        FIT       that of max g(k) is above delta, that of SX not above it
-        COLLAPSE  that of g* is not above delta, that of max g(k) below -delta
-        NEUTRAL   that of max g(k) is within -delta .. delta, and that of g* or of SX
-                  not above delta
-
-    Other prompts may then differ in numbers, hardly in the state. Other seeds may.
-    """
-    sx: Interval
-    """g* - max g(k): mean over the last 20 % of the observations, at least one."""
-    greedy: Interval
-    """g* of the same observations, on the same resamples."""
-    best: Interval
-    """max g(k), likewise. No limits where the best kind has one prompt only."""
-    best_kind: str
-    """The kind with the largest g; empty text where nothing can be judged."""
-    steps: Float[np.ndarray, " step"]
-    """Optimizer updates at each observation that the index is given for."""
-    index: Band
-    """SX at each of `steps`, each with its own interval. Zero at the first."""
-    greedy_curve: Band
-    """g* at each of `steps`."""
-    onset_step: int | None
-    """Updates at the first of three observations in a row at which both g* and SX are
-    over delta (of fewer, where the run has fewer after its start). None where never."""
-    first_sure_step: int | None
-    """Updates at the first observation at which the whole intervals of g* and of SX are
-    over delta. None where never."""
-    kinds: int
-    """Kinds that have a value in the last observations."""
-    prompts: int
-    """Prompts that g* is a mean over."""
-    fixed: tuple[str, ...] = ()
-    """Kinds of one prompt only, such as a recorded mean over prompts: the intervals
-    hold them fixed and leave their spread out."""
-    undecided: bool = False
-    """FIT with SX over delta, whose interval holds zero: squeezing cannot be told from
-    a fit."""
-    reason: str | None = None
-    """Why nothing can be judged; None where it can."""
-
-
-def state_of(
-    trajectory: Trajectory,
-    *,
-    split: str | None = None,
-    delta: float = DELTA,
-    seed: int = 0,
-) -> StateReport:
-    """Judge one run, over the same prompts at every observation.
-
-    Where the run has a panel these are the panel's. Values that are not finite (the
-    model had diverged) are left out of their observation, and of the start.
-
-    Raises:
-        BadInput: if no probe is of this split.
-    """
-    paths = Paths.of(trajectory, split).common()
-    if paths.greedy is None:
-        reason = "no greedy path: no probe is chosen."
-        return _unjudged(paths, reason)
-    values = paths.with_greedy()
-    last = _last(len(paths.steps))
-    changes = {kind: _with_end(path - path[0], last) for kind, path in values.items()}
-    starts = {kind: np.abs(path[0]) for kind, path in values.items()}
-    index = squeeze_index(changes, starts, seed=seed)
-    assert index is not None  # chosen is a kind, and has a greedy path
-    reason = _reason(paths, index)
-    if reason is not None:
-        return _unjudged(paths, reason, index)
-    greedy, best, sx = (b.at(-1) for b in (index.greedy, index.best, index.sx))
-    state, sure = judge(greedy, best, sx, delta)
-    ends = {k: int(np.isfinite(v[-1]).sum()) for k, v in changes.items() if k != GREEDY}
-    over = (index.greedy.mean[:-1] > delta) & (index.sx.mean[:-1] > delta)
-    surely = (index.greedy.low[:-1] > delta) & (index.sx.low[:-1] > delta)
-    return StateReport(
-        state,
-        sure,
-        sx,
-        greedy,
-        best,
-        index.best_kind[-1] or "",
-        paths.steps,
-        _without_end(index.sx),
-        _without_end(index.greedy),
-        _first(paths.steps, over, min(IN_A_ROW, len(over) - 1)),
-        _first(paths.steps, surely, 1),
-        kinds=sum(n > 0 for n in ends.values()),
-        prompts=greedy.n,
-        fixed=tuple(kind for kind, n in ends.items() if n == 1),
-        undecided=state == "FIT" and sx.mean > delta,
-    )
-
-
-def judge(
-    greedy: Interval, best: Interval, sx: Interval, delta: float = DELTA
-) -> tuple[State, bool]:
-    """The state by its rule, and whether the intervals put it beyond doubt."""
-    if greedy.mean > delta and sx.mean > delta:
-        noise = greedy.low <= 0 or sx.low <= 0  # false where the limits are not known
-        if not noise:
-            return "SQUEEZE", greedy.low > delta and sx.low > delta
-        moved = best.mean > delta and greedy.low > 0
-        return "FIT" if moved else "NEUTRAL", False
-    if best.mean > delta and sx.mean <= delta:
-        return "FIT", best.low > delta and sx.high <= delta
-    if greedy.mean <= delta and best.mean < -delta:
-        return "COLLAPSE", greedy.high <= delta and best.high < -delta
-    still = best.low >= -delta and best.high <= delta
-    return "NEUTRAL", still and (greedy.high <= delta or sx.high <= delta)
-
-
-def _last(observations: int) -> int:
-    """How many observations from the end the state is about; never the first one."""
-    return max(1, min(round(LAST * observations), observations - 1))
-
-
-def _with_end(
-    change: Float[np.ndarray, "step prompt"], last: int
-) -> Float[np.ndarray, "row prompt"]:
-    """The changes, and below them each prompt's mean over its last finite values."""
-    end = change[-last:]
-    known = np.isfinite(end)
-    count = known.sum(axis=0)
-    mean = np.where(known, end, 0.0).sum(axis=0) / np.maximum(count, 1)
-    return np.vstack([change, np.where(count > 0, mean, np.nan)])
-
-
-def _without_end(rows: Band) -> Band:
-    return Band(rows.mean[:-1], rows.low[:-1], rows.high[:-1], rows.n[:-1])
-
-
-def _reason(paths: Paths, index: Index) -> str | None:
-    if len(paths.steps) < 2:
-        return "one observation: nothing to compare it with."
-    if not np.isfinite(index.sx.mean[-1]):
-        if any(np.isfinite(path[-1]).any() for path in paths.logp.values()):
+    def headline(self, facts: Facts) -> str | None:
+        """The answer of a run without a fault."""
+        state = facts.state
+        if state.reason is not None:
+            return "Whether probability is squeezed cannot be judged from this run."
+        if state.undecided:
             return (
-                "no change relative to the first observation is finite: its "
-                "log-probabilities are zero or not finite."
+                "Something moved; squeezing or a fit cannot be told from these prompts."
             )
-        return "no finite value in the last observations: the model had diverged."
-    return None
+        if not state.sure:
+            return _UNSURE[state.state]
+        return {
+            "SQUEEZE": _squeeze,
+            "FIT": _fit_headline,
+            "COLLAPSE": _collapse,
+            "NEUTRAL": _neutral,
+        }[state.state](facts)
+
+    def sentence(self, facts: Facts, findings: Sequence[Finding]) -> str:
+        """The state with the numbers that decided it; of SFT whether it fits."""
+        if facts.sft:
+            return _fit(facts.evidence)
+        faults = any(finding.severity == "problem" for finding in findings)
+        return _state(facts, faults)
+
+    def advice(self, facts: Facts) -> list[Advice]:
+        """Remedies, the first one first; none where nothing needs one."""
+        state, evidence = facts.state, facts.evidence
+        if state.reason is not None:
+            return []
+        stop = stop_at_peak(facts)
+        if not state.sure:
+            return stop + more_prompts(facts)
+        if state.state == "SQUEEZE" and not facts.sft:
+            tried = bool(facts.trajectory.run.info.get("extend"))
+            first = [] if tried or not evidence.pushed_down else [extend(facts)]
+            return stop + first + AGAINST_SQUEEZING
+        if state.state == "COLLAPSE":
+            return [smaller_steps(facts), look_for_faults(facts), *stop]
+        if state.state == "NEUTRAL":
+            return [*stop, train_longer(facts)]
+        return stop
 
 
-def _first(
-    steps: Float[np.ndarray, " step"], over: Bool[np.ndarray, " step"], run: int
-) -> int | None:
-    """Updates at the first of `run` observations in a row that are over."""
-    if run < 1 or len(over) < run:
-        return None
-    together = np.lib.stride_tricks.sliding_window_view(over, run).all(axis=1)
-    found = np.flatnonzero(together)
-    return int(steps[found[0]]) if len(found) else None
+_UNSURE = {
+    "SQUEEZE": "Perhaps squeezing, but not surely: these prompts cannot tell.",
+    "FIT": "Perhaps a fit, but not surely: these prompts cannot tell.",
+    "COLLAPSE": "Perhaps probability leaks out of every watched answer, but not "
+    "surely: these prompts cannot tell.",
+    "NEUTRAL": "Perhaps nothing happened yet, but not surely: these prompts cannot "
+    "tell.",
+}
 
 
-def _unjudged(paths: Paths, reason: str, index: Index | None = None) -> StateReport:
-    nothing = Interval(float("nan"), float("nan"), float("nan"))
-    empty = np.full(len(paths.steps), np.nan)
-    none = Band(empty, empty, empty, np.zeros(len(empty), dtype=np.int64))
-    return StateReport(
-        "NEUTRAL",
-        False,
-        nothing,
-        nothing,
-        nothing,
-        "",
-        paths.steps,
-        none if index is None else _without_end(index.sx),
-        none if index is None else _without_end(index.greedy),
-        None,
-        None,
-        kinds=len(paths.logp),
-        prompts=0,
-        reason=reason,
+def _squeeze(facts: Facts) -> str:
+    chosen, evidence = facts.evidence.chosen, facts.evidence
+    if facts.sft:
+        if chosen is not None and chosen.above_zero:
+            return (
+                "Chosen became likelier, and the model's own favourites gained more "
+                "still."
+            )
+        return "The model's own favourites gained more than the answers it trains on."
+    if 2 * evidence.falling <= len(evidence.kinds):
+        return (
+            "The model's own favourites gained more than any watched answer, but most "
+            "answers did not fall."
+        )
+    peak = facts.peak
+    turned = peak is not None and peak.turned
+    if chosen is not None and (chosen.below_zero or turned):
+        since = (
+            ""
+            if chosen.below_zero or peak is None
+            else f" since {peak.clock} {peak.step}"
+        )
+        if not evidence.pushed_down:
+            return (
+                f"Chosen falls{since}, and probability moves to tokens the model "
+                "already favours."
+            )
+        return (
+            f"Chosen falls{since}, probably because the push on rejected squeezes "
+            "probability onto tokens the model already favours."
+        )
+    if chosen is not None and chosen.above_zero:
+        return (
+            "Probability moves to tokens the model already favours; chosen is still "
+            "above its start, for now."
+        )
+    return "Probability moves to tokens the model already favours."
+
+
+def _fit_headline(facts: Facts) -> str:
+    state, chosen = facts.state, facts.evidence.chosen
+    intended = (
+        chosen is not None
+        and chosen.above_zero
+        and matters(facts.evidence.relative["chosen"])
     )
+    if intended and state.best_kind == "chosen" and state.sx.below_zero:
+        return (
+            "Training moves the answers you want: chosen gained more than the model's "
+            "own favourites."
+        )
+    if intended:
+        return "Training moves the answers you want: chosen became likelier."
+    if facts.sft and chosen is not None and chosen.below_zero:
+        return "SFT made chosen less likely, which it should not."
+    best = state.best_kind
+    return f"No squeezing: the answer that gained most is a watched one, {best}."
+
+
+def _collapse(facts: Facts) -> str:
+    greedy = facts.evidence.greedy
+    if greedy is not None and greedy.below_zero:
+        return (
+            "Everything falls, the model's own favourites too: probability is leaking "
+            "out of every watched answer."
+        )
+    return (
+        "Every watched answer falls and the model's own favourites gain nothing: "
+        "probability is leaking."
+    )
+
+
+def _neutral(facts: Facts) -> str:
+    changes = [*facts.evidence.relative.values(), facts.evidence.greedy_relative]
+    verb = "gained more than" if any(map(matters, changes)) else "moved past"
+    looks = len(facts.trajectory.steps)
+    return f"Nothing {verb} {100 * DELTA:.0f} % yet after {looks} observations."
+
+
+def _state(facts: Facts, faults: bool) -> str:
+    """The state in words, with the numbers that decided it."""
+    state, evidence = facts.state, facts.evidence
+    if state.reason is not None:
+        return f"Squeezing cannot be judged: {state.reason}"
+    over = ""
+    if round(LAST * len(state.steps)) > 1:
+        over = f", over the last {100 * LAST:.0f} % of the observations,"
+    shares = (
+        f"relative to its start{over} the greedy path changed by "
+        f"{percent(state.greedy.mean)}, the best kind, {state.best_kind}, by "
+        f"{percent(state.best.mean)}"
+    )
+    index = f"the squeeze index is {number(state.sx, 2)}, and the threshold is {DELTA}"
+    if not state.sure:
+        return f"{_perhaps(state)}: {shares}; {index}."
+    if state.state == "SQUEEZE":
+        if 2 * evidence.falling <= len(evidence.kinds):
+            return (
+                "The greedy path gained more than any kind, but most kinds did not "
+                f"fall: at most mild squeezing. In numbers, {shares}."
+            )
+        calm = evidence.pushed_down and not faults
+        return (
+            f"Probability moved to tokens the model already favoured (squeezing): "
+            f"{shares}.{' Probably not a bug.' if calm else ''}"
+        )
+    if state.state == "COLLAPSE":
+        return (
+            f"No squeezing: nothing watched gained; {shares}. Probability leaks out of "
+            "every watched answer: steps that are too large, or a fault in template, "
+            "EOS or labels."
+        )
+    if state.state == "FIT":
+        return f"No squeezing: {shares}."
+    changes = [*evidence.relative.values(), evidence.greedy_relative]
+    verb = "gained more than" if any(map(matters, changes)) else "moved past"
+    return f"No squeezing: nothing {verb} {100 * DELTA:.0f} %; {shares}."
+
+
+def _perhaps(state: StateReport) -> str:
+    """A state that is not sure, as the beginning of a sentence."""
+    if state.undecided:
+        return "Something moved; squeezing or a fit cannot be told"
+    called = {"SQUEEZE": "Perhaps squeezing", "COLLAPSE": "Perhaps a leak"}
+    return f"{called.get(state.state, 'Probably no squeezing')}, but not surely"
+
+
+def _fit(evidence: Evidence) -> str:
+    chosen = evidence.chosen
+    if chosen is None:
+        return "No probe is chosen, so the fit cannot be judged."
+    share = evidence.relative["chosen"]
+    if chosen.excludes_zero and not matters(share):
+        return (
+            f"Chosen hardly changed, by {percent(share.mean)} of its log-probability: "
+            f"below {100 * DELTA:.0f} % the fit is not judged."
+        )
+    if chosen.above_zero:
+        return (
+            f"The fit is as intended: chosen is likelier than at the start, by "
+            f"{percent(share.mean)} of its log-probability."
+        )
+    if chosen.below_zero:
+        return (
+            "SFT made chosen less likely, which it should not: check the learning "
+            "rate, the template and that these prompts are like the training data."
+        )
+    if not known(chosen):
+        return f"Chosen changed by {percent(share.mean)}; how surely is not known."
+    return "Chosen did not clearly change: its interval includes zero."

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from learndyn.diagnose.findings.squeeze import squeeze_evidence
-from learndyn.diagnose.findings.state import DELTA, state_of
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.paths import GREEDY, mean_path
+from learndyn.diagnose.squeeze import squeeze_evidence
+from learndyn.diagnose.state import DELTA, state_of
 from learndyn.paper.claims import Measured
 from learndyn.paper.figures import Line, small_multiples
 from learndyn.paper.finetuning.lines import (

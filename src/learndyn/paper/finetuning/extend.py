@@ -15,9 +15,9 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter
 
 from learndyn.diagnose.compare import By, Difference, compare
-from learndyn.diagnose.findings.state import state_of
 from learndyn.diagnose.intervals import Interval, paired_bootstrap
 from learndyn.diagnose.paths import GREEDY
+from learndyn.diagnose.state import state_of
 from learndyn.paper.claims import Measured
 from learndyn.paper.figures import Panel, small_multiples
 from learndyn.paper.finetuning.dpo import ROLES, compared

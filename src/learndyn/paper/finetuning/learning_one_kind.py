@@ -39,7 +39,6 @@ from jaxtyping import Float, Int
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from learndyn.diagnose.findings.finding import clock
 from learndyn.errors import BadInput
 from learndyn.paper.figures import plain, signed
 from learndyn.paper.finetuning.recorded import (
@@ -138,7 +137,7 @@ def _scored(
     """
     if len(trajectory.steps) < 2:
         raise BadInput(
-            f"{trajectory.run.path} has one observation, at {clock(trajectory)} "
+            f"{trajectory.run.path} has one observation, at {trajectory.unit} "
             f"{trajectory.steps[0]}: a change needs two."
         )
     rows: Int[np.ndarray, " prompt"] = trajectory.rows(kind, split)

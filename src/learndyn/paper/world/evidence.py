@@ -33,8 +33,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from learndyn.diagnose.compare import Difference, compare
-from learndyn.diagnose.findings.squeeze import squeeze_evidence
 from learndyn.diagnose.intervals import Interval
+from learndyn.diagnose.squeeze import squeeze_evidence
 from learndyn.errors import BadInput
 from learndyn.forces.batch import Batch
 from learndyn.forces.direction import (

@@ -14,7 +14,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from learndyn.diagnose.changes import Curve, Per, change_curves
 from learndyn.diagnose.compare import together
 from learndyn.diagnose.compare_words import names
-from learndyn.diagnose.findings.finding import clock
 from learndyn.diagnose.intervals import Interval, known
 from learndyn.diagnose.numbers import nats
 from learndyn.diagnose.paths import GREEDY, Paths, mean_path, outside_panel
@@ -61,11 +60,11 @@ def curves_figure(
         width,
         tall + 58,
         _finding(curves),
-        f"Change of log π(response) since {clock(trajectory)} "
+        f"Change of log π(response) since {trajectory.unit} "
         f"{trajectory.steps[0]}, {unit}{_bands(curves)}"
         f"{_of_panel(trajectory, curves, digits)}{_label(trajectory)}",
     )
-    axes = _chart(sheet, tall, f"{clock(trajectory)}s")
+    axes = _chart(sheet, tall, f"{trajectory.unit}s")
     for curve in curves.values():
         style = style_of(curve.kind)
         _line(axes, curve.steps, curve.mean, style)
@@ -86,7 +85,7 @@ def comparison_figure(a: Trajectory, b: Trajectory, *, width: int = WIDE) -> She
     one, other = (shortened(name, 22) for name in names(a, b))
     both = together(Paths.of(a), Paths.of(b))
     shown, of = len(both[0].prompts), len(set(a.prompt_of))
-    alongs = [f"{clock(a)}s"]
+    alongs = [f"{a.unit}s"]
     if all(paths.margin is not None for paths in both):
         alongs.append("margin, nats")
     sheet = Sheet(

@@ -1,6 +1,5 @@
 """The part of a run's page about single prompts: which were squeezed, and by what."""
 
-from learndyn.diagnose.findings.finding import clock, means_only
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import bracket, nats
 from learndyn.diagnose.prompts import (
@@ -31,7 +30,7 @@ POSITIONS = 8
 def prompts_section(trajectory: Trajectory, *, text: bool) -> str:
     """The most squeezed prompts, and the tokens that gained; "" where there is nothing
     to show. With `text` false no prompt and no token is on the page."""
-    if len(trajectory.steps) < 2 or "chosen" in means_only(trajectory):
+    if len(trajectory.steps) < 2 or "chosen" in trajectory.means_only:
         return ""
     found = by_prompt(trajectory)
     if found is None or not found.rows:
@@ -40,7 +39,7 @@ def prompts_section(trajectory: Trajectory, *, text: bool) -> str:
     few = sum(row.squeezed for row in found.rows)
     parts = [
         f"<h3>{few} of {len(found.rows)} prompts were squeezed</h3>",
-        f"<p>Squeezed: the greedy path rose and chosen fell by {clock(trajectory)} "
+        f"<p>Squeezed: the greedy path rose and chosen fell by {trajectory.unit} "
         f"{found.step:g}. That is {escaped(_percent(share))} of the prompts. Where "
         "next to nothing moves, one prompt in four does so by chance.</p>",
         _table(trajectory, found, text),

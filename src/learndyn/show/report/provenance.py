@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from learndyn.diagnose.findings.finding import clock
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.page import cut, plain_table, text as escaped
 
@@ -19,7 +18,7 @@ def data_of(trajectory: Trajectory) -> list[tuple[str, str]]:
         ("splits", _counts(trajectory.split_of.tolist())),
         (
             "observations",
-            f"{len(trajectory.steps)}, {clock(trajectory)}s {trajectory.steps[0]} to "
+            f"{len(trajectory.steps)}, {trajectory.unit}s {trajectory.steps[0]} to "
             f"{trajectory.steps[-1]}",
         ),
         *_full_observations(trajectory),
@@ -54,7 +53,7 @@ def _full_observations(trajectory: Trajectory) -> list[tuple[str, str]]:
         return []
     full = trajectory.steps[trajectory.covered.all(axis=1)]
     listed = cut(", ".join(map(str, full)), 200)
-    return [("full observations", f"{len(full)}, at {clock(trajectory)}s {listed}")]
+    return [("full observations", f"{len(full)}, at {trajectory.unit}s {listed}")]
 
 
 def _counts(values: list[str]) -> str:

@@ -15,7 +15,6 @@ import numpy as np
 
 from learndyn.diagnose.changes import Curve, Per, change_curves, kind_table
 from learndyn.diagnose.findings.cautions import missing_in_words
-from learndyn.diagnose.findings.finding import clock, means_only
 from learndyn.diagnose.numbers import nats, rounded_by
 from learndyn.diagnose.paths import GREEDY, outside_panel
 from learndyn.diagnose.update import explain
@@ -142,7 +141,7 @@ def _run(trajectory: Trajectory, folder: Path, prefix: str, text: bool) -> str:
 
 def _prompts(trajectory: Trajectory) -> str:
     """How many prompts, or that means over them are all that is known."""
-    if means_only(trajectory) == set(trajectory.kinds):
+    if trajectory.means_only == set(trajectory.kinds):
         return "means over prompts alone"
     return f"{len(set(trajectory.prompt_of.tolist()))} prompts"
 
@@ -158,7 +157,7 @@ def _notes(trajectory: Trajectory) -> list[str]:
     if trajectory.run.info.get("finished") is False:
         notes.append(
             f"This run is not finished: its last observation is at "
-            f"{clock(trajectory)} {trajectory.steps[-1]}."
+            f"{trajectory.unit} {trajectory.steps[-1]}."
         )
     return notes
 
@@ -202,7 +201,7 @@ def _drawn(make: Any, trajectory: Trajectory, stem: Path) -> str:
 
 
 def _kinds(trajectory: Trajectory) -> str:
-    means = means_only(trajectory)
+    means = trajectory.means_only
     means |= {GREEDY} if "chosen" in means else set()
     rows = [
         [

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from learndyn.diagnose.facts import Facts
-from learndyn.diagnose.findings.finding import Advice, clock, means_only
-from learndyn.diagnose.findings.state import DELTA, LAST, StateReport
+from learndyn.diagnose.findings.finding import Advice
 from learndyn.diagnose.intervals import Interval, known
 from learndyn.diagnose.numbers import bracket, nats, number, percent
 from learndyn.diagnose.paths import GREEDY
+from learndyn.diagnose.state import DELTA, LAST, StateReport
 from learndyn.diagnose.verdict import Diagnosis, verdict
 from learndyn.show.page import (
     Markup,
@@ -68,11 +68,11 @@ def _chips(found: Diagnosis, name: str) -> str:
         return f"<p class='state'>{run}<span class='chip'>NO VERDICT</span></p>"
     sure = "" if state.sure else ", not surely"
     trajectory = found.facts.trajectory
-    alone = "chosen" in means_only(trajectory)
+    alone = "chosen" in trajectory.means_only
     prompts = "means alone" if alone else f"{state.prompts} prompts"
     about = [prompts, f"{state.kinds} kinds"]
     if state.state == "SQUEEZE" and state.onset_step is not None:
-        about.insert(0, f"since {clock(trajectory)} {state.onset_step}")
+        about.insert(0, f"since {trajectory.unit} {state.onset_step}")
     return (
         f"<p class='state'>{run}<span class='chip {state.state.lower()}'>"
         f"{state.state}{sure}</span> {escaped(' · '.join(about))}</p>"

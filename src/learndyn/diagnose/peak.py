@@ -16,16 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from learndyn.diagnose.findings.finding import Finding, clock, limits_of
-from learndyn.diagnose.findings.state import DELTA
 from learndyn.diagnose.intervals import (
     Interval,
     resample_weights,
     standard_error,
     widening,
 )
-from learndyn.diagnose.numbers import nats, number, percent
 from learndyn.diagnose.paths import Paths, paired
+from learndyn.diagnose.state import DELTA
 from learndyn.record.trajectory import Trajectory
 
 
@@ -72,45 +70,10 @@ class Peak:
             return f"in 95 % of resamples at {self.low}"
         return f"95 %: {self.low} to {self.high}"
 
-    def finding(self) -> Finding:
-        """What it says of stopping."""
-        numbers = {
-            "peak_step": self.step,
-            "peak_step_low": self.low,
-            "peak_step_high": self.high,
-            "rise": self.rise,
-            "fall": limits_of(self.fall),
-            "margin_at_peak": self.margin,
-            "margin_at_end": self.margin_end,
-        }
-        if not self.inside:
-            where = "first" if self.step == self.first else "last"
-            says = (
-                f"Chosen was highest at the {where} observation, {self.clock} "
-                f"{self.step}."
-            )
-            return Finding("chosen_peak", "fine", says, numbers)
-        if not self.fell:
-            how = (
-                f"by less than {percent(DELTA)}"
-                if self.fall.below_zero
-                else "not surely"
-            )
-            says = (
-                f"Chosen was highest at {self.clock} {self.step} ({self.others}) and "
-                f"fell {how} since: {number(self.fall)} nats."
-            )
-            return Finding("chosen_peak", "fine", says, numbers)
-        says = (
-            f"Stop at about {self.clock} {self.step} ({self.others}), where chosen was "
-            f"highest: it changed by {number(self.fall)} nats since."
-        )
-        if self.margin is not None and self.margin_end is not None:
-            says += (
-                f" The margin was {nats(self.margin)} nats there and is "
-                f"{nats(self.margin_end)} at {self.clock} {self.last}."
-            )
-        return Finding("chosen_peak", "watch", says, numbers)
+    @property
+    def turned(self) -> bool:
+        """Whether it rose to a peak inside the run and surely fell from there."""
+        return self.inside and self.fell
 
 
 def chosen_peak(
@@ -147,7 +110,7 @@ def chosen_peak(
         int(updates[-1]),
         _mean(margin, usable, whole, top),
         _mean(margin, usable, whole, -1),
-        clock(trajectory),
+        trajectory.unit,
     )
 
 

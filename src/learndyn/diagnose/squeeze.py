@@ -32,7 +32,6 @@ import numpy as np
 from jaxtyping import Float
 
 from learndyn.diagnose.changes import falling, rising
-from learndyn.diagnose.findings.state import squeeze_index
 from learndyn.diagnose.intervals import (
     Band,
     Interval,
@@ -48,6 +47,7 @@ from learndyn.diagnose.paths import (
     mean_path,
     off_target,
 )
+from learndyn.diagnose.state import squeeze_index
 from learndyn.record.trajectory import Trajectory
 
 

@@ -1,0 +1,101 @@
+"""Has chosen surely fallen since it was highest, so that training went on too long?"""
+
+from collections.abc import Sequence
+
+from learndyn.diagnose.advice import again
+from learndyn.diagnose.facts import Facts
+from learndyn.diagnose.findings.finding import PEAK, Advice, Finding, Place, limits_of
+from learndyn.diagnose.numbers import nats, number, percent
+from learndyn.diagnose.paths import outside_panel
+from learndyn.diagnose.state import DELTA
+
+
+class ChosenPeak(Finding):
+    """Where chosen was highest, and what it has lost since."""
+
+    name = "chosen_peak"
+
+    @classmethod
+    def detect(cls, facts: Facts) -> Finding | None:
+        """None without chosen, two observations or two prompts."""
+        peak = facts.peak
+        if peak is None:
+            return None
+        numbers = {
+            "peak_step": peak.step,
+            "peak_step_low": peak.low,
+            "peak_step_high": peak.high,
+            "rise": peak.rise,
+            "fall": limits_of(peak.fall),
+            "margin_at_peak": peak.margin,
+            "margin_at_end": peak.margin_end,
+        }
+        highest = f"{peak.clock} {peak.step}"
+        if not peak.inside:
+            where = "first" if peak.step == peak.first else "last"
+            says = f"Chosen was highest at the {where} observation, {highest}."
+            return cls("fine", says, numbers)
+        if not peak.fell:
+            by = f"by less than {percent(DELTA)}"
+            how = by if peak.fall.below_zero else "not surely"
+            says = (
+                f"Chosen was highest at {highest} ({peak.others}) and "
+                f"fell {how} since: {number(peak.fall)} nats."
+            )
+            return cls("fine", says, numbers)
+        says = (
+            f"Stop at about {highest} ({peak.others}), where chosen was "
+            f"highest: it changed by {number(peak.fall)} nats since."
+        )
+        if peak.margin is not None and peak.margin_end is not None:
+            says += (
+                f" The margin was {nats(peak.margin)} nats there and is "
+                f"{nats(peak.margin_end)} at {peak.clock} {peak.last}."
+            )
+        return cls("watch", says, numbers)
+
+    @property
+    def place(self) -> Place | None:
+        """After the numbers of the whole run."""
+        return PEAK if self.severity == "watch" else None
+
+    def sentence(self, facts: Facts, findings: Sequence[Finding]) -> str:
+        """What happened, without the remedy that `says` begins with."""
+        peak = facts.peak
+        assert peak is not None  # it was found
+        among = ""
+        if facts.trajectory.panel is not None:
+            outside = outside_panel(facts.trajectory, facts.split)
+            full = "full " if "chosen" in outside else ""
+            among = f", among {peak.fall.n} prompts scored at every {full}observation"
+        return (
+            f"Chosen was highest at {peak.clock} {peak.step}, {nats(peak.rise)} nats "
+            f"above its start, and ended {number(peak.fall)} nats from there "
+            f"(the limits allow for the peak's being picked{among})."
+        )
+
+
+def stop_at_peak(facts: Facts) -> list[Advice]:
+    """Stop where chosen was highest, if it has surely fallen since."""
+    peak = facts.peak
+    if peak is None or not peak.turned:
+        return []
+    because = (
+        f"Chosen was {nats(peak.rise)} nats above its start there and changed by "
+        f"{number(peak.fall)} since"
+    )
+    if peak.margin is not None and peak.margin_end is not None:
+        because += (
+            f"; the margin was {nats(peak.margin)} nats there and is "
+            f"{nats(peak.margin_end)} at the end"
+        )
+    return [
+        Advice(
+            f"Stop at about {peak.clock} {peak.step} ({peak.others}), or take the "
+            "checkpoint nearest to it.",
+            f"{because}.",
+            limits="It is the peak of chosen's log-probability on these prompts; "
+            "answers were not graded. A schedule that decays ends elsewhere.",
+            command=again(facts, f"until-{peak.step}", "--max_steps", str(peak.step)),
+        )
+    ]
