@@ -1,5 +1,8 @@
 """The one exception that means: the input is at fault, and the message says how."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class BadInput(ValueError):
     """Input that cannot be used as given.
@@ -15,3 +18,9 @@ def listed(problems: list[str], limit: int = 20) -> str:
     if len(problems) > limit:
         lines.append(f"  ... and {len(problems) - limit} more")
     return "\n".join(lines)
+
+
+def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
+    """ " Did you mean X?" for a mistyped name, or "" if nothing is like it."""
+    close = difflib.get_close_matches(name, list(known), n=limit)
+    return f" Did you mean {' or '.join(close)}?" if close else ""

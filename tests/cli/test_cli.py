@@ -401,12 +401,12 @@ BAD_SETTINGS = {
     "no value before a flag": (["--beta", "--lora"], "--beta needs a value"),
     "a word": (["soon"], "'soon' is no setting and no method"),
     "two methods": (["sft"], "'sft' is no setting"),
-    "wrong number": (["--beta", "much"], "beta wants a number, not 'much'"),
+    "wrong number": (["--beta", "much"], "beta needs a number, not 'much'"),
     "fixed field": (["--output_dir", "x"], "output_dir cannot be set"),
     "unknown kind": (["--kinds", "nicest"], ""),
     "no schedule": (["--every", "0"], "give a number of updates >= 1"),
     "no word of a schedule": (["--every", "often"], "no number of updates, nor log"),
-    "no batch": (["--batch-size", "0"], "batch_size is 0; it must be at least 1"),
+    "no batch": (["--score-batch-size", "0"], "give 1 or more, the number of seq"),
     "too many prompts": (["--prompts", "7"], "7 prompts were asked for"),
     "unknown preset": (["--preset", "best"], "invalid choice"),
 }
@@ -452,7 +452,7 @@ BAD_CONFIGS = {
     "kinds: chosen": "kinds must be list[str] | None, not 'chosen'",
     "empty: maybe": "empty must be",
     "trainer: 5": "trainer must be",
-    "trainer: {beta: much}": "beta wants a number",
+    "trainer: {beta: much}": "beta needs a number",
     "method: ppo": "no method 'ppo'",
 }
 

@@ -8,7 +8,7 @@ from models import save_tiny
 from learndyn.probes.build import build_probes
 from learndyn.probes.data import Data, Row
 from learndyn.probes.probe import ProbeSet
-from learndyn.train.session import Recipe
+from learndyn.train.settings import RunConfig
 
 
 ANSWERS = ["vinegar", "some hay", "a long walk", "twice a day", "the red kettle"]
@@ -40,7 +40,7 @@ def probes(prompts: int = 3) -> ProbeSet:
     return build_probes(data(), data(6, "test"), prompts=prompts, seed=0)
 
 
-def recipe(folder: Path, family: str = "gpt2", **changes: Any) -> Recipe:
+def recipe(folder: Path, family: str = "gpt2", **changes: Any) -> RunConfig:
     """A run of a tiny model saved in `folder`, eight updates unless told otherwise."""
     model = folder / f"model-{family}"
     if not model.exists():
@@ -53,4 +53,4 @@ def recipe(folder: Path, family: str = "gpt2", **changes: Any) -> Recipe:
         **changes.pop("trainer", {}),
     }
     settings: dict[str, Any] = {"every": 3, "out": folder / "run", **changes}
-    return Recipe(model=str(model), trainer=trainer, **settings)
+    return RunConfig(model=str(model), trainer=trainer, **settings)

@@ -26,7 +26,7 @@ from trl import (
 from learndyn.measure.load import load_model, load_tokenizer, weights_hash
 from learndyn.record.run_directory import RunDirectory
 from learndyn.train.callback import LearningDynamicsCallback
-from learndyn.train.recorder import ForceSettings
+from learndyn.train.settings import ForceSettings
 
 
 QUIET = {

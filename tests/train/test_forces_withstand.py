@@ -13,7 +13,8 @@ from learndyn.train import (
     batch_watch as seen,
     recorder as train_forces,
 )
-from learndyn.train.recorder import ForceSettings, why_no_forces
+from learndyn.train.recorder import why_no_forces
+from learndyn.train.settings import ForceSettings
 
 
 @pytest.fixture(scope="module")

@@ -126,8 +126,8 @@ def test_run_json_brings_the_panel_back():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"full_every": 10}, "none is asked for"),
-        ({"panel_seed": 1}, "none is asked for"),
+        ({"full_every": 10}, "full_every=10 needs panel=N"),
+        ({"panel_seed": 1}, "panel_seed=1 needs panel=N"),
         ({"panel": 1}, "panel=1: give 2 prompts or more"),
         ({"panel": -3}, "panel=-3"),
         ({"panel": 4, "full_every": 0}, "full_every=0: give a number of updates"),
@@ -920,7 +920,7 @@ def test_the_command_line_and_a_config_ask_for_a_panel(tmp_path, capsys):
     np.testing.assert_array_equal(again.covered, first.covered)
     capsys.readouterr()
     assert main([*run, "--overwrite", "--full-every", "2", *quick]) == 2
-    assert "none is asked for" in capsys.readouterr().err
+    assert "--full-every 2 needs --panel N" in capsys.readouterr().err
     (tmp_path / "bad.yaml").write_text("panel: many\n")
     assert main([*run, "--config", str(tmp_path / "bad.yaml")]) == 2
     assert "panel must be" in capsys.readouterr().err

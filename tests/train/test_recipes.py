@@ -19,11 +19,12 @@ from learndyn.measure.score import Scorer
 from learndyn.probes.data import read_data
 from learndyn.probes.tokenize import PairTokenizer
 from learndyn.record.trajectory import Trajectory
-from learndyn.train.launch import RunSettings, launch
-from learndyn.train.recipes import dpo, extend, sft
+from learndyn.train.launch import launch
+from learndyn.train.presets import coerce_fields
+from learndyn.train.recipes import dpo, extend, paper_warmup, sft
 from learndyn.train.reference import check_reference
 from learndyn.train.session import disable_dropout
-from learndyn.train.settings import coerce_fields, paper_warmup
+from learndyn.train.settings import RunConfig
 
 
 IN_ORDER = {
@@ -157,7 +158,8 @@ def test_sft_trains_on_any_column(tmp_path):
 def test_extend_trains_on_both_answers_of_a_row_in_turn_and_then_dpo(tmp_path):
     settings = recipe(tmp_path, trainer={"max_steps": 2}, out=tmp_path / "x")
     one_epoch = {"use_cpu": True, "num_train_epochs": 1}
-    runs = extend(settings, data(), probes(), sft_trainer=one_epoch)
+    settings = dataclasses.replace(settings, sft_trainer=one_epoch)
+    runs = extend(settings, data(), probes())
     first, second = runs
     assert first.info["kinds"] == ["chosen", "rejected"]
     assert first.info["final_step"] == 6  # 12 rows x 2 answers / batch 4
@@ -186,7 +188,7 @@ def test_a_run_is_replayed_from_its_own_config(tmp_path):
     settings = recipe(tmp_path, trainer={"learning_rate": 1e-3})
     run = sft(settings, read_data(path), probes(), kinds=("rejected",))
     again = {"out": str(tmp_path / "again")}
-    (other,) = launch(RunSettings.resolve(settings.out / "config.yaml", again))
+    (other,) = launch(RunConfig.resolve(settings.out / "config.yaml", again))
     assert other.info["kinds"] == ["rejected"]
     assert other.steps == run.steps
     for step in run.steps:
@@ -255,9 +257,9 @@ def test_text_becomes_the_type_of_the_field():
     ("overrides", "message"),
     [
         ({"learning_rat": 1}, "no field 'learning_rat'. Did you mean learning_rate"),
-        ({"learning_rate": "fast"}, "learning_rate wants a number, not 'fast'"),
-        ({"max_steps": "many"}, "max_steps wants a whole number, not 'many'"),
-        ({"bf16": "perhaps"}, "bf16 wants true or false, not 'perhaps'"),
+        ({"learning_rate": "fast"}, "learning_rate needs a number, not 'fast'"),
+        ({"max_steps": "many"}, "max_steps needs a whole number, not 'many'"),
+        ({"bf16": "perhaps"}, "bf16 needs true or false, not 'perhaps'"),
         ({"learning_rate": "nan"}, "learning_rate is nan: give a finite number"),
         (
             {"learning_rate": -1},
@@ -274,7 +276,8 @@ def test_a_wrong_trainer_setting_is_named(overrides, message):
 def test_extend_trains_the_adapter_of_the_first_stage_further(tmp_path):
     settings = recipe(tmp_path, "llama", lora=True, lora_rank=2, out=tmp_path / "x")
     both = {"use_cpu": True, "max_steps": 2, "learning_rate": 1e-2}
-    first, second = extend(settings, data(), probes(), sft_trainer=both)
+    settings = dataclasses.replace(settings, sft_trainer=both)
+    first, second = extend(settings, data(), probes())
     end = first.read_observation(2).logp
     np.testing.assert_allclose(second.read_observation(0).logp, end, atol=1e-3)
     assert second.info["reference_gap"] < 1e-4

@@ -18,7 +18,7 @@ from synthetic import probe_table, write_run
 from learndyn.record.run_directory import RunDirectory, is_run
 from learndyn.record.trajectory import Trajectory
 from learndyn.train.resume import last_checkpoint
-from learndyn.train.session import Recipe
+from learndyn.train.settings import RunConfig
 
 
 STEPS = 20
@@ -39,7 +39,7 @@ START.set_forkserver_preload(
 )
 
 
-def train(settings: Recipe, log: Path, stop_at: int | None) -> None:
+def train(settings: RunConfig, log: Path, stop_at: int | None) -> None:
     """Run in a child process; at its `stop_at`-th change of a file it kills itself."""
     import sys
     import threading
@@ -84,7 +84,7 @@ def _changes_a_file(event: str, arguments: tuple, out: Path) -> bool:
 class Killer:
     """Starts a run again and again, until it has been killed often enough."""
 
-    def __init__(self, settings: Recipe) -> None:
+    def __init__(self, settings: RunConfig) -> None:
         self.settings = settings
         self.whole = dataclasses.replace(settings, out=settings.out / "whole")
         self.log = settings.out / "output.txt"
@@ -98,7 +98,10 @@ class Killer:
         self.expected = Trajectory.load(self.whole.out)
 
     def attempt(
-        self, settings: Recipe, after: float | None = None, stop_at: int | None = None
+        self,
+        settings: RunConfig,
+        after: float | None = None,
+        stop_at: int | None = None,
     ) -> str:
         """ "finished" or "killed"; anything else fails here."""
         child = START.Process(target=train, args=(settings, self.log, stop_at))

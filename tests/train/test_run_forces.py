@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from learndyn.measure.load import load_model, load_tokenizer, weights_hash
 from learndyn.record.run_directory import RunDirectory
-from learndyn.train.recorder import ForceSettings
+from learndyn.train.settings import ForceSettings
 
 
 @pytest.fixture(scope="module")

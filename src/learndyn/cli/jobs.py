@@ -4,11 +4,14 @@ Each imports what it needs when it runs, so that `learndyn report` never loads t
 """
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from learndyn.cli.parts import answer, print_json, quiet
+from learndyn.cli.parts import answer, print_json, quiet, shell_form
 from learndyn.errors import BadInput
+from learndyn.train.settings import METHODS
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -83,7 +86,8 @@ def run(args: argparse.Namespace) -> None:
     """`learndyn run`."""
     quiet()
     from learndyn.show.report.report import write_report
-    from learndyn.train.launch import RunSettings, launch, method_and_fields
+    from learndyn.train.launch import launch
+    from learndyn.train.settings import RunConfig
 
     own = {
         name: value
@@ -93,9 +97,9 @@ def run(args: argparse.Namespace) -> None:
     method, trainer, sft_trainer = method_and_fields(args.unknown)
     if method is not None:
         own["method"] = method
-    overrides = {**own, "trainer": trainer, "sft_trainer": sft_trainer}
-    settings = RunSettings.resolve(args.config, overrides)
-    runs = launch(settings, resume=args.resume, overwrite=args.overwrite)
+    own |= {"trainer": trainer, "sft_trainer": sft_trainer}
+    with shell_form(f.name for f in fields(RunConfig)):
+        runs = launch(RunConfig.resolve(args.config, own))
     pages = [write_report([run.path], overwrite=True) for run in runs]
     if args.json:
         done = [
@@ -117,6 +121,44 @@ def run(args: argparse.Namespace) -> None:
         for sentence in what_happened(Trajectory.load(run.path)):
             print(f"  {sentence}")
         print(f"  report: {page}")
+
+
+def method_and_fields(
+    words: Sequence[str],
+) -> tuple[str | None, dict[str, str], dict[str, str]]:
+    """Read the method, and `--learning_rate 1e-5` and `--sft.beta=1`, TRL's own fields.
+
+    The method is read here because argparse, which does not know that TRL's flags have
+    values, would take the first such value for it.
+
+    Raises:
+        BadInput: if something is neither method nor flag, or a flag has no value.
+    """
+    method: str | None = None
+    trainer: dict[str, str] = {}
+    stage_one: dict[str, str] = {}
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        if method is None and word in METHODS:
+            method = word
+            continue
+        if not word.startswith("--"):
+            raise BadInput(
+                f"{word!r} is no setting and no method. Settings are --name value; "
+                f"methods are {', '.join(METHODS)}."
+            )
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not left or left[0].startswith("--"):
+                raise BadInput(
+                    f"--{name} needs a value, such as --{name} true. If it is not a "
+                    "field of TRL's config, see `learndyn run --help`."
+                )
+            value = left.pop(0)
+        target = stage_one if name.startswith("sft.") else trainer
+        target[name.removeprefix("sft.").replace("-", "_")] = value
+    return method, trainer, stage_one
 
 
 def score(args: argparse.Namespace) -> None:
@@ -225,7 +267,7 @@ def _precision(asked: str | None) -> Any:
     return {} if asked is None else {"precision": None if asked == "exact" else asked}
 
 
-_NOT_SETTINGS = {"job", "unknown", "config", "resume", "overwrite", "json"}
+_NOT_SETTINGS = {"job", "unknown", "config", "json"}
 
 
 def _tokenizer(source: str | None) -> Any:

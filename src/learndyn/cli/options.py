@@ -154,7 +154,7 @@ def _add_run(found: Any) -> None:
 def _add_scoring(job: argparse.ArgumentParser) -> None:
     own = job.get_default("job") is not jobs.run
     job.add_argument(
-        "--batch-size",
+        "--batch-size" if own else "--score-batch-size",
         type=int,
         default=8 if own else None,
         help="sequences scored at once, where a model needs padding (default: 8)",

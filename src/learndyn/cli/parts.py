@@ -2,10 +2,13 @@
 
 import argparse
 import json
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from learndyn.errors import BadInput
 
 
 def subcommand(
@@ -53,6 +56,21 @@ def plain_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = before
+
+
+@contextmanager
+def shell_form(names: Iterable[str]) -> Iterator[None]:
+    """Messages about settings as one types them: panel=N becomes --panel N."""
+    one_of = "|".join(sorted(names, key=len, reverse=True))
+    try:
+        yield
+    except BadInput as error:
+
+        def flag(match: re.Match[str]) -> str:
+            return f"--{match[1].replace('_', '-')} {match[2].strip(chr(39))}"
+
+        text = re.sub(rf"\b({one_of})=('[^']*'|[\w.]+)", flag, str(error))
+        raise BadInput(text) from error
 
 
 def print_json(value: Any) -> None:

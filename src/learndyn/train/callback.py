@@ -9,9 +9,9 @@ bit-identical with and without it.
 """
 
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from transformers import (
@@ -23,34 +23,33 @@ from transformers import (
     TrainingArguments,
 )
 
-from learndyn.errors import BadInput
-from learndyn.measure.route import Exactness
 from learndyn.measure.score import Settings
 from learndyn.probes.panel import Panel
 from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import TokenizedProbes
 from learndyn.record.observation import Observation
 from learndyn.record.run_directory import RunDirectory, is_run
+from learndyn.train.presets import MAX_LENGTH
 from learndyn.train.progress import progress_bar
 from learndyn.train.provenance import describe_run
-from learndyn.train.recorder import (
-    ForceRecorder,
-    ForceSettings,
-    force_settings,
-)
+from learndyn.train.recorder import ForceRecorder
 from learndyn.train.resume import Attempt, reopen
-from learndyn.train.schedule import Every, Schedule, Subset, is_full
+from learndyn.train.schedule import Subset, is_full
 from learndyn.train.scoring import (
     Scoring,
     tokenize_for,
     told,
     wait_for_all,
 )
+from learndyn.train.settings import WatchConfig
 from learndyn.train.trackers import send, tracked
 
 
-class LearningDynamicsCallback(TrainerCallback):
+@dataclass(eq=False, repr=False)
+class LearningDynamicsCallback(WatchConfig, TrainerCallback):
     """Observe `probes` while a trainer runs, into the run directory `out`.
+
+    Its other settings are those of `WatchConfig`, which `learndyn run` has too.
 
     `every` is in optimizer updates (HF's `global_step`), whatever the gradient
     accumulation; "log" spaces observations evenly in log(step). Step 0 and the final
@@ -61,61 +60,39 @@ class LearningDynamicsCallback(TrainerCallback):
     same ones throughout, drawn with `panel_seed`. All prompts are scored first, last
     and, with `full_every`, at multiples of that many updates.
 
-    `exactness`, `precision` and `batch_size` are those of `Scorer.attach`: what to do
-    about a way of scoring that is wrong, and whether to score approximately.
+    `exactness`, `precision` and `score_batch_size` are those of `Scorer.attach`: what
+    to do about a way of scoring that is wrong, and whether to score approximately.
+    `max_length` and `max_prompt_length` are in tokens; without them 1024 and half.
 
     `forces=k` explains the update before every k-th observation: which part of it moved
-    which probes, on a few prompts (see `ForceSettings`), into `out`/forces.
+    which probes, on `forces_prompts` prompts, into `out`/forces. `ForceSettings` says
+    more.
 
     Everything goes to `out`. To send the means to the trainer's own trackers as well,
-    use `attach(trainer)` instead of `callbacks=[...]`.
+    use `attach(trainer)` instead of `callbacks=[...]`. `info` goes to run.json, and
+    `config` to config.yaml.
 
     Raises:
-        BadInput: if the schedule is none (see `Schedule`); when training begins, if
-            `out` holds a run already (and neither `resume` nor `overwrite` is set, nor
-            does the trainer resume), if a resumed run has another panel or was scored
-            in another precision, if the probes were tokenized for another tokenizer,
-            and as `Scorer.attach`.
+        BadInput: as `WatchConfig`; when training begins, if `out` holds a run already
+            (and neither `resume` nor `overwrite` is set, nor does the trainer resume),
+            if a resumed run has another panel or was scored in another precision, if
+            the probes were tokenized for another tokenizer, and as `Scorer.attach`.
     """
 
-    def __init__(
-        self,
-        probes: ProbeSet | TokenizedProbes,
-        *,
-        out: str | Path,
-        every: Every = 25,
-        panel: int | None = None,
-        full_every: int | None = None,
-        panel_seed: int = 0,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        max_length: int = 1024,
-        max_prompt_length: int | None = None,
-        batch_size: int = 8,
-        exactness: Exactness = "auto",
-        precision: Literal["bfloat16"] | None = None,
-        forces: int | ForceSettings | None = None,
-        resume: bool = False,
-        overwrite: bool = False,
-        info: dict[str, Any] | None = None,
-        config: dict[str, Any] | None = None,
-    ) -> None:
-        if resume and overwrite:
-            raise BadInput("resume continues a run, overwrite replaces it: choose one.")
-        self.probes = probes
-        self.out = Path(out)
-        self.schedule = Schedule(every, panel, full_every, panel_seed)
-        self.tokenizer = tokenizer
-        self.limits = {"max_length": max_length, "max_prompt_length": max_prompt_length}
-        self.settings: Settings = {
-            "batch_size": batch_size,
-            "exactness": exactness,
-            "precision": precision,
+    probes: ProbeSet | TokenizedProbes
+    out: str | Path = field(kw_only=True)
+    tokenizer: PreTrainedTokenizerBase | None = field(default=None, kw_only=True)
+    info: dict[str, Any] | None = field(default=None, kw_only=True)
+    config: dict[str, Any] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._path = Path(self.out)
+        self._plan = self.schedule
+        self._limits = {
+            "max_length": self.max_length or MAX_LENGTH["trl"][0],
+            "max_prompt_length": self.max_prompt_length,
         }
-        self.forces = force_settings(forces)
-        self.resume = resume
-        self.overwrite = overwrite
-        self.info = info or {}
-        self.config = config or {}
         self._trainer: Trainer | None = None
         self._trained = False  # whether weights may have moved since
         self._attempt: Attempt | None = None  # the training that has not ended
@@ -162,31 +139,31 @@ class LearningDynamicsCallback(TrainerCallback):
         """
         self._forget()
         tokenizer = self.tokenizer or tokenizer
-        self._tokenized = tokenize_for(self.probes, tokenizer, self.limits)
-        self._panel = self.schedule.draw(self._tokenized.probes)
+        self._tokenized = tokenize_for(self.probes, tokenizer, self._limits)
+        self._panel = self._plan.draw(self._tokenized.probes)
         # On every process: the forwards of a sharded model are collective.
-        asked = (self._attach(model), self.schedule, self._panel, self.limits)
-        described = {**describe_run(model, args, *asked), **self.info}
-        continues = is_run(self.out) and (self.resume or step > 0 or again)
+        asked = (self._attach(model), self._plan, self._panel, self._limits)
+        described = {**describe_run(model, args, *asked), **(self.info or {})}
+        continues = is_run(self._path) and (self.resume or step > 0 or again)
         wait_for_all(args)  # until all have looked: the first one creates the directory
         if args.process_index == 0:
             if continues:
-                same = (self.limits, self.schedule, self.settings.get("precision"))
-                self.run = reopen(self.out, self._tokenized, *same)
+                same = (self._limits, self._plan, self.precision)
+                self.run = reopen(self._path, self._tokenized, *same)
                 # trained since, the weights are no longer those of its update 0
                 self.run.rewind(-1 if step == 0 and self._trained else step)
                 self.run.update_info(finished=False)
             else:
                 self.run = RunDirectory.create(
-                    self.out,
+                    self._path,
                     self._tokenized.to_table(),
                     described,
-                    config=self.config,
+                    config=self.config or {},
                     overwrite=self.overwrite,
                 )
         wait_for_all(args)
         if continues:
-            self._adopt(RunDirectory.open(self.out))
+            self._adopt(RunDirectory.open(self._path))
             self._attach(model)  # the run's own probes, in their order
         self._begun = True
         return self.run
@@ -207,9 +184,10 @@ class LearningDynamicsCallback(TrainerCallback):
             self._attach(model)
         self._begun, self._trained = False, True
         self._attempt = Attempt(args, state.train_batch_size)
-        if self.forces is not None and self._scoring is not None:
+        forces = self.force_settings
+        if forces is not None and self._scoring is not None:
             tokenizer = self.tokenizer or kwargs["processing_class"]
-            self._recorder = self._scoring.recorder(self.forces, tokenizer, args)
+            self._recorder = self._scoring.recorder(forces, tokenizer, args)
         if self._recorder is not None and self.run is not None:
             self._recorder.begin(step, self.run)
         if self._last != state.global_step:
@@ -220,7 +198,7 @@ class LearningDynamicsCallback(TrainerCallback):
     ) -> None:
         """Watch the update that comes, if its forces are to be recorded."""
         if self._recorder is not None:
-            self._recorder.watch(state.global_step + 1, self.schedule, self._panel)
+            self._recorder.watch(state.global_step + 1, self._plan, self._panel)
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, **kwargs: Any
@@ -240,7 +218,7 @@ class LearningDynamicsCallback(TrainerCallback):
         if self._recorder is not None and self.run is not None:
             self._recorder.after_step(state.global_step, args, self.run)
         last = state.global_step >= state.max_steps or control.should_training_stop
-        if last or self.schedule.is_due(state.global_step, self._panel):
+        if last or self._plan.is_due(state.global_step, self._panel):
             self._observe(kwargs["model"], args, state, control, full=last)
 
     def on_train_end(
@@ -283,7 +261,12 @@ class LearningDynamicsCallback(TrainerCallback):
         """Lay the probes out for `model`, and test how it may be scored."""
         assert self._tokenized is not None
         self._subset = Subset.of(self._tokenized, self._panel)
-        self._scoring = Scoring(model, self._tokenized, self._subset, self.settings)
+        settings: Settings = {
+            "batch_size": self.score_batch_size,
+            "exactness": self.exactness,
+            "precision": self.precision,
+        }
+        self._scoring = Scoring(model, self._tokenized, self._subset, settings)
         if self.run is not None:
             self.run.update_info(route=asdict(self._scoring.route))
         return self._scoring

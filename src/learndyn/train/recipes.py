@@ -5,19 +5,20 @@ training and probing, the paper's loss, schedule and dropout where asked for, an
 explicit reference that is checked before the first update, and resuming.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from learndyn.errors import BadInput
+from learndyn.errors import BadInput, nearest
 from learndyn.probes.data import Data
 from learndyn.probes.probe import ProbeSet
 from learndyn.record.run_directory import RunDirectory
@@ -28,33 +29,74 @@ from learndyn.train.resume import (
     refuse_other_settings,
     remove_empty_folders,
 )
-from learndyn.train.session import Recipe, Session, disable_dropout
-from learndyn.train.settings import paper_warmup
+from learndyn.train.session import (
+    Session,
+    disable_dropout,
+    refusals,
+    trainer_config,
+)
+from learndyn.train.settings import RunConfig
+
+
+FIELDS = frozenset(f.name for c in (SFTConfig, DPOConfig) for f in fields(c) if f.init)
+"""Every field of TRL's configs, each of which is a flag of `learndyn run`."""
+
+
+def check_trainer(config: RunConfig) -> Any:
+    """TRL's config of one stage of a run, tried out before anything is loaded.
+
+    Raises:
+        BadInput: if a field is unknown, has a value of another type, or is refused by
+            TRL or transformers.
+    """
+    config_class = SFTConfig if config.method == "sft" else DPOConfig
+    args = trainer_config(config, config_class, max_length=None)
+    _check_loss(args)
+    if config.method == "sft" and config.preset == "paper":
+        _refuse_unsummable(args)
+    return args
+
+
+def _check_loss(args: Any) -> None:
+    """TRL looks at `loss_type` only when the model is loaded, or at the first loss."""
+    described = {f.name: str(f.metadata.get("help", "")) for f in fields(args)}
+    # TRL lists them in the field's help alone, each in quotes, and so for its version
+    known = re.findall(r"[`\"']'?(\w+)'?[`\"']", described["loss_type"])
+    given = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
+    for name in given:
+        if known and name not in known:
+            raise BadInput(
+                f"{type(args).__name__} has no loss_type {name!r}."
+                f"{nearest(name, known)} There are: {', '.join(known)}."
+            )
 
 
 def sft(
-    recipe: Recipe,
+    config: RunConfig,
     data: Data,
     probes: ProbeSet,
     *,
-    kinds: tuple[str, ...] = ("chosen",),
-    config: dict[str, Any] | None = None,
+    kinds: Sequence[str] | None = None,
     info: dict[str, Any] | None = None,
 ) -> RunDirectory:
     """Supervised finetuning on any kind of response.
 
-    With several `kinds`, each row gives one example per kind, one after the other
-    (the paper's *extend* trains on chosen and rejected so). The `paper` preset sums the
-    loss over tokens and averages over examples; `trl` averages over tokens.
+    With several `kinds` (by default those of `config`, else chosen), each row gives one
+    example per kind, one after the other: the paper's *extend* trains on chosen and
+    rejected so. The `paper` preset sums the loss over tokens and averages over
+    examples; `trl` averages over tokens. `info` goes to run.json.
 
     Raises:
-        BadInput: if a kind is no column of the data, and as `LearningDynamicsCallback`.
+        BadInput: if a kind is no column of the data, the trainer refuses its settings,
+            and as `LearningDynamicsCallback`.
     """
-    config = config or {**recipe.settings("sft", data), "kinds": list(kinds)}
-    if recipe.resume and is_finished(recipe.out):
-        refuse_other_settings(recipe.out, config, data, probes)
-        return RunDirectory.open(recipe.out)
-    session = Session.start(recipe, data, probes, config, info)
+    kinds = list(kinds or config.kinds or ("chosen",))
+    config = _replayable(config, "sft", data, kinds)
+    if config.resume and is_finished(config.out):
+        refuse_other_settings(config, data, probes)
+        return RunDirectory.open(config.out)
+    args = check_trainer(config)
+    session = Session.start(config, data, probes, args, info)
     pairs = [pair for kind in kinds for pair in session.tokenize_kind(kind)]
     count = len(data.rows)
     # pairs is kind after kind; an example of each kind of one row must be neighbours
@@ -65,45 +107,43 @@ def sft(
             "labels": [[-100] * len(p.prompt_ids) + list(p.response_ids) for p in rows],
         }
     )
-    args = session.arguments(SFTConfig, max_length=None)
-    summed = recipe.preset == "paper"
-    if summed:
-        _refuse_unsummable(args)
-    trainer = _Sft(
-        model=session.model,
-        args=args,
-        train_dataset=dataset,
-        processing_class=session.tokenizer,
-        peft_config=session.peft_config,
-    )
-    trainer.summed = summed
-    trainer.warmup = _paper_schedule(recipe, args)
-    return session.train(trainer, {"summed_loss": summed, "kinds": list(kinds)})
+    with refusals("SFTTrainer"):
+        trainer = _Sft(
+            model=session.model,
+            args=args,
+            train_dataset=dataset,
+            processing_class=session.tokenizer,
+            peft_config=session.peft_config,
+        )
+    trainer.summed = config.preset == "paper"
+    trainer.warmup = _paper_schedule(config, args)
+    return session.train(trainer, {"summed_loss": trainer.summed, "kinds": kinds})
 
 
 def dpo(
-    recipe: Recipe,
+    config: RunConfig,
     data: Data,
     probes: ProbeSet,
     *,
-    config: dict[str, Any] | None = None,
     info: dict[str, Any] | None = None,
 ) -> RunDirectory:
     """Direct preference optimisation with any of TRL's losses.
 
     The reference is loaded explicitly from the weights that training starts from (with
     LoRA it is the policy without its adapter), and agrees with the policy on every
-    training pair to 1e-4 nats, or nothing is trained.
+    training pair to 1e-4 nats, or nothing is trained. `info` goes to run.json.
 
     Raises:
         BadInput: if chosen or rejected is no column of the data, if policy and
-            reference disagree, and as `LearningDynamicsCallback`.
+            reference disagree, the trainer refuses its settings, and as
+            `LearningDynamicsCallback`.
     """
-    config = config or recipe.settings("dpo", data)
-    if recipe.resume and is_finished(recipe.out):
-        refuse_other_settings(recipe.out, config, data, probes)
-        return RunDirectory.open(recipe.out)
-    session = Session.start(recipe, data, probes, config, info)
+    config = _replayable(config, "dpo", data)
+    if config.resume and is_finished(config.out):
+        refuse_other_settings(config, data, probes)
+        return RunDirectory.open(config.out)
+    args = check_trainer(config)
+    session = Session.start(config, data, probes, args, info)
     chosen = session.tokenize_kind("chosen")
     rejected = session.tokenize_kind("rejected")
     dataset = Dataset.from_dict(
@@ -113,63 +153,72 @@ def dpo(
             "rejected_ids": [list(pair.response_ids) for pair in rejected],
         }
     )
-    args = session.arguments(DPOConfig, max_length=None)
-    reference = None if recipe.lora else session.load()
-    if reference is not None and recipe.preset == "paper":
+    # Left to itself TRL loads the reference from the policy's name, so from other
+    # weights wherever the policy was changed in memory, as by a merged adapter.
+    reference = None if config.lora else session.load()
+    if reference is not None and config.preset == "paper":
         disable_dropout(reference)
-    trainer = _Dpo(
-        model=session.model,
-        ref_model=reference,
-        args=args,
-        train_dataset=dataset,
-        processing_class=session.tokenizer,
-        peft_config=session.peft_config,
-    )
-    trainer.warmup = _paper_schedule(recipe, args)
-    remove_empty_folders(recipe.out)
+    with refusals("DPOTrainer"):
+        trainer = _Dpo(
+            model=session.model,
+            ref_model=reference,
+            args=args,
+            train_dataset=dataset,
+            processing_class=session.tokenizer,
+            peft_config=session.peft_config,
+        )
+    trainer.warmup = _paper_schedule(config, args)
+    remove_empty_folders(config.out)
     policy: Any = trainer.model
     gap = check_reference(
         policy,
         reference,
         [*chosen, *rejected],
-        batch_size=recipe.batch_size,
+        batch_size=config.score_batch_size,
         progress=progress_bar("checking the reference", args),
     )
     return session.train(trainer, {"reference_gap": gap, "beta": args.beta})
 
 
 def extend(
-    recipe: Recipe,
+    config: RunConfig,
     data: Data,
     probes: ProbeSet,
     *,
-    sft_trainer: dict[str, Any] | None = None,
-    config: dict[str, Any] | None = None,
     info: dict[str, Any] | None = None,
 ) -> list[RunDirectory]:
     """The paper's remedy (Section 4.3): SFT on chosen and rejected, then the same DPO.
 
     Writes two run directories, `out/sft` and `out/dpo`; DPO starts from
-    `out/sft/model`. `recipe.trainer` holds DPO's settings, `sft_trainer` those of the
-    SFT stage.
+    `out/sft/model`. `config.trainer` holds DPO's fields, `config.sft_trainer` the SFT
+    stage's.
+
+    Raises:
+        BadInput: as `sft` and `dpo`.
     """
-    first = replace(recipe, out=recipe.out / "sft", trainer=sft_trainer or {})
-    second = replace(recipe, out=recipe.out / "dpo", model=str(first.out / "model"))
-    kinds = ("chosen", "rejected")
-    configs: list[dict[str, Any] | None] = [None, None]
-    if config is not None:  # each stage is replayed by itself
-        shared = {k: value for k, value in config.items() if k != "sft_trainer"}
-        for i, stage in enumerate((first, second)):
-            own = {
-                "out": str(stage.out),
-                "model": stage.model,
-                "trainer": stage.trainer,
-            }
-            method = {"method": "dpo"} if i else {"method": "sft", "kinds": list(kinds)}
-            configs[i] = {**shared, **own, **method}
-    stage_one = sft(first, data, probes, kinds=kinds, config=configs[0], info=info)
-    info = {**(info or {}), "extend": True}
-    return [stage_one, dpo(second, data, probes, config=configs[1], info=info)]
+    first, second = replace(config, method="extend").stages()
+    stage_one = sft(first, data, probes, info=info)
+    return [stage_one, dpo(second, data, probes, info={**(info or {}), "extend": True})]
+
+
+def _replayable(
+    config: RunConfig, method: str, data: Data, kinds: list[str] | None = None
+) -> RunConfig:
+    """The settings as config.yaml keeps them: all that a replay needs.
+
+    Of a recipe called in Python the probes are the run's own, and data that were made
+    in memory must be given anew.
+    """
+    if config.data:  # from the command line: its own words replay it
+        return config
+    return replace(
+        config,
+        method=method,
+        data=data.source,
+        split=data.split,
+        probes=str(config.out / "probes.parquet"),
+        kinds=kinds,
+    )
 
 
 class _Scheduled:
@@ -228,13 +277,21 @@ def _refuse_unsummable(args: Any) -> None:
         if getattr(args, name, False):
             raise BadInput(
                 f"{name}=true does not go with the paper's summed SFT loss, which "
-                "needs one example per row of a batch. Use --preset trl, or leave it "
+                "needs one example per row of a batch. Use preset=trl, or leave it "
                 "off."
             )
 
 
-def _paper_schedule(recipe: Recipe, args: Any) -> int | None:
+def paper_warmup(optimizer: torch.optim.Optimizer, warmup_steps: int) -> LambdaLR:
+    """Linear warm-up, then constant: update s (from 0) uses lr min((s + 1)/(w + 1), 1).
+
+    transformers' `constant_with_warmup` starts at 0, so its first update does nothing.
+    """
+    return LambdaLR(optimizer, lambda s: min((s + 1) / (warmup_steps + 1), 1.0))
+
+
+def _paper_schedule(config: RunConfig, args: Any) -> int | None:
     """Warm-up of the paper's schedule, unless the user chose another schedule."""
-    if recipe.preset != "paper" or "lr_scheduler_type" in recipe.trainer:
+    if config.preset != "paper" or "lr_scheduler_type" in config.trainer:
         return None
     return int(args.warmup_steps)

@@ -10,7 +10,7 @@ Does the kernel stay what it was while this run trains? Looked at as it goes.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from learndyn.record.forces import Forces
 from learndyn.record.run_directory import RunDirectory
 from learndyn.train.batch_watch import BatchWatch
 from learndyn.train.schedule import Schedule
+from learndyn.train.settings import ForceSettings
 
 
 PROBES = 32
@@ -93,51 +94,9 @@ class KernelCheck:
         return self._watch.look(self._reader, self._reader.plan.pairs)
 
 
-PROMPTS = 16
-"""Prompts whose probes are followed, unless told otherwise."""
-
 AGREES = {False: 1e-3, True: 5e-2}
 """Most nats per token by which training may read its tokens differently: in float32,
 and in half precision."""
-
-
-@dataclass(frozen=True)
-class ForceSettings:
-    """Which updates are explained, and on how many prompts.
-
-    Raises:
-        BadInput: if a number is below 1.
-    """
-
-    every: int
-    """In observations: 1 explains the update before each of them."""
-    prompts: int = PROMPTS
-    layers: bool = True
-    influence: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("every", "prompts"):
-            if getattr(self, name) < 1:
-                raise BadInput(
-                    f"forces: {name}={getattr(self, name)}: give 1 or more, or leave "
-                    "forces out."
-                )
-
-
-def force_settings(asked: "int | ForceSettings | None") -> ForceSettings | None:
-    """What a user says of forces, as settings.
-
-    Raises:
-        BadInput: if it is neither a whole number above 0 nor settings.
-    """
-    if asked is None or isinstance(asked, ForceSettings):
-        return asked
-    if isinstance(asked, bool) or not isinstance(asked, int):
-        raise BadInput(
-            f"forces={asked!r}: give a whole number K, to explain the update before "
-            "every K-th observation, or ForceSettings."
-        )
-    return ForceSettings(asked)
 
 
 class ForceRecorder:

@@ -16,6 +16,7 @@ from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import TokenizedProbes
 from learndyn.record.run_directory import RunDirectory, is_run
 from learndyn.train.schedule import Schedule
+from learndyn.train.settings import RunConfig, with_defaults
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -44,15 +45,14 @@ def is_finished(out: Path) -> bool:
     )
 
 
-def refuse_other_settings(
-    out: Path, config: dict[str, Any], data: Data, probes: ProbeSet
-) -> None:
+def refuse_other_settings(config: RunConfig, data: Data, probes: ProbeSet) -> None:
     """A run is continued with the settings and the data that it began with.
 
     Raises:
         BadInput: naming every setting that differs. How many sequences are scored at
             once may differ: it decides no number.
     """
+    out = config.out
     path = out / "config.yaml"
     if not path.exists():
         raise BadInput(
@@ -60,7 +60,7 @@ def refuse_other_settings(
             "Continue it with the script that did."
         )
     began = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
-    now = _flat(yaml.safe_load(yaml.safe_dump(config)))
+    now = _flat(yaml.safe_load(yaml.safe_dump(config.as_config())))
     differ = [
         f"{name}: began with {began.get(name)!r}, now {now.get(name)!r}"
         for name in sorted(set(began) | set(now))
@@ -188,7 +188,7 @@ def same_tokenizer(watched: str, present: str) -> None:
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
     """TRL's fields beside ours, as trainer.NAME; their values as text."""
     flat = {}
-    for name, value in config.items():
+    for name, value in with_defaults(config).items():
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": str(item) for key, item in value.items()}
         else:
@@ -199,7 +199,7 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
 def _decides_nothing(name: str) -> bool:
     """Settings that change no number of a run, so may change when it is resumed."""
     field_name = name.rsplit(".", 1)[-1]
-    if field_name in ("batch_size", "exactness", "disable_tqdm"):
+    if field_name in ("score_batch_size", "exactness", "disable_tqdm"):
         return True
     return field_name.startswith(("save_", "logging_", "report_to"))
 

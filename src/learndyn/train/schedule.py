@@ -42,12 +42,15 @@ class Schedule:
                 f"every={self.every!r}: give a number of updates >= 1, or 'log'."
             )
         if self.panel is None:
-            if self.full_every is not None or self.panel_seed != 0:
-                raise BadInput(
-                    f"full_every={self.full_every} and panel_seed={self.panel_seed} "
-                    "are of a panel, and none is asked for: without one every "
-                    "observation is full. Give panel=N as well, or leave them out."
-                )
+            for name, value, default in (
+                ("full_every", self.full_every, None),
+                ("panel_seed", self.panel_seed, 0),
+            ):
+                if value != default:
+                    raise BadInput(
+                        f"{name}={value} needs panel=N: without a panel every "
+                        "observation is of all prompts."
+                    )
             return
         if not _is_count(self.panel, 2):
             raise BadInput(

@@ -18,13 +18,10 @@ from learndyn.probes.tokenize import (
     tokenizer_hash,
 )
 from learndyn.record.observation import Observation
-from learndyn.train.recorder import (
-    ForceRecorder,
-    ForceSettings,
-    why_no_forces,
-)
+from learndyn.train.recorder import ForceRecorder, why_no_forces
 from learndyn.train.resume import same_tokenizer
 from learndyn.train.schedule import Subset
+from learndyn.train.settings import ForceSettings
 
 
 class Scoring:

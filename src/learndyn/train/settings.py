@@ -1,129 +1,418 @@
-"""Two presets of trainer settings, and how a field is overridden.
+"""All settings of a run, each written once.
 
-`paper` is the setting of Ren & Sutherland's experiments, which is that of the original
-DPO code. `trl` is what TRL 1.16 does if it is told nothing.
-
-Tokens and keys among the settings: they are used, and never written to disk.
+A field of `RunConfig` is a flag of `learndyn run`, a key of its YAML file and of the
+config.yaml that a run keeps; a field of `WatchConfig` is an argument of the callback
+too. Its metadata hold its text and its group in `learndyn run --help`.
+Nothing here loads torch, so that help and shell completion come at once.
 """
 
-import dataclasses
-import difflib
-import math
+# ruff: noqa: RUF009 - `setting` makes a new field at each call, nothing is shared
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, get_args, get_type_hints
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import torch
 import yaml
-from torch.optim.lr_scheduler import LambdaLR
 
-from learndyn.errors import BadInput
-
-
-PAPER: dict[str, Any] = {
-    "learning_rate": 5e-7,
-    "optim": "rmsprop",
-    "lr_scheduler_type": "constant_with_warmup",
-    "warmup_steps": 150,
-    "per_device_train_batch_size": 4,
-    "max_grad_norm": 10.0,
-    "bf16": False,  # fp32 policy and fp32 reference
-    "gradient_checkpointing": False,
-    "average_tokens_across_devices": False,  # the SFT loss is summed, see recipes
-}
-"""Section 4.1 and the released configuration; `beta` 0.1 is TRL's default too."""
-
-TRL: dict[str, Any] = {}
-
-PRESETS: dict[str, dict[str, Any]] = {"paper": PAPER, "trl": TRL}
-
-MAX_LENGTH: dict[str, tuple[int, int]] = {"paper": (512, 256), "trl": (1024, 512)}
-"""Most tokens of prompt and response together, and of the prompt, per preset."""
+from learndyn.errors import BadInput, nearest
+from learndyn.train.presets import MAX_LENGTH, PRESETS
+from learndyn.train.schedule import Every, Schedule
 
 
-def paper_warmup(optimizer: torch.optim.Optimizer, warmup_steps: int) -> LambdaLR:
-    """Linear warm-up, then constant: update s (from 0) uses lr min((s + 1)/(w + 1), 1).
+METHODS = ("sft", "dpo", "extend")
 
-    transformers' `constant_with_warmup` starts at 0, so its first update does nothing.
+DTYPES = ("float32", "bfloat16", "float64")
+
+PROMPTS = 16
+"""Prompts whose updates are explained, by default."""
+
+RENAMED = {"batch_size": "score_batch_size"}
+"""Keys of config.yaml files that older versions wrote, and what they are called now."""
+
+
+def setting(default: Any, group: str, text: str, **more: Any) -> Any:
+    """A field with its group and text; `choices` and `metavar` are argparse's.
+
+    `written=False` keeps it out of config.yaml, `flag=False` off the command line.
     """
-    return LambdaLR(optimizer, lambda s: min((s + 1) / (warmup_steps + 1), 1.0))
+    return field(default=default, metadata={"group": group, "help": text, **more})
 
 
-def coerce_fields(config_class: type, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Check names against the fields of a TRL config and read text as their types.
+@dataclass(frozen=True)
+class ForceSettings:
+    """Which updates are explained, and on how many prompts.
 
     Raises:
-        BadInput: if a name is no field (close ones are named), or a value is no such
-            type.
+        BadInput: if a number is below 1.
     """
-    known = {field.name for field in dataclasses.fields(config_class) if field.init}
-    hints = get_type_hints(config_class)
-    resolved = {}
-    for name, value in overrides.items():
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=3)
-            hint = f" Did you mean {', '.join(close)}?" if close else ""
-            raise BadInput(f"{config_class.__name__} has no field {name!r}.{hint}")
-        resolved[name] = _coerce(config_class.__name__, name, value, hints[name])
-        _check_number(config_class.__name__, name, resolved[name])
-    return resolved
+
+    every: int
+    """In observations: 1 explains the update before each of them."""
+    prompts: int = PROMPTS
+    layers: bool = True
+    influence: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("every", "prompts"):
+            if getattr(self, name) < 1:
+                raise BadInput(
+                    f"forces: {name}={getattr(self, name)}: give 1 or more, or leave "
+                    "forces out."
+                )
 
 
-def renamed_checkpointing(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Use `activation_checkpointing` where transformers has it (5.20 and later).
+# Without equality: the callback is one of these, and a trainer that removes a callback
+# must not take another with the same settings for it.
+@dataclass(kw_only=True, eq=False)
+class WatchConfig:
+    """How a training is watched: the callback's settings.
 
-    There `gradient_checkpointing` is a deprecated alias, which TRL's own default sets,
-    so that even an untouched config warns.
+    Raises:
+        BadInput: if a number is too small, or one setting needs another.
     """
-    fields = {field.name: field for field in dataclasses.fields(config_class)}
-    new, old = "activation_checkpointing", "gradient_checkpointing"
-    if new not in fields or new in values:
-        return values
-    kept = {name: value for name, value in values.items() if name != old}
-    return {**kept, new: values.get(old, fields[old].default)}
+
+    every: Every = setting(25, "watching", "updates between observations, or log")
+    panel: int | None = setting(
+        None,
+        "watching",
+        "prompts scored between full observations (default: all prompts every time)",
+        metavar="N",
+    )
+    full_every: int | None = setting(
+        None, "watching", "updates between full observations; needs --panel"
+    )
+    panel_seed: int = setting(0, "watching", "which prompts the panel has")
+    forces: int | ForceSettings | None = setting(
+        None,
+        "watching",
+        "explain the update before every K-th observation: see explain RUN",
+        metavar="K",
+    )
+    forces_prompts: int = setting(PROMPTS, "watching", "prompts that forces explains")
+    max_length: int | None = setting(
+        None,
+        "lengths",
+        "most tokens of prompt + response (default: 512, with --preset trl 1024)",
+    )
+    max_prompt_length: int | None = setting(
+        None, "lengths", "most tokens of the prompt (default: half of --max-length)"
+    )
+    score_batch_size: int = setting(
+        8, "scoring", "sequences scored at once, where a model needs padding"
+    )
+    exactness: Literal["auto", "strict"] = setting(
+        "auto",
+        "scoring",
+        "where a fast way of scoring fails its self-test: auto warns and takes the "
+        "next one, strict stops",
+    )
+    precision: Literal["bfloat16"] | None = setting(
+        None,
+        "scoring",
+        "bfloat16: score approximately, computing in bfloat16 with the weights as "
+        "loaded, such as float32; all numbers are labelled (default: exactly)",
+    )
+    resume: bool = setting(False, "output", "continue a stopped run", written=False)
+    overwrite: bool = setting(False, "output", "replace a run", written=False)
+
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise BadInput("resume continues a run, overwrite replaces it: choose one.")
+        if self.score_batch_size < 1:
+            raise BadInput(
+                f"score_batch_size={self.score_batch_size}: give 1 or more, the number "
+                "of sequences that are scored at once."
+            )
+        # both refuse what cannot be, before anything is read or loaded
+        _ = self.schedule, self.force_settings
+
+    @property
+    def schedule(self) -> Schedule:
+        """When the run is observed."""
+        return Schedule(self.every, self.panel, self.full_every, self.panel_seed)
+
+    @property
+    def force_settings(self) -> ForceSettings | None:
+        """Which updates are explained; None: none."""
+        if isinstance(self.forces, ForceSettings):
+            return self.forces
+        if self.forces is None:
+            if self.forces_prompts != PROMPTS:
+                raise BadInput(
+                    f"forces_prompts={self.forces_prompts} needs forces=K: without it "
+                    "no update is explained."
+                )
+            return None
+        if isinstance(self.forces, bool) or not isinstance(self.forces, int):
+            raise BadInput(
+                f"forces={self.forces!r}: give a whole number K, to explain the update "
+                "before every K-th observation, or ForceSettings."
+            )
+        return ForceSettings(self.forces, self.forces_prompts)
 
 
-def _check_number(owner: str, name: str, value: Any) -> None:
-    """Numbers that no optimizer can use, refused before a model is loaded."""
-    if not isinstance(value, float):
-        return
-    least = 0.0 if name in ("learning_rate", "beta") else -math.inf
-    if not (math.isfinite(value) and value >= least):
-        raise BadInput(
-            f"{owner}.{name} is {value:g}: give a finite number"
-            f"{' that is not negative' if least == 0 else ''}."
+@dataclass(kw_only=True)
+class RunConfig(WatchConfig):
+    """All settings of one run of sft, dpo or extend.
+
+    `trainer` holds any fields of TRL's SFTConfig or DPOConfig, and overrides the
+    preset; `sft_trainer` those of the SFT stage of extend.
+
+    Raises:
+        BadInput: as `WatchConfig`, and if preset, dtype or lora_rank cannot be used.
+    """
+
+    method: str = setting("", "training", "sft, dpo or extend", flag=False)
+    model: str = setting("", "data", "folder or hub id to start from")
+    data: str = setting("", "data", "file, folder or hub id to train on")
+    out: Path = setting(
+        Path(),
+        "output",
+        "run directory to write; the trained model goes to its folder model",
+    )
+    split: str = setting("train", "data", "split to train on")
+    limit: int | None = setting(
+        None, "data", "train on the first rows only (default: all)"
+    )
+    test_data: str | None = setting(None, "data", "held-out data, for probes alone")
+    test_split: str | None = setting(
+        None, "data", "split of the held-out data (default: test)"
+    )
+    empty: Literal["error", "keep", "drop"] = setting(
+        "error", "data", "empty responses: stop, score end-of-text alone, or leave out"
+    )
+    mismatched: Literal["error", "drop"] = setting(
+        "error", "data", "rows whose chosen and rejected answer different prompts"
+    )
+    probes: str | None = setting(
+        None, "probes", "probe file (default: built from the data)"
+    )
+    prompts: int | None = setting(
+        None, "probes", "prompts to watch (default: up to 100)"
+    )
+    kinds: list[str] | None = setting(
+        None,
+        "training",
+        "sft: kinds of response to train on (default: chosen)",
+        metavar="KIND",
+    )
+    preset: str = setting(
+        "paper",
+        "training",
+        "settings of the trainer to begin with: the paper's, or TRL's own",
+        choices=tuple(PRESETS),
+    )
+    seed: int = setting(0, "training", "seed of training and of built probes")
+    dtype: str = setting(
+        "float32",
+        "training",
+        "precision in which the weights are loaded; bfloat16 rounds the model itself, "
+        "which --precision does not",
+        choices=DTYPES,
+    )
+    lora: bool = setting(False, "training", "train a LoRA adapter on all linear layers")
+    lora_rank: int = setting(16, "training", "rank of the adapter")
+    lora_alpha: int = setting(32, "training", "scale of the adapter, times its rank")
+    trust_remote_code: bool = setting(
+        False, "data", "run code that comes with the model"
+    )
+    trainer: dict[str, Any] = field(default_factory=dict)
+    sft_trainer: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.out = Path(self.out)
+        if self.preset not in PRESETS:
+            raise BadInput(
+                f"no preset {self.preset!r}. There are: {', '.join(PRESETS)}."
+            )
+        if self.dtype not in DTYPES:
+            raise BadInput(
+                f"dtype {self.dtype!r}: choose float32, bfloat16 or float64. For "
+                "bf16 training with fp32 weights keep float32 and set bf16=true."
+            )
+        if self.lora and self.lora_rank < 1:
+            raise BadInput(f"lora_rank is {self.lora_rank}: give 1 or more.")
+
+    @classmethod
+    def resolve(
+        cls, file: str | Path | None, given: Mapping[str, Any], **more: Any
+    ) -> "RunConfig":
+        """Defaults, then the YAML file, then what is `given`, such as flags.
+
+        Raises:
+            BadInput: if the file cannot be read, a key is unknown, a value is of
+                another type or hidden, or method, model, data or out is missing.
+        """
+        given = {**given, **more}
+        read = _read_config(file) if file is not None else {}
+        for values in (read, given):
+            _check_types(values, get_type_hints(cls), file)
+        merged = {**read, **given}
+        for name in ("trainer", "sft_trainer"):
+            merged[name] = {**(read.get(name) or {}), **(given.get(name) or {})}
+        known = [one.name for one in fields(cls)]
+        for name in sorted(set(merged) - set(known)):
+            raise BadInput(
+                f"{file} has an unknown key {name!r}.{nearest(name, known)} TRL's own "
+                "fields stand below `trainer:`."
+            )
+        _refuse_hidden(merged, file)
+        needed = ("method", "model", "data", "out")
+        missing = [name for name in needed if not merged.get(name)]
+        if missing:
+            raise BadInput(
+                f"a run needs {', '.join(missing)}. Give "
+                f"{', '.join(_written(name) for name in missing)}, or a --config with "
+                f"{'this key' if len(missing) == 1 else 'these keys'}."
+            )
+        if merged["method"] not in METHODS:
+            raise BadInput(
+                f"no method {merged['method']!r}. There are: {', '.join(METHODS)}."
+            )
+        merged["out"] = Path(merged["out"])
+        return cls(**merged)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """max_length and max_prompt_length in tokens, the preset's unless given."""
+        length, prompt = MAX_LENGTH[self.preset]
+        if self.max_length is not None:
+            length, prompt = self.max_length, self.max_length // 2
+        return {
+            "max_length": length,
+            "max_prompt_length": self.max_prompt_length or prompt,
+        }
+
+    @property
+    def watching(self) -> dict[str, Any]:
+        """What the callback is told: its fields, with the preset's lengths."""
+        own = {one.name: getattr(self, one.name) for one in fields(WatchConfig)}
+        return own | self.limits
+
+    def stages(self) -> list["RunConfig"]:
+        """The trainings that the method consists of; `extend` has two.
+
+        The second stage of `extend` starts from the model that the first one saves.
+        Each stage is a run that can be replayed by itself.
+        """
+        if self.method != "extend":
+            return [self]
+        first = replace(
+            self,
+            method="sft",
+            out=self.out / "sft",
+            trainer=self.sft_trainer,
+            sft_trainer={},
+            kinds=["chosen", "rejected"],
         )
+        second = replace(
+            self,
+            method="dpo",
+            out=self.out / "dpo",
+            model=str(first.out / "model"),
+            sft_trainer={},
+        )
+        return [first, second]
+
+    def as_config(self) -> dict[str, Any]:
+        """What differs from the defaults, for `config.yaml`; secrets are hidden."""
+        written = {
+            one.name: getattr(self, one.name)
+            for one in fields(self)
+            if one.metadata.get("written", True)
+            if getattr(self, one.name) not in (one.default, {}, None)
+        }
+        if isinstance(self.forces, ForceSettings):
+            written["forces"] = self.forces.every
+            written["forces_prompts"] = self.forces.prompts
+        return without_secrets(written | {"out": str(self.out)})
 
 
-def _coerce(owner: str, name: str, value: Any, hint: Any) -> Any:
-    """YAML reads 5e-7 as text, the shell gives only text: go by the field's type."""
-    if value is False and _wants(hint, str) and not _wants(hint, bool):
-        return "no"  # YAML reads the word no as false: save_strategy: no
-    if not isinstance(value, str):
-        return float(value) if _wants(hint, float) and type(value) is int else value
-    if value.lower() in ("none", "null") and type(None) in (get_args(hint) or ()):
-        return None
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.yaml with the defaults written out, under the names of today.
+
+    Older versions wrote defaults down and today's does not: both are the same run.
+    """
+    defaults = {
+        one.name: one.default
+        for one in fields(RunConfig)
+        if one.metadata.get("written", True) and one.name not in _OWN_DICTS
+    }
+    named = {RENAMED.get(name, name): value for name, value in config.items()}
+    return {**defaults, **named}
+
+
+_OWN_DICTS = ("trainer", "sft_trainer", "out")
+
+
+def _written(name: str) -> str:
+    return "|".join(METHODS) if name == "method" else f"--{name} {name.upper()}"
+
+
+def _read_config(path: str | Path) -> dict[str, Any]:
     try:
-        parsed = yaml.safe_load(value)
-        if _wants(hint, float) and isinstance(parsed, int | str):
-            if isinstance(parsed, str) and _wants(hint, str):
-                return parsed
-            return float(parsed)
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise BadInput(f"{owner}.{name} wants a number, not {value!r}.") from error
-    if isinstance(parsed, bool) and _wants(hint, str) and not _wants(hint, bool):
-        return value
-    if _wants(hint, bool) and not _wants(hint, str) and not isinstance(parsed, bool):
-        raise BadInput(f"{owner}.{name} wants true or false, not {value!r}.")
-    if _wants(hint, int) and not _wants(hint, str) and not isinstance(parsed, int):
-        raise BadInput(f"{owner}.{name} wants a whole number, not {value!r}.")
-    return parsed
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"cannot read the config {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise BadInput(
+            f"the config {path} must hold keys and values, such as `model: gpt2`; it "
+            f"holds {type(values).__name__}."
+        )
+    # config.yaml files of recipes hold `trainer: null` and the like
+    named = {RENAMED.get(str(name), str(name)): v for name, v in values.items()}
+    return {k: v for k, v in named.items() if not (v is None and k in _OWN_DICTS)}
 
 
-def _wants(hint: Any, kind: type) -> bool:
-    return hint is kind or kind in get_args(hint)
+def _check_types(
+    values: Mapping[str, Any], hints: Mapping[str, Any], file: str | Path | None
+) -> None:
+    for name, value in values.items():
+        if name in hints and not _fits(value, hints[name]):
+            expected = re.sub(r"[\w.]+\.", "", _hint_text(hints[name]))
+            raise BadInput(
+                f"{file or 'the command line'}: {name} must be {expected}, not "
+                f"{value!r}."
+            )
+
+
+def _hint_text(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    options, origin = get_args(hint), get_origin(hint)
+    if origin is Literal:
+        return value in options
+    if origin in (Union, UnionType):
+        return any(_fits(value, option) for option in options)
+    if origin in (list, dict):
+        inner = value.values() if isinstance(value, dict) else value
+        kind = options[-1]
+        return isinstance(value, origin) and (
+            kind is Any or all(_fits(item, kind) for item in inner)
+        )
+    if hint is Path:
+        return isinstance(value, str | Path)
+    # True is an int to Python, and no number to anybody else
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+
+
+def _refuse_hidden(merged: Mapping[str, Any], file: str | Path | None) -> None:
+    """A config that a run wrote holds no secrets: they must be given again."""
+    for stage, prefix in (("trainer", ""), ("sft_trainer", "sft.")):
+        for name, value in merged[stage].items():
+            if value == HIDDEN:
+                raise BadInput(
+                    f"{file}: the value of {stage}.{name} is a secret and was not "
+                    f"written down. Give it again with --{prefix}{name} VALUE, or "
+                    "remove that line."
+                )
 
 
 HIDDEN = "(hidden)"
@@ -142,43 +431,47 @@ def is_secret(name: str) -> bool:
 
 def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with every secret hidden, at any depth."""
-    kept: dict[str, Any] = {}
+    shown: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            kept[name] = without_secrets(value)
+            shown[name] = without_secrets(value)
         else:
-            kept[name] = HIDDEN if is_secret(name) and value is not None else value
-    return kept
+            shown[name] = HIDDEN if is_secret(name) and value is not None else value
+    return shown
 
 
 def redacted(words: Sequence[str]) -> list[str]:
     """A command line with the values of `--hub_token v` and `--hub_token=v` hidden."""
-    said: list[str] = []
+    shown: list[str] = []
     hide = False
     for word in words:
         name, equals, _ = word.removeprefix("--").partition("=")
         secret = word.startswith("--") and is_secret(name)
         if hide and not word.startswith("--"):
-            said.append(HIDDEN)
+            shown.append(HIDDEN)
         else:
-            said.append(f"--{name}={HIDDEN}" if secret and equals else word)
+            shown.append(f"--{name}={HIDDEN}" if secret and equals else word)
         hide = secret and not equals
-    return said
+    return shown
 
 
 @contextmanager
-def hub_token(*settings: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """Within the block the hub gets `hub_token` from the environment.
+def hub_token(config: RunConfig) -> Iterator[RunConfig]:
+    """Within the block the hub gets the trainer's `hub_token` from the environment.
 
-    The settings come back without it: the trainer would pickle it beside every
-    checkpoint, in training_args.bin.
+    The settings come back with it hidden, and a hidden field is not handed on: the
+    trainer would pickle it beside every checkpoint, in training_args.bin.
     """
-    given = [s["hub_token"] for s in settings if s.get("hub_token") is not None]
+    stages = [config.trainer, config.sft_trainer]
+    given = [s["hub_token"] for s in stages if s.get("hub_token") is not None]
     before = os.environ.get("HF_TOKEN")
     if given:
         os.environ["HF_TOKEN"] = str(given[0])
     try:
-        yield [{k: v for k, v in s.items() if k != "hub_token"} for s in settings]
+        trainer, first = (
+            {k: HIDDEN if k == "hub_token" else v for k, v in s.items()} for s in stages
+        )
+        yield replace(config, trainer=trainer, sft_trainer=first)
     finally:
         if given and before is None:
             os.environ.pop("HF_TOKEN", None)

@@ -13,15 +13,10 @@ from learndyn.probes.probe import ProbeSet
 from learndyn.record.run_directory import RunDirectory, is_run
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.report.report import write_report
-from learndyn.train.launch import (
-    RunSettings,
-    probes_for,
-    read_inputs,
-    usable,
-)
+from learndyn.train.launch import probes_for, read_inputs, usable
 from learndyn.train.recipes import dpo, sft
 from learndyn.train.resume import remove_empty_folders
-from learndyn.train.session import Recipe
+from learndyn.train.settings import RunConfig
 from learndyn.world import stages as chain
 from learndyn.world.stages import embedded_model_path
 
@@ -134,7 +129,7 @@ class _Inputs:
                 *trainers,
                 grade=lambda path: chain.share_right(path, world.test),
             )
-        given = RunSettings(
+        given = RunConfig(
             model=str(settings.model or embedded_model_path()),
             data=settings.data,
             seed=settings.seed,
@@ -169,8 +164,9 @@ class _Inputs:
         return sft(recipe, self.data, self.probes, kinds=kinds)
 
 
-def _paper_limits(recipe: Recipe) -> Recipe:
-    return replace(recipe, max_length=None, max_prompt_length=None, batch_size=8)
+def _paper_limits(recipe: RunConfig) -> RunConfig:
+    lengths = {"max_length": None, "max_prompt_length": None}
+    return replace(recipe, **lengths, score_batch_size=8)
 
 
 def _check_free(out: Path, overwrite: bool) -> None:

@@ -25,7 +25,7 @@ from learndyn.probes.build import probes_from_rows
 from learndyn.probes.data import Data, Row
 from learndyn.probes.probe import ProbeSet
 from learndyn.train.progress import progress_bar
-from learndyn.train.session import Recipe
+from learndyn.train.settings import RunConfig
 from learndyn.world.world import grade, make_rows
 
 
@@ -154,14 +154,14 @@ def recipe(
     model: str | Path | None = None,
     seed: int = 0,
     overwrite: bool = False,
-) -> Recipe:
+) -> RunConfig:
     """A recipe of the embedded experiment; starts from the embedded model."""
-    return Recipe(
+    return RunConfig(
         model=str(model or embedded_model_path()),
         out=out,
         preset="paper",  # float32, no dropout, summed SFT loss, the paper's warm-up
         seed=seed,
-        batch_size=32,
+        score_batch_size=32,
         max_length=256,
         max_prompt_length=128,
         trainer=trainer,

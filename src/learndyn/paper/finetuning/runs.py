@@ -27,16 +27,11 @@ from learndyn.probes.data import Data, Row
 from learndyn.probes.probe import ProbeSet
 from learndyn.record.files import write_whole
 from learndyn.record.run_directory import is_run
-from learndyn.train.launch import (
-    RunSettings,
-    probes_for,
-    read_inputs,
-    usable,
-)
+from learndyn.train.launch import probes_for, read_inputs, usable
 from learndyn.train.progress import progress_bar
 from learndyn.train.recipes import dpo, sft
 from learndyn.train.resume import is_finished
-from learndyn.train.session import Recipe
+from learndyn.train.settings import RunConfig
 from learndyn.world import stages as chain
 from learndyn.world.stages import embedded_model_path
 from learndyn.world.world import grade
@@ -112,7 +107,7 @@ class Inputs:
             both = (*world.probes, *probes_from_rows(held_out, "test"))
             probes = ProbeSet(both, world.probes.manifest)
             return cls(world.train, chain.pairs_for_dpo(world), probes, world.test)
-        given = RunSettings(
+        given = RunConfig(
             model=str(experiment.model or embedded_model_path()),
             data=experiment.data,
             probes=experiment.probes,
@@ -203,7 +198,7 @@ def vocabulary_of(model: str) -> int | None:
     return None if found is None else int(found)
 
 
-def _recipe(experiment: Experiment, stage: str) -> Recipe:
+def _recipe(experiment: Experiment, stage: str) -> RunConfig:
     before = AFTER.get(stage, "")
     model = experiment.model
     kind = stage.partition("-")[0] if stage.startswith("learn-") else stage
@@ -224,7 +219,7 @@ def _recipe(experiment: Experiment, stage: str) -> Recipe:
     if model is None:
         return replace(recipe, every=every)
     return replace(
-        recipe, every=every, max_length=None, max_prompt_length=None, batch_size=8
+        recipe, every=every, max_length=None, max_prompt_length=None, score_batch_size=8
     )
 
 
