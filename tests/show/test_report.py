@@ -84,8 +84,9 @@ def assert_safe(page):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    return write_report([write_run(tmp_path_factory.mktemp("one") / "dpo")])
+def page(tmp_path_factory, full_prints):
+    with full_prints():
+        return write_report([write_run(tmp_path_factory.mktemp("one") / "dpo")])
 
 
 def test_the_page_of_one_run_lies_in_its_directory_with_png_and_svg(page):
