@@ -14,37 +14,14 @@ from test_theory import good
 from learndyn.errors import BadInput
 from learndyn.paper.authors.claims import imported
 from learndyn.paper.claims import Claim, Measured
-from learndyn.paper.finetuning import runs as paper_runs
 from learndyn.paper.finetuning.chapters import paper_plates
 from learndyn.paper.finetuning.learning_one_kind import influence
 from learndyn.paper.finetuning.recorded import Recorded
-from learndyn.paper.jobs import Job, run_jobs
 from learndyn.paper.page import write_page
 from learndyn.paper.reproduce import REASON, ReproduceSettings, reproduce, theory
 from learndyn.show.chart import NARROW, WIDE, svg_of
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_job_waits_for_those_it_needs(tmp_path, capsys, processes):
-    jobs = [
-        Job("second", Path.touch, (tmp_path / "a" / "b",), ("first", "done long ago")),
-        Job("first", Path.mkdir, (tmp_path / "a",)),
-    ]
-    took = run_jobs(jobs, processes, tmp_path / "logs")
-    assert list(took) == ["first", "second"]
-    assert (tmp_path / "a" / "b").exists()
-    assert "[2/2] second" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_what_a_job_raises_reaches_the_caller(tmp_path, processes):
-    with pytest.raises(FileNotFoundError):
-        run_jobs([Job("a", Path.rmdir, (tmp_path / "none",))], processes, tmp_path)
-
-
-def test_no_process_is_no_way_to_work(tmp_path):
-    with pytest.raises(BadInput, match="--jobs 0"):
-        run_jobs([], 0, tmp_path)
+from learndyn.train import recipes
+from learndyn.world.stages import STAGES
 
 
 @pytest.mark.parametrize(
@@ -94,7 +71,7 @@ def small(tmp_path_factory):
 def test_a_small_reproduction_has_every_run_and_a_page(small):
     settings, found = small
     stages = {path.name for path in (settings.out / "seeds" / "0").iterdir()}
-    assert stages >= {*paper_runs.AFTER, "learn-chosen", "learn-random_words"}
+    assert stages >= {*STAGES, "learn-chosen", "learn-random_words"}
     counts = found.counts
     assert sum(counts.values()) == len(found.claims)
     assert min(counts.values()) > 0  # some of each
@@ -115,8 +92,8 @@ def test_a_small_reproduction_has_every_run_and_a_page(small):
 
 def test_what_is_finished_is_not_done_again(small, monkeypatch):
     settings, found = small
-    monkeypatch.setattr(paper_runs, "sft", None)  # to train would be an error
-    monkeypatch.setattr(paper_runs, "dpo", None)
+    monkeypatch.setattr(recipes, "sft", None)  # to train would be an error
+    monkeypatch.setattr(recipes, "dpo", None)
     again = reproduce(settings)
     assert [c.to_dict() for c in again.claims] == [c.to_dict() for c in found.claims]
 

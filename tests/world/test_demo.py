@@ -7,8 +7,8 @@ from models import save_tiny
 from runs import data
 
 from learndyn.errors import BadInput
-from learndyn.world import demo as demo_module
-from learndyn.world.demo import DemoSettings, demo
+from learndyn.train import recipes
+from learndyn.world.demo import DemoSettings, demo, experiment
 
 
 def settings(folder, **changes):
@@ -23,11 +23,11 @@ def settings(folder, **changes):
 
 
 def test_the_demo_drops_the_rows_that_a_run_drops(tmp_path):
-    inputs = demo_module._Inputs.of(settings(tmp_path, empty="drop"))
-    ids = [row.row_id for row in inputs.data.rows]
+    inputs = experiment(settings(tmp_path, empty="drop")).inputs
+    ids = [row.row_id for row in inputs.rows.rows]
     assert len(ids) == 5
     assert "train-000002" not in ids
-    assert inputs.pairs == inputs.data
+    assert inputs.pairs == inputs.rows
     assert len(inputs.probes.prompt_ids) == 6  # dropped responses leave the others
 
 
@@ -36,8 +36,8 @@ def test_an_error_leaves_no_folder_behind(tmp_path, monkeypatch):
         (recipe.out / "checkpoints").mkdir(parents=True)  # as a trainer does
         raise BadInput("stop")
 
-    monkeypatch.setattr(demo_module, "sft", fail)
-    given = settings(tmp_path, empty="drop")
+    monkeypatch.setattr(recipes, "sft", fail)
+    given = settings(tmp_path, empty="drop", jobs=1)
     with pytest.raises(BadInput, match="stop"):
         demo(given)
     assert not given.out.exists()

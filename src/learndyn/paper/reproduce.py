@@ -18,7 +18,6 @@ no seed it gives its claims, not applicable, and no figure.
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -33,14 +32,15 @@ from learndyn.paper.figures import Plate
 from learndyn.paper.finetuning.chapters import paper_claims
 from learndyn.paper.finetuning.recorded import Recorded
 from learndyn.paper.finetuning.runs import (
-    Experiment,
-    model_path,
+    HELD_OUT,
+    finished,
     recorded,
     run_stage,
     stages_of,
 )
-from learndyn.paper.jobs import Job, run_jobs
 from learndyn.record.files import dumps, write_whole
+from learndyn.world.jobs import Job, cores, run_jobs
+from learndyn.world.stages import Experiment, embedded_model_path
 
 
 PARTS = ("runs", "theory", "digits", "softmax")
@@ -274,6 +274,8 @@ class _Found:
                 settings.model,
                 settings.data,
                 settings.probes,
+                empty="drop",
+                held_out=HELD_OUT,
             )
             for seed in settings.seeds
         ]
@@ -284,8 +286,12 @@ class _Found:
         jobs = self._run_jobs() if "runs" in settings.parts else []
         if "digits" in settings.parts:
             jobs += self._digit_jobs()
-        took = run_jobs(jobs, settings.jobs or _cores(), settings.out / "logs")
-        new = {name: vars(one) for name, one in took.items()}
+        processes = cores() if settings.jobs is None else settings.jobs
+        done = run_jobs(jobs, processes, settings.out / "logs")
+        new = {
+            name: {"seconds": one.seconds, "processor": one.processor}
+            for name, one in done.items()
+        }
         write_state(settings, read_times(settings) | new)
         return [recorded(one) for one in self.experiments if "runs" in settings.parts]
 
@@ -347,15 +353,15 @@ class _Found:
             seed = experiment.seed
             stages = stages_of(experiment)
             experiment = replace(experiment)  # without the rows, for other processes
-            for stage, after in stages.items():
-                if not experiment.finished(stage):
-                    needs = (f"seed {seed}: {after}",) if after else ()
-                    name = f"seed {seed}: {stage}"
-                    jobs.append(Job(name, run_stage, (experiment, stage), needs))
+            for name, stage in stages.items():
+                if not finished(experiment, name):
+                    work = (experiment, stage)
+                    needs = (f"seed {seed}: {stage.after}",)
+                    jobs.append(Job(f"seed {seed}: {name}", run_stage, work, needs))
             path = experiment.folder / "theory.json"
             if "theory" in self.settings.parts and not path.exists():
                 needs = tuple(f"seed {seed}: {stage}" for stage in ("sft", "dpo"))
-                model = model_path(experiment)
+                model = Path(experiment.model or embedded_model_path())
                 work = (seed, experiment.folder, model, path)
                 jobs.append(Job(f"seed {seed}: theory", measure_theory_of, work, needs))
         return sorted(jobs, key=lambda job: _order(job.name))
@@ -379,14 +385,6 @@ def _order(name: str) -> int:
     stage = name.partition(": ")[2]
     order = ("sft", "extend-sft", "dpo", "extend-dpo", "on-policy", "theory")
     return order.index(stage) if stage in order else len(order)
-
-
-def _cores() -> int:
-    return (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else (os.cpu_count() or 1)
-    )
 
 
 Part = tuple[list[Claim], list[Plate]]

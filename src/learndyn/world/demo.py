@@ -1,30 +1,33 @@
-"""`learndyn demo`: SFT -> DPO and extend -> DPO, watched, compared, told in words."""
+"""`learndyn demo`: SFT -> DPO and extend -> DPO, watched, compared, told in words.
 
-from collections.abc import Callable
+The two branches are trained side by side, with one thread each: a second thread makes
+so small a model hardly faster on idle cores, and many times slower on busy ones, where
+each thread waits for the other.
+"""
+
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from learndyn.diagnose.compare_words import compare_in_words
 from learndyn.diagnose.verdict import what_happened
 from learndyn.errors import BadInput
-from learndyn.probes.data import Data
-from learndyn.probes.probe import ProbeSet
-from learndyn.record.run_directory import RunDirectory, is_run
+from learndyn.record.run_directory import is_run
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.report.report import write_report
-from learndyn.train.launch import probes_for, read_inputs, usable
-from learndyn.train.recipes import dpo, sft
-from learndyn.train.resume import remove_empty_folders
-from learndyn.train.settings import RunConfig
-from learndyn.world import stages as chain
-from learndyn.world.stages import embedded_model_path
+from learndyn.world.jobs import Job, cores, run_jobs
+from learndyn.world.stages import STAGES as ALL_STAGES, Experiment
 
 
 STAGES = ("sft", "dpo", "extend-sft", "extend-dpo")
 
 FORCES = 4
 """The update before every so many-th observation of the DPO stages is explained."""
+
+EXAM = 128
+"""Held-out prompts that each stage's model answers."""
 
 
 @dataclass(frozen=True)
@@ -36,27 +39,33 @@ class DemoSettings:
     model: str | None = None
     data: str | None = None
     empty: Literal["error", "keep", "drop"] = "error"
+    jobs: int | None = None
+    """Stages trained at once; None: 2, or 1 on one core or with `model` on a GPU."""
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found."""
+    """What the demo showed."""
 
     report: Path
-    said: dict[str, list[str]]
-    """Sentences per stage; "compare" has those about extend against DPO."""
+    sentences: dict[str, list[str]]
+    """By stage; "compare" has those about extend against DPO."""
     graded: dict[str, float]
     """Share of held-out prompts answered right after each stage (greedy, strict)."""
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        return {"report": str(self.report), "said": self.said, "graded": self.graded}
+        return {
+            "report": str(self.report),
+            "said": self.sentences,
+            "graded": self.graded,
+        }
 
     def to_text(self) -> str:
         """For people."""
         lines = []
         for stage, heading in _HEADINGS.items():
-            lines += ["", heading, *(f"  {s}" for s in self.said[stage])]
+            lines += ["", heading, *(f"  {s}" for s in self.sentences[stage])]
             if stage in self.graded:
                 lines.append(
                     f"  Held-out prompts answered right (greedy, strict): "
@@ -78,99 +87,87 @@ def demo(settings: DemoSettings, *, overwrite: bool = False) -> DemoResult:
     """Run four stages into `out`, write one report, and say what happened.
 
     Raises:
-        BadInput: if `out` is taken (and `overwrite` is false), or as the recipes.
+        BadInput: if `out` holds a demo and `overwrite` is false, and as the recipes.
     """
     _check_free(settings.out, overwrite)
-    inputs = _Inputs.of(settings)
-    runs: dict[str, RunDirectory] = {}
     try:
-        for stage in STAGES:
-            runs[stage] = inputs.train(stage, overwrite)
-    finally:  # an error leaves no folders without a run
-        for folder in (*(settings.out / stage for stage in STAGES), settings.out):
-            remove_empty_folders(folder)
-    graded = {}
-    if inputs.grade is not None:
-        graded = {s: inputs.grade(runs[s].path / "model") for s in STAGES}
-    loaded = {stage: Trajectory.load(run.path) for stage, run in runs.items()}
-    said = {stage: what_happened(trajectory) for stage, trajectory in loaded.items()}
-    said["compare"] = compare_in_words(loaded["dpo"], loaded["extend-dpo"])
-    paths = [run.path for run in runs.values()]
+        graded = _train(settings)
+    except BaseException:
+        _remove_empty(settings.out)
+        raise
+    runs = {stage: Trajectory.load(settings.out / stage) for stage in STAGES}
+    sentences = {stage: what_happened(run) for stage, run in runs.items()}
+    sentences["compare"] = compare_in_words(runs["dpo"], runs["extend-dpo"])
+    paths = [settings.out / stage for stage in STAGES]
     report = write_report(paths, settings.out, overwrite=overwrite)
-    return DemoResult(report, said, graded)
+    return DemoResult(report, sentences, graded)
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    settings: DemoSettings
-    data: Data
-    pairs: Data
-    probes: ProbeSet
-    sft_trainer: dict[str, Any]
-    dpo_trainer: dict[str, Any]
-    grade: Callable[[Path], float] | None
-
-    @classmethod
-    def of(cls, settings: DemoSettings) -> "_Inputs":
-        own_model = settings.model is not None
-        # A model of one's own gets the paper's settings: the embedded ones suit a
-        # model of a million parameters alone.
-        trainers = ({}, {}) if own_model else (chain.SFT, chain.DPO)
-        if own_model:
-            trainers = ({"num_train_epochs": 1}, {"num_train_epochs": 1})
+def _train(settings: DemoSettings) -> dict[str, float]:
+    """Train all stages; the share of held-out prompts answered right after each."""
+    jobs = []
+    # the longer branch first: then both end at about the same time
+    for stage in ("extend-sft", "sft", "extend-dpo", "dpo"):
+        after = ALL_STAGES[stage].after
+        jobs.append(Job(stage, train_stage, (settings, stage), (after,)))
+        exam = (settings, stage)
         if settings.data is None:
-            world = chain.make_world(settings.seed)
-            pairs = chain.pairs_for_dpo(world)
-            return cls(
-                settings,
-                world.train,
-                pairs,
-                world.probes,
-                *trainers,
-                grade=lambda path: chain.share_right(path, world.test),
-            )
-        given = RunConfig(
-            model=str(settings.model or embedded_model_path()),
-            data=settings.data,
-            seed=settings.seed,
-            empty=settings.empty,
-        )
-        data, test = read_inputs(given)
-        watched = min(chain.PROBED, len(data.rows))
-        probes = probes_for(replace(given, prompts=watched), data, test)
-        # Every stage trains on the same rows, so that the stages can be compared.
-        data = usable(data, ("chosen", "rejected"), settings.empty)
-        return cls(settings, data, data, probes, *trainers, grade=None)
-
-    def train(self, stage: str, overwrite: bool) -> RunDirectory:
-        out = self.settings.out / stage
-        is_sft = stage.endswith("sft")
-        trainer = self.sft_trainer if is_sft else self.dpo_trainer
-        start: str | Path | None = self.settings.model
-        if not is_sft:
-            before = "extend-sft" if stage.startswith("extend") else "sft"
-            start = self.settings.out / before / "model"
-        recipe = chain.recipe(
-            out, trainer, model=start, seed=self.settings.seed, overwrite=overwrite
-        )
-        if self.settings.model is not None:
-            recipe = _paper_limits(recipe)
-        if not is_sft:
-            if self.settings.model is None:  # of a large model they cost minutes
-                recipe = replace(recipe, forces=FORCES)
-            info = {"extend": True} if stage.startswith("extend") else None
-            return dpo(recipe, self.pairs, self.probes, info=info)
-        kinds = ("chosen", "rejected") if stage.startswith("extend") else ("chosen",)
-        return sft(recipe, self.data, self.probes, kinds=kinds)
+            jobs.append(Job(f"{stage}: answers", grade_stage, exam, (stage,)))
+    processes = settings.jobs or _processes(settings)
+    # a second thread helps a larger model
+    threads = 1 if settings.model is None else max(1, cores() // processes)
+    with TemporaryDirectory() as logs:
+        done = run_jobs(jobs, processes, Path(logs), threads=threads)
+    if settings.data is not None:
+        return {}
+    return {stage: done[f"{stage}: answers"].result for stage in STAGES}
 
 
-def _paper_limits(recipe: RunConfig) -> RunConfig:
-    lengths = {"max_length": None, "max_prompt_length": None}
-    return replace(recipe, **lengths, score_batch_size=8)
+def _processes(settings: DemoSettings) -> int:
+    if settings.model is not None:
+        import torch
+
+        if torch.cuda.is_available():  # a larger model may fill the GPU
+            return 1
+    return min(2, cores())
+
+
+def train_stage(settings: DemoSettings, stage: str) -> None:
+    """A job: train one stage."""
+    of_demo = ALL_STAGES[stage]
+    if not of_demo.kinds:
+        of_demo = replace(of_demo, forces=FORCES)
+    experiment(settings).train(of_demo)
+
+
+def grade_stage(settings: DemoSettings, stage: str) -> float:
+    """A job: the share of held-out prompts that a stage's model answers right."""
+    right = experiment(settings).answers(stage, EXAM)
+    return sum(right) / len(right)
+
+
+@cache
+def experiment(settings: DemoSettings) -> Experiment:
+    """What the stages share; a process reads its rows once."""
+    return Experiment(
+        settings.out,
+        settings.seed,
+        settings.model,
+        settings.data,
+        empty=settings.empty,
+    )
+
+
+def _remove_empty(out: Path) -> None:
+    """Remove folders that an error left without a run."""
+    from learndyn.train.resume import remove_empty_folders
+
+    for folder in (*(out / stage for stage in STAGES), out):
+        remove_empty_folders(folder)
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
-    taken = [s for s in STAGES if is_run(out / s)]
+    taken = [stage for stage in STAGES if is_run(out / stage)]
     if taken and not overwrite:
         raise BadInput(
             f"{out} holds a demo already ({', '.join(taken)}). Choose another --out, "

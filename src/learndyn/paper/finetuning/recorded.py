@@ -17,15 +17,6 @@ from learndyn.diagnose.paths import Paths
 from learndyn.record.trajectory import Trajectory
 
 
-AFTER = {
-    "sft": "",
-    "extend-sft": "",
-    "dpo": "sft",
-    "extend-dpo": "extend-sft",
-    "on-policy": "sft",
-}
-"""Every stage, and the stage whose model it starts from ("" for the first model)."""
-
 LEARNT = (
     "chosen",
     "chosen_semantic",
@@ -47,7 +38,7 @@ class Recorded:
 
     seed: int | str
     runs: dict[str, Trajectory]
-    """Role (a key of `AFTER`, or `learn-KIND`) -> its run."""
+    """Role (a key of `STAGES`, or `learn-KIND`) -> its run."""
     right: dict[str, list[bool]] = field(default_factory=dict)
     """Stage -> of each held-out prompt whether it was answered right."""
     vocabulary: int | None = None

@@ -48,22 +48,31 @@ from learndyn.forces.direction import (
 from learndyn.forces.gradients import TokenReader
 from learndyn.forces.predict import default_step
 from learndyn.forces.split import sign_gradients
-from learndyn.measure.generate import generate
+from learndyn.measure.load import load_model, load_tokenizer
 from learndyn.measure.score import Scorer
 from learndyn.probes.data import Data
+from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import (
     PairTokenizer,
     TokenizedPair,
     TokenizedProbes,
     tokenize,
 )
-from learndyn.record.run_directory import is_run
 from learndyn.record.trajectory import Trajectory
-from learndyn.train.progress import progress_bar
-from learndyn.train.recipes import dpo, sft
-from learndyn.train.resume import is_finished
-from learndyn.world import stages as chain
-from learndyn.world.stages import embedded_model_path
+from learndyn.world.stages import (
+    PROBED,
+    STAGES,
+    Experiment,
+    Stage,
+    World,
+    embedded_model_path,
+    graded,
+    make_world,
+    pairs_for_dpo,
+    probed,
+    sampled,
+    with_rejected,
+)
 
 
 Cell = dict[str, Any]
@@ -369,86 +378,82 @@ def _change(
 MARGIN = 25.0
 """Nats of probe margin at which runs are looked at."""
 
+EXAM = 128
+"""Held-out prompts that a stage's model answers."""
+
+SFT = replace(STAGES["sft"], every=100)
+
+
+def _careful(name: str, **trainer: Any) -> Stage:
+    """400 updates of a third of the demo's size, for the controls.
+
+    RMSprop gives noise the same step as signal, and where there is no signal the larger
+    steps wander off by some 5 %.
+    """
+    settings = {"learning_rate": 1e-5, "num_train_epochs": 2, **trainer}
+    return replace(STAGES["dpo"], name=name, trainer=settings, every=10)
+
+
 GRADIENT_ROWS = 320
 """Rows whose gradient makes the update that is split; none of them is probed."""
 
 
 def measure(model: Path, seed: int, folder: Path) -> dict[str, Any]:
     """One cell: all runs of one pretrained model and one seed."""
-    world = chain.make_world(seed)
-    stage = _Stages(model, seed, folder)
-    base = stage.sft("sft", world, ("chosen",))
-    found: dict[str, Any] = {"model": model.name, "seed": seed}
-    found["strict_after_sft"] = chain.share_right(base / "model", world.test)
-    found["split"] = _split(base / "model", world)
+    world = make_world(seed)
+    experiment = Experiment(folder, seed, str(model), small=True)
+    cell: dict[str, Any] = {"model": model.name, "seed": seed}
 
-    main = stage.dpo("dpo", world, base)
-    found["dpo"] = _looked_at(main, MARGIN)
-    found["strict_after_dpo"] = chain.share_right(main / "model", world.test)
+    def train(stage: Stage, rows: Data, probes: ProbeSet = world.probes) -> Path:
+        if not experiment.finished(stage.name):
+            experiment.train(stage, rows, probes)
+        return folder / stage.name
 
-    salad = chain.make_world(seed, rejected="salad")
+    def share_right(path: Path) -> float:
+        right = graded(path / "model", world.test, EXAM)
+        return sum(right) / len(right)
+
+    pairs = pairs_for_dpo(world.train)
+    base = train(SFT, world.train)
+    cell["strict_after_sft"] = share_right(base)
+    cell["split"] = _split(base / "model", world)
+
+    path = train(_careful("dpo"), pairs)
+    cell["dpo"] = _looked_at(path, MARGIN)
+    cell["strict_after_dpo"] = share_right(path)
+
+    salad = make_world(seed, rejected="salad")
     # salad is at the margin within some 20 updates; there is nothing to see after that
-    early = {"max_steps": 100}
-    run = stage.dpo("dpo-salad", salad, base, early)
-    found["salad"] = _looked_at(run, MARGIN)
+    early = _careful("dpo-salad", max_steps=100)
+    path = train(early, pairs_for_dpo(salad.train), salad.probes)
+    cell["salad"] = _looked_at(path, MARGIN)
 
-    sampled = world
-    if not is_finished(folder / "dpo-on-policy"):
-        answers = _sample(base / "model", chain.pairs_for_dpo(world), seed)
-        sampled = chain.with_rejected(world, answers)
-    run = stage.dpo("dpo-on-policy", sampled, base)
-    found["on-policy"] = _looked_at(run, MARGIN)
+    own, own_probes = pairs, world.probes
+    if not experiment.finished("dpo-on-policy"):
+        own = with_rejected(pairs, sampled(base / "model", pairs, seed))
+        own_probes = probed(own)
+    path = train(_careful("dpo-on-policy"), own, own_probes)
+    cell["on-policy"] = _looked_at(path, MARGIN)
 
-    flat = chain.make_world(seed, wording="flat")
-    flat_base = stage.sft("sft-flat", flat, ("chosen",))
-    run = stage.dpo("dpo-flat", flat, flat_base)
-    found["flat"] = _looked_at(run, MARGIN)
+    flat = make_world(seed, wording="flat")
+    train(replace(SFT, name="sft-flat"), flat.train, flat.probes)
+    path = train(
+        replace(_careful("dpo-flat"), after="sft-flat"),
+        pairs_for_dpo(flat.train),
+        flat.probes,
+    )
+    cell["flat"] = _looked_at(path, MARGIN)
 
-    both = stage.sft("extend-sft", world, ("chosen", "rejected"))
-    plain = stage.dpo("demo-dpo", world, base, chain.DPO)
-    extended = stage.dpo("demo-extend-dpo", world, both, chain.DPO)
-    found["demo"] = _looked_at(plain, MARGIN)
-    found["strict_after_demo"] = chain.share_right(plain / "model", world.test)
-    found["strict_after_extend"] = chain.share_right(extended / "model", world.test)
-    found["extend"] = _compared(plain, extended)
-    return found
-
-
-class _Stages:
-    """Runs one stage unless it is finished already."""
-
-    def __init__(self, model: Path, seed: int, folder: Path) -> None:
-        self.model, self.seed, self.folder = model, seed, folder
-
-    def sft(self, name: str, world: chain.World, kinds: tuple[str, ...]) -> Path:
-        out = self.folder / name
-        if not is_finished(out):
-            recipe = chain.recipe(
-                out, chain.SFT, model=self.model, seed=self.seed, overwrite=is_run(out)
-            )
-            recipe = replace(recipe, every=100)
-            sft(recipe, world.train, world.probes, kinds=kinds)
-        return out
-
-    def dpo(
-        self,
-        name: str,
-        world: chain.World,
-        start: Path,
-        trainer: dict[str, Any] | None = None,
-    ) -> Path:
-        out = self.folder / name
-        if not is_finished(out):
-            recipe = chain.recipe(
-                out,
-                {**chain.CAREFUL_DPO, **(trainer or {})},
-                model=start / "model",
-                seed=self.seed,
-                overwrite=is_run(out),
-            )
-            recipe = replace(recipe, every=10)
-            dpo(recipe, chain.pairs_for_dpo(world), world.probes)
-        return out
+    train(replace(STAGES["extend-sft"], every=100), world.train)
+    plain = train(replace(STAGES["dpo"], name="demo-dpo", every=10), pairs)
+    extended = train(
+        replace(STAGES["extend-dpo"], name="demo-extend-dpo", every=10), pairs
+    )
+    cell["demo"] = _looked_at(plain, MARGIN)
+    cell["strict_after_demo"] = share_right(plain)
+    cell["strict_after_extend"] = share_right(extended)
+    cell["extend"] = _compared(plain, extended)
+    return cell
 
 
 def _looked_at(path: Path, margin: float) -> dict[str, Any]:
@@ -477,10 +482,10 @@ def _looked_at(path: Path, margin: float) -> dict[str, Any]:
 
 def _compared(one: Path, other: Path) -> dict[str, Any]:
     a, b = Trajectory.load(one), Trajectory.load(other)
-    found: dict[str, Any] = {}
+    differences: dict[str, Any] = {}
     for by in ("updates", "margin", "gap"):
         result = compare(a, b, by)
-        found[by] = {
+        differences[by] = {
             "at": result.at,
             "step_a": result.step_a,
             "step_b": result.step_b,
@@ -489,27 +494,29 @@ def _compared(one: Path, other: Path) -> dict[str, Any]:
             "argmax": _difference(result.greedy),
             "off_target": _difference(result.off_target),
         }
-    return found
+    return differences
 
 
-def _split(model: Path, world: chain.World) -> dict[str, Any]:
+def _split(model: Path, world: World) -> dict[str, Any]:
     """Rates of the first update's parts, per nat of the margin that it adds, for the
     optimizer that the runs use and for plain gradient descent."""
-    loaded, tokenizer = chain.load(model)
+    loaded, tokenizer = load_model(model), load_tokenizer(model)
     encode = PairTokenizer(tokenizer, 256, 128)
-    rows = world.train.rows[chain.PROBED : chain.PROBED + GRADIENT_ROWS]
+    rows = world.train.rows[PROBED : PROBED + GRADIENT_ROWS]
     chosen, rejected = (
         [encode(row.prompt, row.responses[kind]) for row in rows]
         for kind in ("chosen", "rejected")
     )
     probes = tokenize(world.probes, tokenizer, max_length=256)
     kinds = np.array([probe.kind for probe in world.probes])
-    return {
-        "rmsprop": _rates(split_first_update(loaded, chosen, rejected, probes), kinds),
-        "sgd": _rates(
-            split_first_update(loaded, chosen, rejected, probes, optimizer="sgd"), kinds
-        ),
-    }
+
+    def rates(optimizer: Literal["sgd", "rmsprop"]) -> dict[str, Any]:
+        parts = split_first_update(
+            loaded, chosen, rejected, probes, optimizer=optimizer
+        )
+        return _rates(parts, kinds)
+
+    return {"rmsprop": rates("rmsprop"), "sgd": rates("sgd")}
 
 
 def _rates(parts: SignSplit, kinds: np.ndarray) -> dict[str, Any]:
@@ -530,24 +537,8 @@ def _rates(parts: SignSplit, kinds: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _sample(model: Path, pairs: Data, seed: int) -> list[str]:
-    loaded, tokenizer = chain.load(model)
-    prompts = [row.prompt for row in pairs.rows]
-    bar = progress_bar("sampling on-policy answers")
-    return generate(
-        loaded,
-        tokenizer,
-        prompts,
-        max_new_tokens=64,
-        temperature=1.0,
-        seed=seed,
-        batch_size=64,
-        progress=bar,
-    )
-
-
-def _difference(found: Difference | None) -> list[float] | None:
-    return None if found is None else _plain(found.difference)
+def _difference(result: Difference | None) -> list[float] | None:
+    return None if result is None else _plain(result.difference)
 
 
 def _plain(interval: Interval | None) -> list[float] | None:
@@ -570,8 +561,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder = args.out / f"{model.name}-data-{seed}"
             result = folder / "measured.json"
             if not result.exists():
-                found = measure(model, seed, folder)
-                result.write_text(json.dumps(found, indent=1))
+                cell = measure(model, seed, folder)
+                result.write_text(json.dumps(cell, indent=1))
     cells = [
         json.loads(path.read_text())
         for path in sorted(args.out.glob("*/measured.json"))
