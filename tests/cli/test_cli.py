@@ -643,7 +643,8 @@ def test_a_finished_run_from_before_there_were_routes_is_told_of(
     tmp_path, world, capsys, monkeypatch
 ):
     old = RunDirectory.open(world / "run")
-    old.info = {k: v for k, v in old.info.items() if k != "route"}
+    info = {k: v for k, v in old.info.items() if k != "route"}
+    old = RunDirectory(old.path, info)
     monkeypatch.setattr("learndyn.train.launch.launch", lambda *_, **__: [old])
     (run,) = answer(capsys, dpo(world, tmp_path / "r"))["runs"]
     assert run["steps"] == old.steps

@@ -187,13 +187,19 @@ def test_extend_starts_from_the_model_before_sft(tmp_path):
     )
     assert "BASE is the model before its SFT" in command(started).limits
     told = tmp_path / "sft" / "run.json"
-    told.write_text(json.dumps({"method": "sft", "model": "EleutherAI/pythia-410m"}))
+    told.write_text(
+        json.dumps(
+            {"schema_version": 1, "method": "sft", "model": "EleutherAI/pythia-410m"}
+        )
+    )
     assert "--model EleutherAI/pythia-410m --out" in command(started).command
     assert "BASE" not in command(started).limits
     for text in ('{"method": "dpo", "model": "m"}', "[]", "{", '{"method": "sft"}'):
         told.write_text(text)
         assert "--model BASE" in command(started).command
-    told.write_text(json.dumps({"method": "sft", "model": str(tmp_path)}))
+    told.write_text(
+        json.dumps({"schema_version": 1, "method": "sft", "model": str(tmp_path)})
+    )
     assert str(tmp_path) not in command(started).command
     assert "--model BASE" in command("EleutherAI/pythia-410m").command
 

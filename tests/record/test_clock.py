@@ -9,7 +9,7 @@ from runs import probes
 from learndyn.probes.panel import Panel
 from learndyn.probes.tokenize import tokenize
 from learndyn.record.run_directory import RunDirectory
-from learndyn.record.run_info import missing_steps, step_unit
+from learndyn.record.run_info import RunInfo
 from learndyn.train.resume import reopen
 from learndyn.train.schedule import Schedule
 
@@ -48,7 +48,7 @@ def test_what_is_missed_is_what_the_trainer_s_schedule_would_have_seen(
     expected = [
         s for s in sorted(taken) if begin < s <= reach and plan.is_due(s, panel)
     ]
-    assert list(missing_steps(info, left)) == expected
+    assert list(RunInfo.of(info).missing_steps(left)) == expected
 
 
 @pytest.mark.parametrize(
@@ -57,21 +57,25 @@ def test_what_is_missed_is_what_the_trainer_s_schedule_would_have_seen(
     ids=["log", "null", "0", "-5", "true", "f"],
 )
 def test_a_schedule_that_is_not_regular_or_not_known_misses_nothing(every):
-    assert missing_steps({"every": every}, [0, 25, 100]) == ()
-    assert missing_steps({}, [0, 25, 100]) == ()
-    assert missing_steps({"every": 25}, []) == ()
+    assert RunInfo.of({"every": every}).missing_steps([0, 25, 100]) == ()
+    assert RunInfo.of({}).missing_steps([0, 25, 100]) == ()
+    assert RunInfo.of({"every": 25}).missing_steps([]) == ()
 
 
 def test_a_run_that_goes_on_misses_nothing_after_its_last_observation():
     going = {"every": 25, "finished": False, "final_step": 100}
-    assert missing_steps(going, [0, 50]) == (25,)
-    assert missing_steps({**going, "finished": True}, [0, 50]) == (25, 75, 100)
+    assert RunInfo.of(going).missing_steps([0, 50]) == (25,)
+    assert RunInfo.of({**going, "finished": True}).missing_steps([0, 50]) == (
+        25,
+        75,
+        100,
+    )
 
 
 def test_steps_are_updates_unless_run_json_says_otherwise():
-    assert step_unit({}) == "update"
-    assert step_unit({"step_unit": None}) == "update"
-    assert step_unit({"step_unit": "evaluation"}) == "evaluation"
+    assert RunInfo.of({}).step_unit == "update"
+    assert RunInfo.of({"step_unit": None}).step_unit == "update"
+    assert RunInfo.of({"step_unit": "evaluation"}).step_unit == "evaluation"
 
 
 @pytest.mark.parametrize(("now", "kept"), [(2, 2), (3, None), ("log", None)])
@@ -87,5 +91,5 @@ def test_a_run_that_is_resumed_with_another_schedule_has_none(tmp_path, now, kep
     reopen(tmp_path / "run", watched, limits, Schedule(now))
     found = RunDirectory.open(tmp_path / "run").info
     assert found["every"] == kept
-    missed = missing_steps(found, np.array([0, 2, 3, 6]).tolist())
+    missed = found.missing_steps(np.array([0, 2, 3, 6]).tolist())
     assert missed == (() if kept is None else (4,))

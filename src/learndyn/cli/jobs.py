@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
                 "run": str(run.path),
                 "steps": run.steps,
                 "report": str(page),
-                "route": run.info.get("route"),
+                "route": run.info.route,
             }
             for run, page in zip(runs, pages, strict=True)
         ]

@@ -4,7 +4,6 @@ Each remedy has its source and what speaks against it. Which of them a run is gi
 for its findings to say.
 """
 
-import json
 import math
 import re
 import shlex
@@ -14,12 +13,13 @@ from typing import Any
 
 import yaml
 
-from learndyn.diagnose.compare import is_sft
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.finding import Advice
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import number, percent
 from learndyn.diagnose.state import DELTA
+from learndyn.errors import BadInput
+from learndyn.record.run_info import read_run_json
 
 
 EXTEND = Advice(
@@ -106,9 +106,9 @@ def extend(facts: Facts) -> Advice:
 
 def smaller_steps(facts: Facts) -> Advice:
     """A tenth of this run's learning rate, as a command."""
-    rate = (facts.trajectory.run.info.get("trainer") or {}).get("learning_rate")
+    rate = facts.trajectory.run.info.learning_rate
     command = None
-    if isinstance(rate, float | int) and rate > 0:
+    if rate is not None and rate > 0:
         rate = f"{rate / 10:.3g}"
         command = again(facts, "smaller-steps", "--learning_rate", rate)
     return replace(SMALLER_STEPS, command=command)
@@ -183,16 +183,15 @@ def again(
 def base_of(facts: Facts) -> str:
     """The model that SFT started from, where this run started from an SFT run's `model`
     folder that is still there and names a hub id; else a placeholder."""
-    started = facts.trajectory.run.info.get("model")
-    if not isinstance(started, str) or Path(started).name != "model":
+    started = Path(facts.trajectory.run.info.model)
+    if started.name != "model":
         return UNKNOWN_BASE
     try:
-        info = json.loads((Path(started).parent / "run.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        before = read_run_json(started.parent)
+    except BadInput:
         return UNKNOWN_BASE
-    base = info.get("model") if isinstance(info, dict) and is_sft(info) else None
-    hub = isinstance(base, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base)
-    return base if isinstance(base, str) and hub else UNKNOWN_BASE
+    hub = before.sft and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", before.model)
+    return before.model if hub else UNKNOWN_BASE
 
 
 def shown(path: Path) -> str:

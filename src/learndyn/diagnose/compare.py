@@ -20,7 +20,7 @@ Whether two runs can be compared, and over which prompts.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -58,18 +58,13 @@ def together_at(a: Paths, b: Paths, step: float) -> tuple[Paths, Paths]:
     return together(a, b) if shared.sum() < 2 else (a.cut(shared), b.cut(shared))
 
 
-def is_sft(info: dict[str, Any]) -> bool:
-    """Whether run.json says that the run only pushes answers up."""
-    return str(info.get("method", "")).lower().endswith("sft")
-
-
 def same_probes(a: Trajectory, b: Trajectory) -> None:
     """Refuse runs that watched other answers.
 
     Raises:
         BadInput: if their probe fingerprints differ or are unknown.
     """
-    prints = [t.run.info.get("probe_fingerprint") for t in (a, b)]
+    prints = [t.run.info.probe_fingerprint for t in (a, b)]
     if prints[0] is None or prints[0] != prints[1]:
         raise BadInput(
             f"{a.run.path} and {b.run.path} cannot be compared: they watched other "
@@ -84,7 +79,7 @@ def same_tokens(a: Trajectory, b: Trajectory) -> None:
     Raises:
         BadInput: if the runs scored the same texts as other tokens.
     """
-    hashes = [str(t.run.info.get("tokenizer_sha256"))[:12] for t in (a, b)]
+    hashes = [str(t.run.info.tokenizer_sha256)[:12] for t in (a, b)]
     where = f"{a.run.path} and {b.run.path} cannot be compared:"
     if hashes[0] != hashes[1]:
         raise BadInput(
@@ -105,7 +100,7 @@ def same_tokens(a: Trajectory, b: Trajectory) -> None:
     if not differ:
         return
     x, y = differ[0]
-    lengths = [t.run.info.get("max_length") for t in (a, b)]
+    lengths = [t.run.info.max_length for t in (a, b)]
     raise BadInput(
         f"{where} {len(differ)} of {len(one)} probes have other token ids. Of "
         f"{x['kind']} of prompt {x['prompt_id']} they scored {x['n_tokens']} and "

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from learndyn.diagnose.compare import By, Comparison, Difference, compare, is_sft
+from learndyn.diagnose.compare import By, Comparison, Difference, compare
 from learndyn.diagnose.numbers import nats, number, rounded_by
 from learndyn.record.trajectory import Trajectory
 
@@ -18,7 +18,7 @@ def compare_all(
     """
     found: dict[By, Comparison] = {"updates": compare(a, b, "updates", split=split)}
     both = all({"chosen", "rejected"} <= _kinds(t, split) for t in (a, b))
-    if both and not is_sft(a.run.info) and not is_sft(b.run.info):
+    if both and not a.run.info.sft and not b.run.info.sft:
         found["margin"] = compare(a, b, "margin", split=split)
         found["gap"] = compare(a, b, "gap", split=split)
     return found
@@ -40,8 +40,8 @@ def compare_in_words(
     one, other = names(a, b)
     unit = a.unit
     said = [_at_updates(found["updates"], one, other, unit), *_prompts(found, unit)]
-    if is_sft(a.run.info) != is_sft(b.run.info):
-        alone, pair = (one, other) if is_sft(a.run.info) else (other, one)
+    if a.run.info.sft != b.run.info.sft:
+        alone, pair = (one, other) if a.run.info.sft else (other, one)
         said.append(
             f"{alone} is supervised finetuning and {pair} trains on preferences: their "
             "updates are unlike, and there is no margin or gap at which to match them."

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from learndyn.diagnose.compare import is_sft
 from learndyn.diagnose.compare_words import compare_in_words
 from learndyn.diagnose.peak import Peak, chosen_peak
 from learndyn.diagnose.squeeze import Evidence, PerToken, per_token, squeeze_evidence
@@ -59,7 +58,7 @@ class Facts:
     @property
     def sft(self) -> bool:
         """Whether the run only pushes answers up."""
-        return is_sft(self.trajectory.run.info)
+        return self.trajectory.run.info.sft
 
     @property
     def unit(self) -> str:

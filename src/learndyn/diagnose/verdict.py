@@ -229,9 +229,7 @@ def sentence_count(text: str) -> int:
 
 def _what_moved(facts: Facts) -> str:
     trajectory, evidence = facts.trajectory, facts.evidence
-    method = (
-        "SFT" if facts.sft else str(trajectory.run.info.get("method") or "training")
-    )
+    method = "SFT" if facts.sft else trajectory.run.info.method or "training"
     method = method.upper() if len(method) <= 4 else method
     unit = facts.unit
     moved = []

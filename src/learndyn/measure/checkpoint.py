@@ -4,7 +4,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -133,8 +133,8 @@ def score_checkpoint(
     directory = None if run is None else RunDirectory.open(run)
     watched, start_ids = "float32", None
     if directory is not None:
-        watched = directory.info["dtype"]
-        expected = directory.info["tokenizer_sha256"]
+        watched = directory.info.dtype
+        expected = str(directory.info.tokenizer_sha256)
         _check_tokenizer(model, directory.path, expected, trust_remote_code)
         tokenized = TokenizedProbes.from_table(directory.read_probes(), expected)
         start_ids = _first_argmax(directory, len(tokenized))
@@ -172,7 +172,7 @@ def _first_argmax(run: RunDirectory, probes: int) -> Int[np.ndarray, " token"] |
 def _as_the_run(run: RunDirectory, settings: Settings) -> Settings:
     """With the run's own precision, unless one is given."""
     # a run from before there was an approximate way has no such entry
-    approximate = (run.info.get("route") or {}).get("approximate")
+    approximate = run.info.approximate
     if "precision" in settings or approximate is None:
         return settings
     if settings.get("exactness") == "strict":
@@ -181,7 +181,7 @@ def _as_the_run(run: RunDirectory, settings: Settings) -> Settings:
             "compared with it, which strict exactness refuses. Leave --exactness out, "
             "or give --precision exact (precision=None) for numbers that are exact."
         )
-    return {**settings, "precision": approximate}
+    return cast(Settings, {**settings, "precision": approximate})
 
 
 def _read(

@@ -18,6 +18,7 @@ and a crash loses at most the observation that was being written.
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from learndyn.record.files import (
 )
 from learndyn.record.forces import Forces, forget_forces, read_forces, write_forces
 from learndyn.record.observation import Observation, Sums, read_sums
-from learndyn.record.run_info import SCHEMA_VERSION, read_run_json
+from learndyn.record.run_info import SCHEMA_VERSION, RunInfo, read_run_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +107,9 @@ OWN_NAMES = frozenset(
 class RunDirectory:
     """One run on disk, open for writing or reading. Make it by `create` or `open`."""
 
-    def __init__(self, path: Path, info: dict[str, Any]) -> None:
+    def __init__(self, path: Path, info: Mapping[str, Any]) -> None:
         self.path = path
-        self.info = info
+        self.info = RunInfo.of(info)
         """What `run.json` holds."""
 
     @classmethod
@@ -116,7 +117,7 @@ class RunDirectory:
         cls,
         path: str | Path,
         probes: pa.Table,
-        info: dict[str, Any],
+        info: Mapping[str, Any],
         *,
         config: dict[str, Any] | None = None,
         overwrite: bool = False,
@@ -292,8 +293,8 @@ class RunDirectory:
 
     def update_info(self, **changes: Any) -> None:
         """Change entries of `run.json`, whole."""
-        self.info = {**self.info, **changes}
-        text = dumps(self.info, indent=2)
+        self.info = RunInfo.of({**self.info, **changes})
+        text = dumps(self.info.entries, indent=2)
         write_whole(
             self.path / "run.json",
             lambda path: path.write_text(text, encoding="utf-8"),

@@ -1,10 +1,14 @@
-"""`run.json`: read, and refused where it is none that this learndyn can use.
+"""`run.json`: what a run is, with a type for every entry that is read.
 
-What a run counts its steps in, and at which of them it was to be observed.
+A file that this learndyn cannot use is refused when it is read. An entry of another
+type than its attribute's is taken as absent, since anybody may have edited the file;
+entries without an attribute (versions, hashes, settings) are kept and written back.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,178 @@ SCHEMA_VERSION = 1
 """Version of the run directory's layout. A reader refuses any other."""
 
 
-def read_run_json(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class RunInfo(Mapping[str, Any]):
+    """What `run.json` says of a run. Make it by `RunInfo.of`.
+
+    As a mapping it holds the file's own entries, in their order.
+    """
+
+    entries: Mapping[str, Any] = field(repr=False)
+    """The file's entries: what is written back."""
+    method: str = ""
+    """Such as "dpo", "sft" or "extend-sft"; empty where not known."""
+    model: str = ""
+    """Folder or hub id that training started from; empty where not known."""
+    dtype: str = "float32"
+    """Of the model's weights, as they were loaded."""
+    extend: bool = False
+    """Whether the run is the DPO of extend, after SFT on chosen and rejected."""
+    finished: bool | None = None
+    """None where the file does not say."""
+    final_step: int | None = None
+    """Updates at the end of a finished run."""
+    every: int | str | None = None
+    """Updates between observations, or "log"; None where no one schedule holds."""
+    step_unit: str = "update"
+    """What steps count, such as "evaluation" of an imported run."""
+    probe_fingerprint: str | None = None
+    tokenizer_sha256: str | None = None
+    data_sha256: str | None = None
+    """Of the content of the training data."""
+    max_length: int | None = None
+    """Tokens of prompt and response together."""
+    max_prompt_length: int | None = None
+    beta: float | None = None
+    """Of DPO: the run's own, or the trainer's."""
+    learning_rate: float | None = None
+    """The trainer's, at its highest."""
+    reference_gap: float | None = None
+    """Largest |log pi - log pi_ref| over the training responses before the first
+    update, in nats."""
+    route: Mapping[str, Any] | None = None
+    """How the probes are scored; None of a run from before there were routes."""
+    approximate: str | None = None
+    """The precision that a run was scored in; None where its numbers are exact."""
+    vocabulary: int | None = None
+    """Number of logits."""
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    """The trainer's settings."""
+    imported: Mapping[str, Any] = field(default_factory=dict)
+    """What an import knows of the files that it was made of; empty of other runs."""
+    defects: Sequence[Any] = ()
+    """Columns and kinds that are not what their names say, with `column` and `what`."""
+    means_only: Sequence[str] = ()
+    """Kinds of which a mean over prompts is all that was recorded."""
+
+    @classmethod
+    def of(cls, entries: Mapping[str, Any]) -> "RunInfo":
+        """Read the entries of a `run.json`, or of one that is to be written."""
+        read = _Entries(entries)
+        trainer, imported = read.group("trainer"), read.group("imported")
+        return cls(
+            entries.entries if isinstance(entries, RunInfo) else entries,
+            method=read.text("method") or "",
+            model=read.text("model") or "",
+            dtype=read.text("dtype") or "float32",
+            extend=bool(entries.get("extend")),
+            finished=None if (end := entries.get("finished")) is None else bool(end),
+            final_step=read.count("final_step"),
+            every=read.count("every") or read.text("every"),
+            step_unit=read.text("step_unit") or "update",
+            probe_fingerprint=read.text("probe_fingerprint"),
+            tokenizer_sha256=read.text("tokenizer_sha256"),
+            data_sha256=read.group("data").text("sha256"),
+            max_length=read.count("max_length"),
+            max_prompt_length=read.count("max_prompt_length"),
+            beta=read.number("beta") or trainer.number("beta"),
+            learning_rate=trainer.number("learning_rate"),
+            reference_gap=read.number("reference_gap"),
+            route=read.group("route").entries or None,
+            approximate=read.group("route").text("approximate"),
+            vocabulary=(imported if imported.entries else read).count("vocabulary"),
+            trainer=trainer.entries,
+            imported=imported.entries,
+            defects=read.list("defects"),
+            means_only=read.list("means_only"),
+        )
+
+    def __getitem__(self, name: str) -> Any:
+        return self.entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def sft(self) -> bool:
+        """Whether the run only pushes answers up."""
+        return self.method.lower().endswith("sft")
+
+    @property
+    def panel(self) -> Panel | None:
+        """The prompts that are scored at every observation; None: all are.
+
+        Raises:
+            BadInput: if the entry cannot be read.
+        """
+        return Panel.of_run(self.entries)
+
+    def began_before(self, first: int, log: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the run was trained before `first`, the step of its earliest
+        observation.
+
+        Every run is observed before its first update. That is update 0, or a later one
+        where a trainer resumed a checkpoint into a new run; then the log has no loss up
+        to there. Imported runs begin at evaluation 0.
+        """
+        if first <= 0:
+            return False
+        if self.step_unit == "evaluation":
+            return True
+        losses = (row.get("step", 0) for row in log if "loss" in row)
+        return any(_is_count(step) and step <= first for step in losses)
+
+    def missing_steps(self, steps: Sequence[int]) -> tuple[int, ...]:
+        """Where the schedule has an observation and `steps` has none.
+
+        Between the first of `steps` and the last, or the run's end once it is finished:
+        all multiples of `every`, and of the panel's `full_every`. Of a schedule that is
+        not so regular ("log"), was changed or is not known, none is missed.
+        """
+        if not isinstance(self.every, int) or not steps:
+            return ()
+        last = max(steps)
+        if self.finished and self.final_step is not None:
+            last = max(last, self.final_step)
+        panel = self.panel
+        periods = [self.every, None if panel is None else panel.full_every]
+        due = {s for k in periods if k for s in range(0, last + 1, k) if s > min(steps)}
+        return tuple(sorted(due - set(steps)))
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Entries of a JSON object, each as the type that is asked for, or as absent."""
+
+    entries: Mapping[str, Any]
+
+    def text(self, name: str) -> str | None:
+        value = self.entries.get(name)
+        return value if isinstance(value, str) else None
+
+    def count(self, name: str) -> int | None:
+        value = self.entries.get(name)
+        return value if _is_count(value) else None
+
+    def number(self, name: str) -> float | None:
+        value = self.entries.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return None
+        return float(value) if math.isfinite(value) else None
+
+    def group(self, name: str) -> "_Entries":
+        value = self.entries.get(name)
+        return _Entries(value if isinstance(value, Mapping) else {})
+
+    def list(self, name: str) -> Sequence[Any]:
+        value = self.entries.get(name)
+        return value if isinstance(value, list | tuple) else ()
+
+
+def read_run_json(folder: Path) -> RunInfo:
     """What the `run.json` of a run directory holds.
 
     Raises:
@@ -29,7 +204,7 @@ def read_run_json(folder: Path) -> dict[str, Any]:
             f"{folder} is a file. Give its folder, the run directory: {folder.parent}."
         )
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BadInput(
             f"{folder} is no run directory: it has no run.json. A run directory is "
@@ -37,12 +212,12 @@ def read_run_json(folder: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise BadInput(f"cannot read {path}: {error}") from error
-    if not isinstance(info, dict):
+    if not isinstance(entries, dict):
         raise BadInput(
             f"cannot read {path}: it is not an object, {{...}}, but "
-            f"{str(info)[:40]!r}. Restore this run's own file."
+            f"{str(entries)[:40]!r}. Restore this run's own file."
         )
-    version = info.get("schema_version")
+    version = entries.get("schema_version")
     if type(version) is not int:  # true is none either
         raise BadInput(
             f"cannot read {path}: its schema_version is not a whole number but "
@@ -51,56 +226,16 @@ def read_run_json(folder: Path) -> dict[str, Any]:
     if version != SCHEMA_VERSION:
         raise BadInput(
             f"{folder} has schema version {version}; this learndyn reads version "
-            f"{SCHEMA_VERSION}. Use the learndyn that wrote it ({_version_of(info)})."
+            f"{SCHEMA_VERSION}. Use the learndyn that wrote it "
+            f"({_version_of(entries)})."
         )
-    return info
+    return RunInfo.of(entries)
 
 
-def _version_of(info: dict[str, Any]) -> str:
-    versions = info.get("versions")
+def _version_of(entries: dict[str, Any]) -> str:
+    versions = entries.get("versions")
     known = versions.get("learndyn") if isinstance(versions, dict) else None
     return f"learndyn {known or 'of unknown version'}"
-
-
-def step_unit(info: Mapping[str, Any]) -> str:
-    """ "update", unless run.json says otherwise, such as "evaluation"."""
-    return str(info.get("step_unit") or "update")
-
-
-def began_before(
-    info: Mapping[str, Any], first: int, log: Sequence[Mapping[str, Any]]
-) -> bool:
-    """Whether a run was trained before `first`, the step of its earliest observation.
-
-    Every run is observed before its first update. That is update 0, or a later one
-    where a trainer resumed a checkpoint into a new run; then the log has no loss up to
-    there. Imported runs begin at evaluation 0.
-    """
-    if first <= 0:
-        return False
-    if step_unit(info) == "evaluation":
-        return True
-    losses = (row.get("step", 0) for row in log if "loss" in row)
-    return any(_is_count(step) and step <= first for step in losses)
-
-
-def missing_steps(info: Mapping[str, Any], steps: Sequence[int]) -> tuple[int, ...]:
-    """Where the schedule in run.json has an observation and `steps` has none.
-
-    Between the first of `steps` and the last, or the run's end once it is finished: all
-    multiples of `every`, and of the panel's `full_every`. Of a schedule that is not so
-    regular ("log"), was changed or is not known, none is missed.
-    """
-    every = info.get("every")
-    if not _is_count(every) or not steps:
-        return ()
-    last = max(steps)
-    if info.get("finished") and _is_count(info.get("final_step")):
-        last = max(last, info["final_step"])
-    panel = Panel.of_run(info)
-    periods = [every, None if panel is None else panel.full_every]
-    due = {s for k in periods if k for s in range(0, last + 1, k) if s > min(steps)}
-    return tuple(sorted(due - set(steps)))
 
 
 def _is_count(value: Any) -> bool:

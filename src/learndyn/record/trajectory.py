@@ -18,7 +18,6 @@ from learndyn.probes.kinds import in_paper_order
 from learndyn.probes.panel import Panel
 from learndyn.record.observation import PROBE_COLUMNS, Observation, Sums, read_tokens
 from learndyn.record.run_directory import RunDirectory
-from learndyn.record.run_info import began_before, missing_steps, step_unit
 
 
 if TYPE_CHECKING:
@@ -38,8 +37,8 @@ def read_observations(
     Raises:
         BadInput: if the first one is missing, cannot be read, or is of other probes.
     """
-    first, unit = steps[0], step_unit(run.info)
-    if first > 0 and began_before(run.info, first, run.read_log()):
+    first, unit = steps[0], run.info.step_unit
+    if first > 0 and run.info.began_before(first, run.read_log()):
         raise BadInput(
             f"the first observation of {run.path} is missing: its earliest file is of "
             f"{unit} {first}, and the run began before that. All changes are measured "
@@ -171,7 +170,7 @@ class Trajectory:
             scored[index, one.ids] = True
             for name, values in columns.items():
                 values[index, one.ids] = one.columns[name]
-        first, unit = read[0], step_unit(run.info)
+        first, unit = read[0], run.info.step_unit
         if not scored[0].all():
             raise BadInput(
                 f"the first observation of {path}, at {unit} {first.step}, is of "
@@ -184,14 +183,14 @@ class Trajectory:
         label = next((o.approximate for o in read if o.approximate is not None), None)
         return cls(
             *(run, probes, seen, first.n_tokens, columns, scored, label, unreadable),
-            missing=missing_steps(run.info, steps),
+            missing=run.info.missing_steps(steps),
         )
 
     def __repr__(self) -> str:
         """What it holds, in a line."""
         return (
             f"Trajectory({str(self.run.path)!r}: {len(self.steps)} observations, "
-            f"{step_unit(self.run.info)}s {self.steps[0]} to {self.steps[-1]}, "
+            f"{self.unit}s {self.steps[0]} to {self.steps[-1]}, "
             f"{len(self.probes)} probes, "
             f"{len(self.kinds)} kinds)"
         )
@@ -214,16 +213,12 @@ class Trajectory:
     @property
     def unit(self) -> str:
         """What `steps` count: "update", unless run.json differs."""
-        return step_unit(self.run.info)
+        return self.run.info.step_unit
 
     @property
     def defects(self) -> dict[str, str]:
         """Columns and kinds that run.json lists as not what their names say: why."""
-        entries = [
-            entry
-            for entry in self.run.info.get("defects") or []
-            if isinstance(entry, dict)
-        ]
+        entries = [entry for entry in self.run.info.defects if isinstance(entry, dict)]
         return {
             name: str(entry.get("what", "not what its name says")).rstrip(".")
             for entry in entries
@@ -233,8 +228,7 @@ class Trajectory:
     @property
     def means_only(self) -> set[str]:
         """Kinds of which only a mean over prompts is recorded."""
-        named = self.run.info.get("means_only") or []
-        return {kind for kind in self.kinds if kind in named}
+        return set(self.kinds) & set(self.run.info.means_only)
 
     @property
     def covered(self) -> Bool[np.ndarray, "step probe"]:
@@ -252,7 +246,7 @@ class Trajectory:
     @cached_property
     def panel(self) -> Panel | None:
         """The panel, if any observation so far is of its prompts alone."""
-        return None if self.covered.all() else Panel.of_run(self.run.info)
+        return None if self.covered.all() else self.run.info.panel
 
     @property
     def kinds(self) -> list[str]:
@@ -347,7 +341,7 @@ def panel_rows(run: RunDirectory, probes: pa.Table) -> Int[np.ndarray, " row"] |
     Raises:
         BadInput: if a prompt of the panel is not in the table.
     """
-    panel = Panel.of_run(run.info)
+    panel = run.info.panel
     if panel is None or panel.prompts is None:
         return None
     prompt_of = probes["prompt_id"].to_pylist()

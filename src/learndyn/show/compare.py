@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learndyn.diagnose.compare import By, Comparison, Difference, is_sft, together
+from learndyn.diagnose.compare import By, Comparison, Difference, together
 from learndyn.diagnose.compare_words import compare_all, compare_in_words, names
 from learndyn.diagnose.findings.cautions import missing_in_words
 from learndyn.diagnose.numbers import nats
@@ -44,7 +44,7 @@ def title(by: By, baseline: Trajectory) -> str:
 
 def comparisons(loaded: list[Trajectory], folder: Path) -> str:
     """The first run that pushes answers down against each other one, if comparable."""
-    candidates = [t for t in loaded if not is_sft(t.run.info) and len(t.steps) > 1]
+    candidates = [t for t in loaded if not t.run.info.sft and len(t.steps) > 1]
     if len(candidates) < 2:
         return ""
     baseline, parts = candidates[0], []

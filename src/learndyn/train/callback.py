@@ -274,9 +274,9 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
     def _adopt(self, run: RunDirectory) -> None:
         """Go on with the run's own token ids, in their order, its first argmax and its
         panel."""
-        expected = run.info["tokenizer_sha256"]
+        expected = str(run.info.tokenizer_sha256)
         self._tokenized = TokenizedProbes.from_table(run.read_probes(), expected)
-        self._panel = Panel.of_run(run.info)
+        self._panel = run.info.panel
         if run.steps:
             self._first = run.read_observation(run.steps[0])
             self._last = run.steps[-1]

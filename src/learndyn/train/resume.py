@@ -11,7 +11,6 @@ from transformers import TrainerState, TrainingArguments
 
 from learndyn.errors import BadInput, listed
 from learndyn.probes.data import Data
-from learndyn.probes.panel import Panel
 from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import TokenizedProbes
 from learndyn.record.run_directory import RunDirectory, is_run
@@ -40,9 +39,7 @@ def is_finished(out: Path) -> bool:
     """Whether a recipe ran to its end here and saved its model."""
     if not is_run(out):
         return False
-    return (
-        bool(RunDirectory.open(out).info.get("finished")) and (out / "model").is_dir()
-    )
+    return bool(RunDirectory.open(out).info.finished) and (out / "model").is_dir()
 
 
 def refuse_other_settings(config: RunConfig, data: Data, probes: ProbeSet) -> None:
@@ -67,13 +64,13 @@ def refuse_other_settings(config: RunConfig, data: Data, probes: ProbeSet) -> No
         if began.get(name) != now.get(name) and not _decides_nothing(name)
     ]
     info = RunDirectory.open(out).info
-    if info.get("probe_fingerprint") != probes.fingerprint:
+    if info.probe_fingerprint != probes.fingerprint:
         differ.append(
             f"probes: it watched others (fingerprint "
-            f"{str(info.get('probe_fingerprint'))[:12]}, these have "
+            f"{str(info.probe_fingerprint)[:12]}, these have "
             f"{probes.fingerprint[:12]})"
         )
-    content = info.get("data", {}).get("sha256")
+    content = info.data_sha256
     if content != data.sha256:
         differ.append(
             f"data: their content began as SHA-256 {str(content)[:12]}, now "
@@ -121,23 +118,23 @@ def reopen(
             another panel, or was scored in another precision.
     """
     run = RunDirectory.open(out)
-    watched = run.info.get("probe_fingerprint")
+    watched = run.info.probe_fingerprint
     if watched != probes.probes.fingerprint:
         raise BadInput(
             f"cannot continue {out}: it watched other probes (fingerprint "
             f"{str(watched)[:12]}, these have {probes.probes.fingerprint[:12]}). Give "
             "the same probes, or choose another --out."
         )
-    same_tokenizer(run.info["tokenizer_sha256"], probes.tokenizer_hash)
+    same_tokenizer(str(run.info.tokenizer_sha256), probes.tokenizer_hash)
     if sorted(run.read_probes()["n_tokens"].to_pylist()) != sorted(probes.n_tokens):
         raise BadInput(
             f"cannot continue {out}: its probes were cut to max_length "
-            f"{run.info.get('max_length')}, max_prompt_length "
-            f"{run.info.get('max_prompt_length')}; now they are cut to "
+            f"{run.info.max_length}, max_prompt_length "
+            f"{run.info.max_prompt_length}; now they are cut to "
             f"{limits['max_length']}, {limits['max_prompt_length']}. "
             "Give the same limits, or choose another --out."
         )
-    schedule.check_same(Panel.of_run(run.info), str(out))
+    schedule.check_same(run.info.panel, str(out))
     _same_precision(run, precision)
     if run.steps and len(run.read_observation(run.steps[0]).ids) != len(probes):
         raise BadInput(
@@ -145,7 +142,7 @@ def reopen(
             "is of its panel alone, so the full one before it was removed. Restore it, "
             "or choose another --out."
         )
-    if run.info.get("every", schedule.every) != schedule.every:
+    if run.info.every not in (None, schedule.every):
         run.update_info(every=None)  # no one schedule is that of the whole run
     return run
 
@@ -153,7 +150,7 @@ def reopen(
 def _same_precision(run: RunDirectory, precision: str | None) -> None:
     """One run is scored in one precision, so that its changes are the model's."""
     # a run from before there was any other has no such entry
-    began = (run.info.get("route") or {}).get("approximate")
+    began = run.info.approximate
     if began == precision:
         return
     known = f"precision={precision!r}, so {_scored_in(precision)}"

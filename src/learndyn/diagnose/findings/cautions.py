@@ -1,7 +1,5 @@
 """What a reader must know before believing a run's numbers."""
 
-from typing import Any
-
 import numpy as np
 
 from learndyn.diagnose.facts import Facts
@@ -41,7 +39,7 @@ class Defects(Caution):
     @classmethod
     def detect(cls, facts: Facts) -> Finding | None:
         """None where it lists none."""
-        entries: list[Any] = facts.trajectory.run.info.get("defects") or []
+        entries = facts.trajectory.run.info.defects
         if not entries:
             return None
         first = entries[0]
@@ -215,7 +213,7 @@ def missing_in_words(trajectory: Trajectory) -> str | None:
     if not gaps:
         return None
     named = ", ".join(map(str, gaps[:SHOWN])) + (" ..." if gaps[SHOWN:] else "")
-    every = trajectory.run.info.get("every")
+    every = trajectory.run.info.every
     many = f"{len(gaps)} observation{'s are' if gaps[1:] else ' is'} missing"
     return (
         f"{many}, at {trajectory.unit} {named}: run.json says one every "

@@ -38,7 +38,7 @@ class MarginFalls(Finding):
         margin, chosen, rejected = evidence.margin, evidence.chosen, evidence.rejected
         if margin is None or chosen is None or rejected is None:
             return None
-        method = str(facts.trajectory.run.info.get("method", "")).lower()
+        method = facts.trajectory.run.info.method.lower()
         if facts.sft or method in WITHOUT_PAIRS:
             return None
         exchanged = Exchanged.detect(facts)

@@ -148,10 +148,9 @@ def _ends(
 
 
 def _a_norm(trajectory: Trajectory, split: str | None) -> tuple[float, float] | None:
-    info = trajectory.run.info
-    size = (info.get("imported") or info).get("vocabulary")
+    size = trajectory.run.info.vocabulary
     ends = _ends(trajectory, "p_norm2", split)
-    if not isinstance(size, int) or size < 2 or ends is None:
+    if size is None or size < 2 or ends is None:
         return None
     both = np.isfinite(ends[0]) & np.isfinite(ends[1])
     if not both.any():

@@ -55,16 +55,15 @@ class Reference(Finding):
         info = facts.trajectory.run.info
         if facts.sft:
             return None
-        gap = info.get("reference_gap")
-        if isinstance(gap, int | float) and np.isfinite(gap):
+        gap = info.reference_gap
+        if gap is not None:
             how = f"the largest gap over all training responses is {gap:.2g} nats"
-            return cls._judged(float(gap), how, {"reference_gap": float(gap)})
+            return cls._judged(gap, how, {"reference_gap": gap})
         row = next(_rewarded(facts.trajectory.train_log), None)
-        beta = info.get("beta") or (info.get("trainer") or {}).get("beta")
-        if row is None or not isinstance(beta, int | float) or beta <= 0:
+        if row is None or info.beta is None or info.beta <= 0:
             return None
         step = int(row["step"])
-        gap = max(abs(float(row[key])) for key in REWARDS if key in row) / beta
+        gap = max(abs(float(row[key])) for key in REWARDS if key in row) / info.beta
         numbers = {"first_logged_step": step, "first_logged_gap": gap}
         if step <= 1:
             return cls._judged(

@@ -112,7 +112,7 @@ class RunState(Finding):
         if not state.sure:
             return stop + more_prompts(facts)
         if state.state == "SQUEEZE" and not facts.sft:
-            tried = bool(facts.trajectory.run.info.get("extend"))
+            tried = facts.trajectory.run.info.extend
             first = [] if tried or not evidence.pushed_down else [extend(facts)]
             return stop + first + AGAINST_SQUEEZING
         if state.state == "COLLAPSE":

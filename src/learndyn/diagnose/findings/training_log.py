@@ -83,7 +83,7 @@ class UnreadLog(Finding):
         """None where all of it was read, and for runs that no trainer logged."""
         run = facts.trajectory.run
         path = run.path / "train.jsonl"
-        if facts.unit != "update" or run.info.get("method") == "explain":
+        if facts.unit != "update" or run.info.method == "explain":
             return None
         log = TrainLog.read(path)
         unlooked = "so jumps of loss and gradient norm were not looked for"

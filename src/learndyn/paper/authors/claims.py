@@ -21,6 +21,7 @@ from learndyn.paper.finetuning.recorded import Recorded, path_of
 from learndyn.paper.finetuning.statements import Absent, Statement, tested
 from learndyn.probes.kinds import AUTHORS_KINDS
 from learndyn.record.run_directory import RunDirectory, is_run
+from learndyn.record.run_info import RunInfo
 from learndyn.record.trajectory import Trajectory
 
 
@@ -106,7 +107,7 @@ def at_start(one: Recorded) -> Measured:
     is far off may start from elsewhere.
     """
     run = _only(one)
-    name = str(run.run.info.get("model", "")).removesuffix(" (guessed)")
+    name = run.run.info.model.removesuffix(" (guessed)")
     if name not in START:
         raise Absent(f"no numbers are known of {name or 'a model without a name'}")
     known = dict(zip(KINDS, START[name], strict=True))
@@ -115,7 +116,7 @@ def at_start(one: Recorded) -> Measured:
         raise Absent("the run has no kind of which a number is known")
     apart = [abs(float(_mean(run, kind)[0]) - known[kind]) for kind in kinds]
     worst = _largest(apart)
-    told = one.seed in PATHS or run.run.info.get("method") in ("sft", "extend-sft")
+    told = one.seed in PATHS or run.run.info.method in ("sft", "extend-sft")
     if worst > ELSEWHERE and not told:
         raise Absent("the run seems to start from another checkpoint")
     return Measured(one.seed, worst, worst <= TOLERANCE)
@@ -237,26 +238,24 @@ def _whole(path: Path) -> bool:
     if not is_run(path):
         return False
     run = RunDirectory.open(path)
-    told = run.info.get("imported") or {}
-    return len(run.steps) == told.get("observations")
+    return len(run.steps) == run.info.imported.get("observations")
 
 
 def _recorded(name: str, path: Path) -> Recorded:
     run = Trajectory.load(path)
-    told = run.run.info.get("imported", {})
     role = role_of(run.run.info)
     runs = {} if role is None else {role: run}
-    return Recorded(name, runs, vocabulary=told.get("vocabulary"))
+    return Recorded(name, runs, vocabulary=run.run.info.vocabulary)
 
 
-def role_of(info: dict) -> str | None:
+def role_of(info: RunInfo) -> str | None:
     """What an imported run stands for; None where its name does not say.
 
     SFT on another kind than chosen is a run that learns that kind.
     """
-    method = info.get("method")
+    method = info.method
     if method not in ("sft", "dpo", "extend-sft"):
         return None
-    trained = (info.get("imported") or {}).get("trained_on") or "chosen"
+    trained = info.imported.get("trained_on") or "chosen"
     kind = AUTHORS_KINDS.get(trained, trained)
     return f"learn-{kind}" if method == "sft" and kind != "chosen" else method

@@ -47,7 +47,7 @@ def panel(
     seeds: Sequence[Recorded], title: str, found: Sequence[Line], **options: Any
 ) -> Panel:
     """A panel over updates; of imported runs, over evaluations."""
-    units = {run.run.info.get("step_unit") for s in seeds for run in s.runs.values()}
+    units = {run.unit for s in seeds for run in s.runs.values()}
     clock = "evaluations" if "evaluation" in units else "updates"
     return Panel(title, tuple(found), **{"clock": clock, **options})
 

@@ -110,7 +110,7 @@ def along_chosen(run: Trajectory) -> None:
     Raises:
         Absent: if it was imported from a file in which another kind overwrote them.
     """
-    along = run.run.info.get("imported", {}).get("greedy_path_along", "chosen")
+    along = run.run.info.imported.get("greedy_path_along", "chosen")
     if along != "chosen":
         raise Absent(f"the file's greedy path is along {along}, not along chosen")
 

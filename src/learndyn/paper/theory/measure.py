@@ -212,7 +212,7 @@ def _checkpoints(
     start = weights_of(model)
     found = {"start": ("sft", start)}
     for role in NEEDED:
-        settings = runs[role].run.info.get("trainer") or {}
+        settings = runs[role].run.info.trainer
         with placed(model, start if role == "sft" else ends["sft"]):
             for update, weights in short_run(
                 predictor, setting, role, settings, seed=seed

@@ -61,7 +61,7 @@ class Setting:
         Raises:
             BadInput: if fewer than two prompts have a chosen and a rejected response.
         """
-        known = str(run.run.info.get("tokenizer_sha256", ""))
+        known = run.run.info.tokenizer_sha256 or ""
         probes = TokenizedProbes.from_table(run.probes, known)
         own = [i for i, probe in enumerate(probes.probes) if probe.split == "train"]
         probes = probes.select(own) if own else probes

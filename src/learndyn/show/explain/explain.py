@@ -189,8 +189,8 @@ def _document(run: RunDirectory, found: Explanation, body: str) -> str:
         [
             "learndyn",
             name,
-            str(run.info.get("model", "unknown model")),
-            str(run.info.get("method", "unknown method")),
+            run.info.model or "unknown model",
+            run.info.method or "unknown method",
         ]
     )
     below = (

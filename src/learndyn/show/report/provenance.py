@@ -1,6 +1,7 @@
 """The end of a run's page: what was watched, with which settings, by which versions."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def _counts(values: list[str]) -> str:
     return ", ".join(f"{values.count(v)} {v}" for v in sorted(set(values)))
 
 
-def provenance(info: dict[str, Any]) -> str:
+def provenance(info: Mapping[str, Any]) -> str:
     """run.json: single values in one table, each group of values behind its name."""
     groups = {k: v for k, v in info.items() if isinstance(v, dict) and v}
     single = [(key, _value(info[key])) for key in info if key not in groups]

@@ -105,8 +105,8 @@ def _run(trajectory: Trajectory, folder: Path, prefix: str, text: bool) -> str:
     looks, full = len(trajectory.steps), trajectory.covered.all(axis=1).sum()
     facts = " · ".join(
         [
-            str(info.get("model", "unknown model")),
-            str(info.get("method", "unknown method")),
+            info.model or "unknown model",
+            info.method or "unknown method",
             f"{looks} observation{'s' if looks > 1 else ''}"
             + (f", {full} of all prompts" if full < looks else ""),
             f"{_prompts(trajectory)} × {len(trajectory.kinds)} kinds",
@@ -154,7 +154,7 @@ def _notes(trajectory: Trajectory) -> list[str]:
             f"Approximate: this run was scored {rounded_by(trajectory.approximate)}, "
             "so every number on this page carries its rounding."
         )
-    if trajectory.run.info.get("finished") is False:
+    if trajectory.run.info.finished is False:
         notes.append(
             f"This run is not finished: its last observation is at "
             f"{trajectory.unit} {trajectory.steps[-1]}."
