@@ -118,7 +118,7 @@ BAD = {
     "both": (["explain", "RUN", "--model", "m"], "either a RUN"),
     "no data": (["explain", "--model", "m"], "needs --data"),
     "hypothetical flag": (["explain", "RUN", "--loss", "dpo"], "--loss cannot be used"),
-    "no run": (["explain", "nowhere"], "is no run directory"),
+    "no run": (["explain", "nowhere"], "is not a run directory"),
 }
 
 

@@ -128,7 +128,7 @@ def test_means_that_move_as_if_exchanged_cannot_be_told(tmp_path):
     run = Trajectory.load(write_run(tmp_path / "run", drift=drift, prompts=1))
     found = swapped(run)
     assert found.severity == "watch"
-    assert "cannot be told" in found.says
+    assert "this is not sure" in found.says
     drift = {"chosen": 9.0, "rejected": 6.0}
     calm = Trajectory.load(write_run(tmp_path / "calm", drift=drift, prompts=1))
     assert swapped(calm).severity == "fine"

@@ -128,8 +128,8 @@ def test_a_fit_of_another_kind_does_not_hide_that_chosen_falls(base):
     drift = {"chosen": -18.0, "rejected": -30.0, "random_words": 18.0}
     found = diagnose(planted(base, drift, greedy=1.0, noise=0.1))
     assert (found.state.state, found.state.sure) == ("FIT", True)
-    assert verdict(found)[0].startswith("Chosen falls, and neither squeezing nor")
-    assert verdict(found)[0].endswith("the best kind is random_words.")
+    assert verdict(found)[0].startswith("Chosen falls, but neither squeezing nor")
+    assert verdict(found)[0].endswith("random_words did best.")
     assert len(verdict(found)[0].split()) <= 20
     (sign,) = [f for f in found.findings if f.name == "chosen_falls"]
     assert sign.severity == "watch"
@@ -163,7 +163,9 @@ def test_a_run_that_surely_moved_is_not_told_as_nothing():
     assert state.greedy.low > 0.02
     assert state.sx.low < 0 < 0.02 < state.sx.mean
     assert (state.state, state.sure, state.undecided) == ("FIT", False, True)
-    assert verdict(found)[0].startswith("Something moved; squeezing or a fit cannot")
+    assert verdict(found)[0].startswith(
+        "Something moved, but these prompts cannot tell"
+    )
     assert "nothing happened" not in text_of(found)
     calm = diagnose(drifting(ends, 0.2, spread=0.12)).state
     assert (calm.state, calm.undecided) == ("FIT", False)

@@ -277,7 +277,7 @@ def test_a_last_observation_that_diverged_leaves_the_state_of_those_before_it():
 def test_probes_without_chosen_have_no_greedy_path_and_no_state():
     found = state_of(drifting({"rejected": -0.2}, None))
     assert (found.state, found.sure, found.onset_step) == ("NEUTRAL", False, None)
-    assert "no greedy path" in found.reason
+    assert "so no greedy path" in found.reason
 
 
 def test_one_observation_has_nothing_to_be_compared_with():

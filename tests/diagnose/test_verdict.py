@@ -455,9 +455,17 @@ def test_a_run_that_counts_evaluations_is_never_told_in_updates(base, state):
 @pytest.mark.parametrize(
     ("prompts", "means", "says"),
     [
-        (1, KINDS, {"Only means over prompts are recorded: they have no intervals."}),
-        (4, KINDS[1:2], {"Only means over prompts are recorded of rejected", "Only 4"}),
-        (24, KINDS[1:2], {"Only means over prompts are recorded of rejected"}),
+        (
+            1,
+            KINDS,
+            {"Only means over prompts are recorded, so they have no intervals."},
+        ),
+        (
+            4,
+            KINDS[1:2],
+            {"Only means over prompts are recorded for rejected", "Only 4"},
+        ),
+        (24, KINDS[1:2], {"Only means over prompts are recorded for rejected"}),
         (1, (), {"Fewer than two prompts"}),
     ],
     ids=["all", "one-and-few", "one-and-many", "one-prompt"],

@@ -120,7 +120,7 @@ def test_runs_of_one_name_are_told_apart_by_the_folder_above(tmp_path):
 
 def test_a_probe_set_without_chosen_still_gives_sentences(tmp_path):
     text = said(load(tmp_path / "run", drift={"custom": -3.0}))
-    assert "no probe is chosen" in text
+    assert "no probe is of kind chosen" in text
     assert "cannot be judged" in text
 
 

@@ -88,7 +88,7 @@ def test_an_existing_run_is_not_overwritten_unless_asked(path):
 def test_a_folder_that_is_no_run_is_never_removed(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(BadInput, match="no run directory"):
+        with pytest.raises(BadInput, match="is not a run directory"):
             RunDirectory.create(
                 tmp_path, probe_table(["chosen"], 2), {}, overwrite=overwrite
             )

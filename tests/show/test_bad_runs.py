@@ -264,7 +264,7 @@ def test_one_observation_shows_what_there_is(run, whole, capsys):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("no_run", "is no run directory: it has no run.json"),
+        ("no_run", "is not a run directory: it has no run.json"),
         ("no_observation", "has no observation yet"),
         ("no_probes", "has no probes.parquet"),
         ("broken_probes", "cannot read"),
@@ -385,7 +385,7 @@ def test_other_probe_ids_leave_an_observation_out_but_not_the_first(run):
 @pytest.mark.parametrize(
     ("content", "severity", "says"),
     [
-        (None, "fine", "train.jsonl is absent, so jumps"),
+        (None, "fine", "train.jsonl is absent, so loss"),
         (b"", "fine", "train.jsonl holds nothing that can be read, so"),
         (b"\x00\xff\x13", "watch", "1 line of train.jsonl cannot be read, so"),
         (b'{"step": 1, "loss": 1}\n{"st\n5\n', "watch", "2 lines of train.jsonl"),
@@ -399,7 +399,7 @@ def test_a_log_that_was_not_looked_at_is_named(run, content, severity, says):
     found = finding(run, "train_log")
     assert found.severity == severity
     assert found.says.startswith(says)
-    assert "were not looked for" in found.says
+    assert "were not checked for jumps" in found.says
 
 
 def test_a_log_that_a_crash_cut_is_no_finding(run):
@@ -415,7 +415,7 @@ def test_log_probabilities_above_zero_are_a_problem(run):
     assert named.severity == "problem"
     said = "9 log-probabilities are above zero, by 2.5 nats at most, first at update 50"
     assert named.says.startswith(said)
-    assert found.sentences[0].startswith("Nothing here can be believed")
+    assert found.sentences[0].startswith("These numbers cannot be right")
 
 
 def test_run_json_itself_is_no_folder(run, capsys):
@@ -431,7 +431,7 @@ def _of_other_lengths(table):
 def test_an_empty_folder_is_no_run(tmp_path, capsys):
     for command in ("report", "diagnose"):
         assert main([command, str(tmp_path)]) == 2
-        assert "is no run directory" in capsys.readouterr().err
+        assert "is not a run directory" in capsys.readouterr().err
 
 
 def test_runs_of_other_answers_are_not_compared_but_reported(run, whole, capsys):

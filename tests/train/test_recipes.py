@@ -348,7 +348,7 @@ def test_a_folder_that_is_no_run_is_never_touched(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years")
     settings = recipe(tmp_path, out=tmp_path / "mine", overwrite=True)
-    with pytest.raises(BadInput, match="is no run directory"):
+    with pytest.raises(BadInput, match="is not a run directory"):
         sft(settings, data(), probes())
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years"
 

@@ -121,7 +121,7 @@ def look_for_faults(facts: Facts) -> Advice:
         "If that does not help, look for a fault: is the template the one the model "
         "was trained with, does every answer end in EOS, are the columns right?",
         f"The best kind, {facts.state.best_kind}, changed by "
-        f"{percent(facts.state.best.mean)}: no training that fits does that.",
+        f"{percent(facts.state.best.mean)}: training that fits does not do that.",
         command=f"learndyn probes check {shlex.quote(path)}",
     )
 
@@ -133,9 +133,9 @@ def train_longer(facts: Facts) -> Advice:
     )
     return Advice(
         "Train longer before judging.",
-        f"After {facts.trajectory.steps[-1]} {facts.unit}s the largest "
-        f"change is that of {name}, {percent(largest.mean)} of its log-probability.",
-        limits="That longer training helps was not measured.",
+        f"After {facts.trajectory.steps[-1]} {facts.unit}s {name} changed most, by "
+        f"{percent(largest.mean)} of its log-probability.",
+        limits="Whether longer training helps was not measured.",
     )
 
 
@@ -156,7 +156,7 @@ def more_prompts(facts: Facts) -> list[Advice]:
             f"Over {facts.state.prompts} prompts the {name} is "
             f"{number(unsure[name], 3)}, and the threshold is {DELTA}. Intervals "
             "shrink with the root of the number of prompts.",
-            limits="If the effect stays as large as it looks now.",
+            limits="This holds if the effect stays as large as it looks now.",
         )
     ]
 

@@ -86,7 +86,7 @@ def _at_updates(result: Comparison, one: str, other: str, unit: str) -> str:
     updates = f"At equal {unit}s ({result.at:g})"
     chosen = result.kinds.get("chosen")
     if chosen is None:
-        return f"{updates} chosen cannot be compared: no probe is chosen."
+        return f"{updates} chosen cannot be compared: no probe is of kind chosen."
     return f"{updates} {_difference(chosen, one, other)}{_others(result)}"
 
 
@@ -119,8 +119,8 @@ def _prompts(found: dict[By, Comparison], unit: str) -> list[str]:
     if not fewer:
         return []
     return [
-        f"Of {found['updates'].of} prompts, those that both runs scored wherever they "
-        f"are looked at are compared: {' and '.join(fewer)}."
+        f"Compared are the prompts that both runs scored at the points compared, of "
+        f"{found['updates'].of}: {' and '.join(fewer)}."
     ]
 
 

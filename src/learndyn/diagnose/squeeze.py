@@ -152,7 +152,9 @@ def squeeze_evidence(
         kinds=sums,
         relative=shares,
         squeeze_index=_index(changes, starts, seed),
-        reason=None if GREEDY in changes else "no greedy path: no probe is chosen.",
+        reason=None
+        if GREEDY in changes
+        else "the probes have no chosen answers, so no greedy path.",
     )
 
 

@@ -265,7 +265,7 @@ def state_of(
     """
     paths = Paths.of(trajectory, split).common()
     if paths.greedy is None:
-        reason = "no greedy path: no probe is chosen."
+        reason = "the probes have no chosen answers, so no greedy path."
         return _unjudged(paths, reason)
     values = paths.with_greedy()
     last = _last(len(paths.steps))

@@ -123,7 +123,7 @@ class Diagnosis:
             mark = f"  {item.severity:<8} #{item.at:<9}"
             lines.append(_wrapped(item.says, mark, " " * len(mark)))
         if self.advice:
-            lines += ["", "What may be done"]
+            lines += ["", "What to do"]
         for index, item in enumerate(self.advice, start=1):
             lines += _advised(index, item)
         return "\n".join(lines)
@@ -238,7 +238,8 @@ def _what_moved(facts: Facts) -> str:
     if evidence.rejected is not None:
         moved.append(f"rejected by {number(evidence.rejected)} nats")
     if not moved:
-        return f"{method} ran for {trajectory.steps[-1]} {unit}s; no probe is chosen."
+        ran = f"{method} ran for {trajectory.steps[-1]} {unit}s"
+        return f"{ran}; no probe is of kind chosen."
     text = f"{method} moved {' and '.join(moved)} in {evidence.step:g} {unit}s"
     if evidence.margin is None or facts.sft:
         return text + "."
@@ -279,7 +280,7 @@ def _off_target(evidence: Evidence) -> list[str]:
     if moved.excludes_zero:
         direction = "gained" if moved.above_zero else "lost"
     return [
-        "Where the first model's favourite was not chosen's token, that favourite "
+        "Where the first model favoured another token than chosen's, that token "
         f"{direction}: {number(moved, 2)} nats per token over "
         f"{evidence.off_target_tokens} tokens."
     ]

@@ -129,7 +129,7 @@ class RunDirectory:
 
         Raises:
             BadInput: if something is at `path` already and `overwrite` is false, or if
-                it is no run directory, or one with files that learndyn did not write
+                it is not a run directory, or one with files that learndyn did not write
                 (then nothing is ever removed).
         """
         path = Path(path)
@@ -247,10 +247,10 @@ class RunDirectory:
             return read_table(self.path / "probes.parquet")
         except FileNotFoundError as error:
             raise BadInput(
-                f"{self.path} has no probes.parquet, so nobody can tell which answers "
-                "its observations are of. Restore the file; a run on the same probes "
-                "has the same one, if its run.json has the same probe_fingerprint and "
-                "tokenizer_sha256."
+                f"{self.path} has no probes.parquet, so it is unknown which answers "
+                "its observations are about. Restore the file; a run on the same "
+                "probes has the same one, if its run.json has the same "
+                "probe_fingerprint and tokenizer_sha256."
             ) from error
         except (OSError, pa.ArrowException) as error:
             raise BadInput(
@@ -316,7 +316,7 @@ def refuse_taken(path: Path, overwrite: bool) -> None:
         return
     if not is_run(path):
         raise BadInput(
-            f"{path} exists and is no run directory, so it is left alone. "
+            f"{path} exists and is not a run directory, so it is left alone. "
             "Choose another --out."
         )
     if not overwrite:

@@ -207,7 +207,7 @@ def read_run_json(folder: Path) -> RunInfo:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BadInput(
-            f"{folder} is no run directory: it has no run.json. A run directory is "
+            f"{folder} is not a run directory: it has no run.json. A run directory is "
             "what `learndyn run --out` or LearningDynamicsCallback(out=) made."
         ) from error
     except (OSError, ValueError) as error:

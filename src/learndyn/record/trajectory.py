@@ -153,9 +153,9 @@ class Trajectory:
         that should be there and is not is in `missing`.
 
         Raises:
-            BadInput: if `path` is no run directory, is of another schema version, has
-                no observation yet, or its first one is missing, cannot be read or is
-                not of all probes.
+            BadInput: if `path` is not a run directory, is of another schema version,
+                has no observation yet, or its first one is missing, cannot be read or
+                is not of all probes.
         """
         run = RunDirectory.open(path)
         steps = run.steps  # once: a run that is still going adds to them

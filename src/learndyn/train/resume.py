@@ -220,7 +220,7 @@ def refuse_taken(out: Path, *, replaceable: bool) -> None:
     taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if taken and not is_run(out):
         raise BadInput(
-            f"{out} exists and is no run directory, so it is left alone. "
+            f"{out} exists and is not a run directory, so it is left alone. "
             "Choose another --out."
         )
     if taken and not replaceable:

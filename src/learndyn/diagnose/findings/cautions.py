@@ -47,7 +47,7 @@ class Defects(Caution):
         more = f" ({len(entries) - 1} more in run.json)" if entries[1:] else ""
         what = f"{str(what).rstrip('.')}{more}"
         return cls.of(
-            f"Not everything here is what its name says: {what}.", len(entries)
+            f"Some values are not what their names say: {what}.", len(entries)
         )
 
 
@@ -123,9 +123,9 @@ class MeansOnly(Caution):
         means = facts.trajectory.means_only
         if not means:
             return None
-        which = f" of {', '.join(sorted(means))}" if _prompts(facts) else ""
+        which = f" for {', '.join(sorted(means))}" if _prompts(facts) else ""
         return cls.of(
-            f"Only means over prompts are recorded{which}: they have no intervals.",
+            f"Only means over prompts are recorded{which}, so they have no intervals.",
             len(means),
         )
 

@@ -32,13 +32,13 @@ class ChosenFalls(Finding):
         says = (
             f"Chosen fell by {percent(-share.mean).lstrip('+')} of its log-probability "
             f"({number(chosen)} nats), while {state.best_kind} changed by "
-            f"{percent(state.best.mean)}: neither squeezing nor a leak is surely seen."
+            f"{percent(state.best.mean)}: neither squeezing nor a leak is certain."
         )
         return cls("watch", says, numbers)
 
     def headline(self, facts: Facts) -> str | None:
         """It comes before a FIT or NEUTRAL that says nothing of chosen."""
         return (
-            "Chosen falls, and neither squeezing nor a leak is surely seen; the best "
-            f"kind is {facts.state.best_kind}."
+            "Chosen falls, but neither squeezing nor a leak is certain; "
+            f"{facts.state.best_kind} did best."
         )

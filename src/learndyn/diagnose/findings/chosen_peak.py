@@ -70,8 +70,8 @@ class ChosenPeak(Finding):
             among = f", among {peak.fall.n} prompts scored at every {full}observation"
         return (
             f"Chosen was highest at {peak.clock} {peak.step}, {nats(peak.rise)} nats "
-            f"above its start, and ended {number(peak.fall)} nats from there "
-            f"(the limits allow for the peak's being picked{among})."
+            f"above its start, and has changed by {number(peak.fall)} nats since "
+            f"(the interval allows for picking the peak afterwards{among})."
         )
 
 

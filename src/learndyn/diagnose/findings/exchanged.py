@@ -46,9 +46,9 @@ class Exchanged(Finding):
         unknown = not (known(chosen) and known(rejected))
         if unknown and chosen.mean < 0 < rejected.mean and never_above:
             says = (
-                f"Whether chosen and rejected are exchanged cannot be told: chosen "
-                f"({number(chosen)} nats) and rejected ({number(rejected)}) move so, "
-                "and how surely is not known."
+                f"Chosen ({number(chosen)} nats) falls and rejected "
+                f"({number(rejected)}) rises as if they were exchanged, but without "
+                "intervals this is not sure."
             )
             return cls("watch", says, numbers)
         if not (chosen.below_zero and rejected.above_zero and never_above):

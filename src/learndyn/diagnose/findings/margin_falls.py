@@ -52,7 +52,12 @@ class MarginFalls(Finding):
             "rejected": limits_of(rejected),
         }
         if not (margin.below_zero and _large(margin, evidence)):
-            says = f"The margin ({number(margin)} nats) does not surely fall by much."
+            says = f"The margin did not fall: it changed by {number(margin)} nats."
+            if margin.mean < 0:
+                says = (
+                    f"The margin did not fall by much, or not surely: "
+                    f"{number(margin)} nats."
+                )
             return cls("fine", says, numbers)
         says = (
             f"The margin falls, by {number(margin)} nats: chosen changed by "

@@ -86,8 +86,8 @@ class Peakiness(Finding):
         surer = f"mean ||π||² {number(change.p_norm2, 3)}"
         if not change.sure:
             says = (
-                "No sign of a model that is surer of other tokens than chosen's: along "
-                f"chosen {surer}."
+                "Along chosen the model did not grow surer of tokens that are not "
+                f"chosen's: {surer}."
             )
             return cls("fine", says, numbers)
         says = (

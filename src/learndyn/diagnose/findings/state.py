@@ -85,7 +85,7 @@ class RunState(Finding):
             return "Whether probability is squeezed cannot be judged from this run."
         if state.undecided:
             return (
-                "Something moved; squeezing or a fit cannot be told from these prompts."
+                "Something moved, but these prompts cannot tell squeezing from a fit."
             )
         if not state.sure:
             return _UNSURE[state.state]
@@ -186,7 +186,7 @@ def _fit_headline(facts: Facts) -> str:
     if intended:
         return "Training moves the answers you want: chosen became likelier."
     if facts.sft and chosen is not None and chosen.below_zero:
-        return "SFT made chosen less likely, which it should not."
+        return "SFT made chosen less likely instead of likelier."
     best = state.best_kind
     return f"No squeezing: the answer that gained most is a watched one, {best}."
 
@@ -254,7 +254,7 @@ def _state(facts: Facts, faults: bool) -> str:
 def _perhaps(state: StateReport) -> str:
     """A state that is not sure, as the beginning of a sentence."""
     if state.undecided:
-        return "Something moved; squeezing or a fit cannot be told"
+        return "Something moved, but squeezing cannot be told from a fit"
     called = {"SQUEEZE": "Perhaps squeezing", "COLLAPSE": "Perhaps a leak"}
     return f"{called.get(state.state, 'Probably no squeezing')}, but not surely"
 
@@ -262,7 +262,7 @@ def _perhaps(state: StateReport) -> str:
 def _fit(evidence: Evidence) -> str:
     chosen = evidence.chosen
     if chosen is None:
-        return "No probe is chosen, so the fit cannot be judged."
+        return "The probes have no chosen answers, so the fit cannot be judged."
     share = evidence.relative["chosen"]
     if chosen.excludes_zero and not matters(share):
         return (
@@ -276,9 +276,9 @@ def _fit(evidence: Evidence) -> str:
         )
     if chosen.below_zero:
         return (
-            "SFT made chosen less likely, which it should not: check the learning "
-            "rate, the template and that these prompts are like the training data."
+            "SFT made chosen less likely instead of likelier: check the learning rate, "
+            "the template, and whether these prompts are like the training data."
         )
     if not known(chosen):
-        return f"Chosen changed by {percent(share.mean)}; how surely is not known."
+        return f"Chosen changed by {percent(share.mean)}; its interval is unknown."
     return "Chosen did not clearly change: its interval includes zero."

@@ -60,7 +60,7 @@ class StepsTooLarge(Finding):
             )
             return cls("problem", says, numbers)
         if lost or any(jumps.values()):
-            says = f"The training log is not calm{logs}: perhaps steps are too large."
+            says = f"The training log shows trouble{logs}: the steps may be too large."
             return cls("problem" if lost else "watch", says, numbers)
         if not log:
             return None
@@ -86,7 +86,7 @@ class UnreadLog(Finding):
         if facts.unit != "update" or run.info.method == "explain":
             return None
         log = TrainLog.read(path)
-        unlooked = "so jumps of loss and gradient norm were not looked for"
+        unlooked = "so loss and gradient norm were not checked for jumps"
         if log.unread:
             lines = f"{log.unread} line{'s' if log.unread > 1 else ''} of train.jsonl"
             there = " there" if log.rows else ""
@@ -111,9 +111,13 @@ def logged(log: list[dict[str, Any]], key: str) -> list[float]:
 
 def _of_the_log(jumps: dict[str, int], lost: int) -> str:
     """What the log adds, as the end of a sentence."""
-    parts = [f"{key} jumps {count} times" for key, count in jumps.items() if count]
+    parts = [
+        f"{key} jumps {'once' if count == 1 else f'{count} times'}"
+        for key, count in jumps.items()
+        if count
+    ]
     if lost:
-        parts.append(f"{lost} logged values are not finite")
+        parts.append(f"{lost} logged value{'s are' if lost > 1 else ' is'} not finite")
     return f" ({', '.join(parts)})" if parts else ""
 
 

@@ -24,8 +24,8 @@ class NoStart(Finding):
         if len(run.steps) < 2 or lost <= 0.5 * scored:
             return None
         says = (
-            f"The first observation, at {facts.unit} {run.steps[0]}, gives "
-            f"nothing to compare with: {lost} of its {scored} log-probabilities are "
+            f"Nothing can be compared with the first observation, at {facts.unit} "
+            f"{run.steps[0]}: {lost} of its {scored} log-probabilities are "
             "not finite. Nothing else can be said. Restore its file, or look at the "
             "model and the precision that it is scored in, and train again."
         )
@@ -90,7 +90,7 @@ class AboveZero(Finding):
 
     name = "above_zero"
     section = "data"
-    fault = "Nothing here can be believed: log-probabilities are above zero."
+    fault = "These numbers cannot be right: some log-probabilities are above zero."
 
     @classmethod
     def detect(cls, facts: Facts) -> Finding | None:
@@ -102,9 +102,10 @@ class AboveZero(Finding):
             return None
         first = run.steps[int(np.argmax(above.any(axis=1)))]
         says = (
-            f"{above.sum()} log-probabilities are above zero, by "
-            f"{values[above].max():.3g} nats at most, first at {facts.unit} {first}: "
-            "no model has such. The files are damaged or the scoring is wrong; believe "
-            "nothing that follows."
+            f"{above.sum()} log-probabilit{'ies are' if above.sum() > 1 else 'y is'} "
+            "above zero, by "
+            f"{values[above].max():.3g} nats at most, first at {facts.unit} {first}. "
+            "No model has such values: the files are damaged or the scoring is wrong, "
+            "so do not trust what follows."
         )
         return cls("problem", says, {"count": int(above.sum())})
