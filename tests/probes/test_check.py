@@ -6,7 +6,7 @@ import pytest
 from small_tokenizers import byte_level, chatml
 
 from learndyn.probes.build import build_probes, load_probes
-from learndyn.probes.check import CheckReport, check
+from learndyn.probes.check import CheckReport, check_probes
 from learndyn.probes.data import Data, Row
 from learndyn.probes.kinds import AUTHORS_KINDS
 from learndyn.probes.probe import Probe, ProbeSet
@@ -21,7 +21,7 @@ def clean(n: int = 4) -> list[Probe]:
 
 
 def report(probes: list[Probe], tokenizer=None, **settings) -> CheckReport:
-    return check(ProbeSet(tuple(probes)), tokenizer, **settings)
+    return check_probes(ProbeSet(tuple(probes)), tokenizer, **settings)
 
 
 def only(found: CheckReport) -> tuple[str, str, str]:
@@ -34,7 +34,7 @@ def test_a_set_without_confounds_has_no_findings():
     found = report(clean())
     assert found.findings == ()
     assert "0 problems, 0 warnings, 0 notes" in found.to_text()
-    assert check(ProbeSet(tuple(clean())), byte_level()).findings == ()
+    assert check_probes(ProbeSet(tuple(clean())), byte_level()).findings == ()
 
 
 def test_a_kind_without_chosens_leading_space_is_a_problem():
@@ -193,13 +193,13 @@ def test_built_sets_have_no_problems():
         )
         return Data(tuple(rows), split, split, "")
 
-    found = check(build_probes(data("train"), data("test")))
+    found = check_probes(build_probes(data("train"), data("test")))
     assert [f for f in found.findings if f.severity == "problem"] == []
 
 
 def test_the_authors_probes_have_the_known_confounds(shared_data):
     path = shared_data / "hh" / "probes_train.jsonl"
-    found = check(load_probes(path, rename=AUTHORS_KINDS, empty="keep"))
+    found = check_probes(load_probes(path, rename=AUTHORS_KINDS, empty="keep"))
     text = found.to_text()
     kinds = {row.kind: row for row in found.kinds}
     assert kinds["chosen"].leading_space == 1

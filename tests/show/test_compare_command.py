@@ -14,7 +14,7 @@ from learndyn.diagnose.compare import compare
 from learndyn.errors import BadInput
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.chart import NARROW, WIDE
-from learndyn.show.compare import write_comparison
+from learndyn.show.compare import compare as compare_runs
 from learndyn.show.report.curves import comparison_figure
 
 
@@ -36,7 +36,7 @@ def runs(tmp_path_factory):
 
 
 def test_the_first_run_is_the_baseline_of_all_others(runs):
-    found = write_comparison(runs)
+    found = compare_runs(*runs)
     assert [pair.names for pair in found.pairs] == [
         ("dpo", "extend"),
         ("dpo", "gentle"),
@@ -49,8 +49,8 @@ def test_the_first_run_is_the_baseline_of_all_others(runs):
 
 
 def test_runs_the_other_way_round_differ_by_the_sign(runs):
-    there = write_comparison(runs[:2]).to_dict()["comparisons"][0]["by"]
-    back = write_comparison(runs[1::-1]).to_dict()["comparisons"][0]["by"]
+    there = compare_runs(*runs[:2]).to_dict()["comparisons"][0]["by"]
+    back = compare_runs(*runs[1::-1]).to_dict()["comparisons"][0]["by"]
     for by in ("updates", "margin", "gap"):
         assert there[by]["at"] == pytest.approx(back[by]["at"])
         assert there[by]["step_a"] == pytest.approx(back[by]["step_b"])
@@ -100,7 +100,7 @@ def test_resamples_that_never_reach_the_point_are_counted_and_told(tmp_path):
         write_run(tmp_path / "b", drift=B, noise=1.2, prompts=6, seed=3),
     ]
     loaded = [Trajectory.load(run) for run in runs]
-    found = write_comparison(runs).to_dict()["comparisons"][0]
+    found = compare_runs(*runs).to_dict()["comparisons"][0]
     lost = found["by"]["margin"]["lost_share"]
     assert lost == compare(*loaded, "margin").lost_share > 0
     assert any(f"{100 * lost:.1f} % of resamples" in s for s in found["sentences"])
@@ -111,7 +111,7 @@ def test_two_sft_runs_are_compared_at_equal_updates_alone(tmp_path):
         write_run(tmp_path / name, drift={"chosen": rise}, info={"method": "sft"})
         for name, rise in (("short", 5.0), ("long", 9.0))
     ]
-    (pair,) = write_comparison(runs).pairs
+    (pair,) = compare_runs(*runs).pairs
     assert list(pair.found) == ["updates"]
 
 
@@ -127,7 +127,7 @@ def test_without_a_margin_nothing_is_drawn_along_one(tmp_path):
     ]
     for sheet in sheets:
         assert [axes.get_xlabel() for axes in sheet.figure.axes] == ["evaluations"]
-    told = write_comparison(paths).to_dict()["comparisons"][0]
+    told = compare_runs(*paths).to_dict()["comparisons"][0]
     assert told["by"]["updates"]["title"] == "At equal evaluations"
     assert told["sentences"][0].startswith("At equal evaluations (100)")
 
@@ -137,7 +137,7 @@ def test_where_no_point_is_shared_the_reason_is_told(tmp_path):
         write_run(tmp_path / "a", drift=A),
         write_run(tmp_path / "b", drift={k: -v for k, v in A.items()}),
     ]
-    told = write_comparison(runs).to_dict()["comparisons"][0]["by"]["margin"]
+    told = compare_runs(*runs).to_dict()["comparisons"][0]["by"]["margin"]
     assert told["at"] is None
     assert told["kinds"] == {}
     assert "no margin that both runs pass through" in told["reason"]
@@ -157,45 +157,45 @@ def test_the_page_holds_sentences_curves_and_tables(runs, tmp_path, capsys):
     names = sorted(path.name for path in (out / "figures").iterdir())
     assert names == [f"comparison_{i}.{end}" for i in (2, 3) for end in ("png", "svg")]
     before = page
-    write_comparison(runs, out)  # a page of ours is replaced, and is the same
+    compare_runs(*runs, out=out)  # a page of ours is replaced, and is the same
     assert (out / "compare.html").read_text(encoding="utf-8") == before
 
 
 def test_a_page_of_another_program_is_left_alone(runs, tmp_path):
     (tmp_path / "compare.html").write_text("mine")
     with pytest.raises(BadInput, match="was not written by learndyn"):
-        write_comparison(runs[:2], tmp_path)
+        compare_runs(*runs[:2], out=tmp_path)
     assert (tmp_path / "compare.html").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["compare.html"]
-    write_comparison(runs[:2], tmp_path, overwrite=True)
+    compare_runs(*runs[:2], out=tmp_path, overwrite=True)
     assert (tmp_path / "compare.html").read_text(encoding="utf-8") != "mine"
 
 
 def test_what_cannot_be_compared_is_named_and_nothing_written(runs, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(BadInput, match="1 run given: a comparison needs"):
-        write_comparison(runs[:1], out)
+        compare_runs(*runs[:1], out=out)
     with pytest.raises(BadInput, match="is given twice"):
-        write_comparison([runs[0], runs[1], runs[0]], out)
+        compare_runs(runs[0], runs[1], runs[0], out=out)
     other = write_run(tmp_path / "other", info={"probe_fingerprint": "e" * 64})
     with pytest.raises(BadInput, match="watched other answers"):
-        write_comparison([*runs, other], out)
+        compare_runs(*runs, other, out=out)
     single = write_run(tmp_path / "single", steps=(0,))
     with pytest.raises(BadInput, match="has one observation, at update 0"):
-        write_comparison([runs[0], single], out)
+        compare_runs(runs[0], single, out=out)
     assert not out.exists()
 
 
 def test_names_from_outside_reach_the_page_escaped(runs, tmp_path):
     evil = write_run(tmp_path / "<img src=x onerror=alert(1)>", drift=B)
-    found = write_comparison([runs[0], evil], tmp_path / "out")
+    found = compare_runs(runs[0], evil, out=tmp_path / "out")
     page = found.page.read_text(encoding="utf-8")
     assert "<img src=x" not in page
     assert "&lt;img src=x" in page
 
 
 def test_the_browser_finds_no_fault_with_the_page(runs, tmp_path):
-    found = write_comparison(runs[:2], tmp_path)
+    found = compare_runs(*runs[:2], out=tmp_path)
     assert faults_in(found.page, tmp_path / "profile") == []
 
 

@@ -65,9 +65,9 @@ _OF_FORESIGHT = (
 
 def compare(args: argparse.Namespace) -> None:
     """`learndyn compare`."""
-    from learndyn.show.compare import write_comparison
+    from learndyn.show.compare import compare as compare_runs
 
-    found = write_comparison(args.runs, args.out, overwrite=args.overwrite)
+    found = compare_runs(*args.runs, out=args.out, overwrite=args.overwrite)
     answer(args, found)
 
 

@@ -71,14 +71,14 @@ def probes_build(args: argparse.Namespace) -> None:
 def probes_check(args: argparse.Namespace) -> None:
     """`learndyn probes check`."""
     from learndyn.probes.build import load_probes
-    from learndyn.probes.check import check
+    from learndyn.probes.check import check_probes
     from learndyn.probes.kinds import AUTHORS_KINDS
 
     tokenizer = _tokenizer(args.tokenizer)
     probes = load_probes(
         args.file, aliases=AUTHORS_KINDS, empty="keep", tokenizer=tokenizer
     )
-    found = check(probes, tokenizer)
+    found = check_probes(probes, tokenizer)
     answer(args, found)
 
 

@@ -14,7 +14,7 @@ from learndyn.diagnose.intervals import (
     standard_error,
 )
 from learndyn.diagnose.paths import GREEDY, Paths, mean_path, paired
-from learndyn.record.trajectory import Trajectory
+from learndyn.record.trajectory import AnyRun, Trajectory
 
 
 Per = Literal["response", "token"]
@@ -74,7 +74,7 @@ class KindRow:
 
 
 def change_curves(
-    trajectory: Trajectory,
+    run: AnyRun,
     column: str = "logp",
     per: Per = "response",
     split: str | None = None,
@@ -86,6 +86,7 @@ def change_curves(
     With the column "logp" the greedy path, argmax_logp along chosen, stands last under
     the name "greedy path". Per token means pooled: sum of nats / sum of tokens.
     """
+    trajectory = Trajectory.of(run)
     paths = Paths.of(trajectory, split)
     if column == "logp":
         values = paths.with_greedy()

@@ -49,8 +49,9 @@ from learndyn.diagnose.intervals import known
 from learndyn.diagnose.numbers import number
 from learndyn.diagnose.squeeze import Evidence
 from learndyn.diagnose.state import DELTA, StateReport, matters
+from learndyn.probes.notebook import sentences_html
 from learndyn.record.files import to_plain
-from learndyn.record.trajectory import Trajectory
+from learndyn.record.trajectory import AnyRun, Trajectory
 
 
 FINDINGS: tuple[type[Finding], ...] = (
@@ -92,6 +93,18 @@ class Diagnosis:
         judged = self.facts is not None and self.facts.state.reason is None
         return self.facts.state if judged and self.facts else None
 
+    def __repr__(self) -> str:
+        return f"Diagnosis({self.run!r}: {' '.join(verdict(self)[:1])})"
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        shown = sentences_html(self.run, verdict(self))
+        if self.advice:
+            shown += sentences_html("What may be done", [a.do for a in self.advice])
+        return shown
+
     def to_dict(self) -> dict[str, Any]:
         """For `--json`; what is not known is null."""
         state, facts = self.state, self.facts
@@ -130,34 +143,40 @@ class Diagnosis:
 
 
 def diagnose(
-    trajectory: Trajectory,
-    baseline: Trajectory | None = None,
+    run: AnyRun,
+    baseline: AnyRun | None = None,
     split: str | None = None,
 ) -> Diagnosis:
     """Say what happened in a run, whether it is a bug, and what may be done.
+
+        print(learndyn.diagnose("runs/dpo"))
 
     Works on unfinished runs, on those with one observation, and on imported ones
     without token columns. With `baseline`, also what differs from that run, over the
     probes of `split` like all else.
 
     Raises:
-        BadInput: if `baseline` watched other answers, or no probe is of `split`.
+        BadInput: if a run cannot be read, `baseline` watched other answers, or no probe
+            is of `split`.
     """
-    run = shown(trajectory.run.path)
+    trajectory = Trajectory.of(run)
+    name = shown(trajectory.run.path)
     kinds = {
         row.kind: {"first": row.first, "peak": row.peak, "last": row.last}
         for row in kind_table(trajectory, split)
     }
-    facts = Facts(trajectory, split, baseline)
+    facts = Facts(
+        trajectory, split, None if baseline is None else Trajectory.of(baseline)
+    )
     findings: list[Finding] = []
     for kind in FINDINGS:
         finding = kind.detect(facts)
         if finding is not None and finding.alone:
-            return Diagnosis(run, None, kinds, [finding], [], [finding.says])
+            return Diagnosis(name, None, kinds, [finding], [], [finding.says])
         if finding is not None:
             findings.append(finding)
     return Diagnosis(
-        run,
+        name,
         facts,
         kinds,
         findings,

@@ -20,6 +20,7 @@ from learndyn.measure.route import Route
 from learndyn.measure.score import Scorer, Settings
 from learndyn.probes.build import load_probes
 from learndyn.probes.kinds import AUTHORS_KINDS
+from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import (
     TokenizedProbes,
     tokenize,
@@ -100,9 +101,9 @@ class Scored:
 def score_checkpoint(
     model: str,
     *,
-    probes: str | None = None,
-    run: Path | None = None,
-    out: Path | None = None,
+    probes: ProbeSet | str | Path | None = None,
+    run: RunDirectory | str | Path | None = None,
+    out: str | Path | None = None,
     max_length: int | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
@@ -128,9 +129,10 @@ def score_checkpoint(
     """
     _check_asked(probes, run, max_length)
     check_batch_size(settings.get("batch_size", 1))
+    out = None if out is None else Path(out)
     refuse_taken_file(out, overwrite)
     trust = {"trust_remote_code": trust_remote_code}
-    directory = None if run is None else RunDirectory.open(run)
+    directory = None if run is None else RunDirectory.of(run)
     watched, start_ids = "float32", None
     if directory is not None:
         watched = directory.info.dtype
@@ -140,7 +142,7 @@ def score_checkpoint(
         start_ids = _first_argmax(directory, len(tokenized))
         settings = _as_the_run(directory, settings)
     else:
-        tokenized = _read(str(probes), load_tokenizer(model, **trust), max_length)
+        tokenized = _read(probes, load_tokenizer(model, **trust), max_length)
     loaded = load_model(model, dtype=getattr(torch, dtype or watched), **trust)
     began = time.perf_counter()
     scorer = Scorer.attach(loaded, tokenized.pairs, **settings)
@@ -185,12 +187,15 @@ def _as_the_run(run: RunDirectory, settings: Settings) -> Settings:
 
 
 def _read(
-    probes: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    probes: ProbeSet | str | Path | None,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
 ) -> TokenizedProbes:
-    found = load_probes(
-        probes, aliases=AUTHORS_KINDS, empty="keep", tokenizer=tokenizer
-    )
-    return tokenize(found, tokenizer, max_length=max_length or 1024)
+    if not isinstance(probes, ProbeSet):
+        probes = load_probes(
+            str(probes), aliases=AUTHORS_KINDS, empty="keep", tokenizer=tokenizer
+        )
+    return tokenize(probes, tokenizer, max_length=max_length or 1024)
 
 
 def _write(
@@ -206,7 +211,7 @@ def _write(
     write_whole(out, lambda path: pq.write_table(table, path, compression="zstd"))
 
 
-def _check_asked(probes: str | None, run: Path | None, max_length: int | None) -> None:
+def _check_asked(probes: object, run: object, max_length: int | None) -> None:
     if (probes is None) == (run is None):
         raise BadInput("give either --probes FILE or --run RUN: which probes to score.")
     if run is not None and max_length is not None:

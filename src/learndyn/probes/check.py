@@ -9,6 +9,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -107,18 +108,19 @@ class CheckReport:
         )
 
 
-def check(
-    probes: ProbeSet,
+def check_probes(
+    probes: ProbeSet | str | Path,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     *,
     max_length: int = 1024,
     max_prompt_length: int | None = None,
 ) -> CheckReport:
-    """List what could mislead a reader of these probes' numbers.
+    """List what could mislead a reader of the numbers of these probes.
 
     With a tokenizer, lengths are counted in tokens too, and cuts at `max_length` and
     special tokens in the texts are found.
     """
+    probes = ProbeSet.of(probes)
     by_kind = {k: [p for p in probes if p.kind == k] for k in probes.kinds}
     tokens: dict[str, float] = {}
     findings: list[Finding] = []

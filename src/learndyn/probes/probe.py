@@ -6,6 +6,7 @@ into token ids once, before the first observation, and those ids never change.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from learndyn.errors import BadInput, listed
 from learndyn.probes.kinds import in_paper_order
+from learndyn.probes.notebook import shortened, table_html
 
 
 SCHEMA_VERSION = 1
@@ -71,6 +73,35 @@ class ProbeSet(Sequence[Probe]):
 
     def __iter__(self) -> Iterator[Probe]:
         return iter(self.probes)
+
+    def __repr__(self) -> str:
+        """Six lines, however many probes there are."""
+        first = self.probes[0]
+        lines = [
+            f"ProbeSet: {self._counts}",
+            f"  kinds        {', '.join(self.kinds)}",
+            f"  prompt_id    {shortened(first.prompt_id)}, the first of them",
+            f"  prompt       {shortened(first.prompt)}",
+            f"  {first.kind:12} {shortened(first.response)}",
+            f"  fingerprint  {self.fingerprint[:12]}",
+        ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        example = {probe.kind: probe for probe in reversed(self.probes)}
+        number = Counter(probe.kind for probe in self.probes)
+        rows = [
+            (kind, number[kind], shortened(example[kind].response))
+            for kind in self.kinds
+        ]
+        about = f"ProbeSet: {self._counts}, fingerprint {self.fingerprint[:12]}"
+        return table_html(about, ("kind", "probes", "the first one"), rows)
+
+    @property
+    def _counts(self) -> str:
+        split_of = {probe.prompt_id: probe.split for probe in self.probes}
+        splits = ", ".join(f"{n} {s}" for s, n in Counter(split_of.values()).items())
+        return f"{len(self)} probes of {len(split_of)} prompts ({splits})"
 
     @property
     def kinds(self) -> list[str]:
@@ -154,6 +185,22 @@ class ProbeSet(Sequence[Probe]):
                 f"{str(about.get('fingerprint'))[:12]}. Build it again from the source."
             )
         return probes
+
+    @classmethod
+    def of(cls, source: "ProbeSet | str | Path") -> "ProbeSet":
+        """The probe set itself, or what `load_probes` reads at a path.
+
+        All that takes a probe set takes a path by this.
+
+        Raises:
+            BadInput: see `load_probes`.
+        """
+        if isinstance(source, ProbeSet):
+            return source
+        # Later: reading other formats makes probe sets, so it stands above this module.
+        from learndyn.probes.build import load_probes
+
+        return load_probes(source)
 
     @classmethod
     def from_rows(

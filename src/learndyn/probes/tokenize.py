@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -222,7 +223,7 @@ class PairTokenizer:
 
 
 def tokenize(
-    probes: ProbeSet,
+    probes: ProbeSet | str | Path,
     tokenizer: "PreTrainedTokenizerBase",
     *,
     max_length: int = 1024,
@@ -236,6 +237,7 @@ def tokenize(
     Raises:
         BadInput: see `PairTokenizer`.
     """
+    probes = ProbeSet.of(probes)
     encode = PairTokenizer(tokenizer, max_length, max_prompt_length)
     pairs = tuple(encode(p.prompt, p.response, p.rendered) for p in probes)
     return TokenizedProbes(probes, pairs, tokenizer_hash(tokenizer))

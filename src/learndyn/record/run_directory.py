@@ -171,6 +171,24 @@ class RunDirectory:
         path = Path(path)
         return cls(path, read_run_json(path))
 
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r}: {len(self.steps)} observations)"
+
+    def report(self, out: str | Path | None = None, *, overwrite: bool = False) -> Path:
+        """Write `report.html` about the run, as `learndyn.write_report`."""
+        from learndyn import write_report  # it stands far above: come by the door
+
+        return write_report([self.path], out, overwrite=overwrite)
+
+    @classmethod
+    def of(cls, source: "RunDirectory | str | Path") -> "RunDirectory":
+        """The run directory itself, or the one at a path.
+
+        Raises:
+            BadInput: as `open`.
+        """
+        return source if isinstance(source, RunDirectory) else cls.open(source)
+
     @property
     def steps(self) -> list[int]:
         """Steps of all complete observations, ascending."""

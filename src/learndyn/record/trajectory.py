@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from learndyn.errors import BadInput, listed
 from learndyn.probes.kinds import in_paper_order
+from learndyn.probes.notebook import table_html
 from learndyn.probes.panel import Panel
 from learndyn.record.observation import PROBE_COLUMNS, Observation, Sums, read_tokens
 from learndyn.record.run_directory import RunDirectory
@@ -186,14 +187,47 @@ class Trajectory:
             missing=run.info.missing_steps(steps),
         )
 
+    @classmethod
+    def of(cls, source: "AnyRun") -> "Trajectory":
+        """The trajectory itself, or the one in a run directory.
+
+        All that takes a run takes a path by this.
+
+        Raises:
+            BadInput: as `load`.
+        """
+        if isinstance(source, Trajectory):
+            return source
+        return cls.load(source.path if isinstance(source, RunDirectory) else source)
+
     def __repr__(self) -> str:
-        """What it holds, in a line."""
-        return (
-            f"Trajectory({str(self.run.path)!r}: {len(self.steps)} observations, "
-            f"{self.unit}s {self.steps[0]} to {self.steps[-1]}, "
-            f"{len(self.probes)} probes, "
-            f"{len(self.kinds)} kinds)"
+        return f"Trajectory({self._about})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for kind in self.kinds:
+            values = self.values("logp", kind)
+            # of the same prompts at both ends, also where the last is of the panel
+            both = values[[0, -1]][:, np.isfinite(values[[0, -1]]).all(axis=0)]
+            first, last = both.mean(axis=1) if both.size else (np.nan, np.nan)
+            numbers = (f"{first:.1f}", f"{last:.1f}", f"{last - first:+.1f}")
+            rows.append((kind, both.shape[1], *numbers))
+        head = ("kind", "prompts", "first", "last", "change")
+        return table_html(
+            f"Trajectory {self._about}; mean log π(response | prompt), nats", head, rows
         )
+
+    @property
+    def _about(self) -> str:
+        return (
+            f"{str(self.run.path)!r}: {len(self.steps)} observations, "
+            f"{self.unit}s {self.steps[0]} to {self.steps[-1]}, "
+            f"{len(self.probes)} probes, {len(self.kinds)} kinds"
+        )
+
+    def report(self, out: str | Path | None = None, *, overwrite: bool = False) -> Path:
+        """Write `report.html` about the run, as `learndyn.write_report`."""
+        return self.run.report(out, overwrite=overwrite)
 
     @cached_property
     def kind_of(self) -> np.ndarray:
@@ -333,6 +367,10 @@ class Trajectory:
             frame[name] = values.reshape(-1)
         scored = self.covered.reshape(-1)
         return pandas.DataFrame({name: v[scored] for name, v in frame.items()})
+
+
+AnyRun = Trajectory | RunDirectory | str | Path
+"""What all that reads a run takes; `Trajectory.of` reads it."""
 
 
 def panel_rows(run: RunDirectory, probes: pa.Table) -> Int[np.ndarray, " row"] | None:

@@ -14,8 +14,9 @@ from learndyn.diagnose.findings.cautions import missing_in_words
 from learndyn.diagnose.numbers import nats
 from learndyn.diagnose.paths import GREEDY, Paths, mean_path
 from learndyn.errors import BadInput
+from learndyn.probes.notebook import sentences_html
 from learndyn.record.files import write_whole
-from learndyn.record.trajectory import Trajectory
+from learndyn.record.trajectory import AnyRun, Trajectory
 from learndyn.show.chart import NARROW, save
 from learndyn.show.page import (
     coloured,
@@ -170,6 +171,20 @@ class ComparedRuns:
     pairs: tuple[Compared, ...]
     page: Path | None = None
 
+    def __repr__(self) -> str:
+        one = self.pairs[0].names[0]
+        others = ", ".join(pair.names[1] for pair in self.pairs)
+        return f"ComparedRuns({others} against {one})"
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            sentences_html(f"{pair.names[1]} against {pair.names[0]}", pair.said)
+            for pair in self.pairs
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
         return {
@@ -185,13 +200,12 @@ class ComparedRuns:
         return "\n\n".join(parts)
 
 
-def write_comparison(
-    runs: Sequence[str | Path],
-    out: str | Path | None = None,
-    *,
-    overwrite: bool = False,
+def compare(
+    *runs: AnyRun, out: str | Path | None = None, overwrite: bool = False
 ) -> ComparedRuns:
     """Compare runs with the first of them; with `out`, write `compare.html` there.
+
+        print(learndyn.compare("runs/dpo", "runs/extend/dpo"))
 
     At equal updates; and, where both runs push answers down, at matched margin and
     matched absolute gap (see `learndyn.diagnose.compare`). All is compared before
@@ -204,16 +218,16 @@ def write_comparison(
             other tokens, or if a page that is not ours is there and `overwrite` is
             false.
     """
-    paths = [Path(run) for run in runs]
-    if len(paths) < 2:
+    if len(runs) < 2:
         raise BadInput(
-            f"{len(paths)} run{'s' * (len(paths) != 1)} given: a comparison needs the "
+            f"{len(runs)} run{'s' * (len(runs) != 1)} given: a comparison needs the "
             "baseline and at least one other run directory."
         )
+    loaded = [Trajectory.of(run) for run in runs]
+    paths = [trajectory.run.path for trajectory in loaded]
     twice = [p for i, p in enumerate(paths) if p.resolve() in _resolved(paths[:i])]
     if twice:
         raise BadInput(f"{twice[0]} is given twice: name each run once.")
-    loaded = [Trajectory.load(path) for path in paths]
     for trajectory in loaded:
         if len(trajectory.steps) < 2:
             raise BadInput(

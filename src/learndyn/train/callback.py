@@ -79,7 +79,7 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
             the probes were tokenized for another tokenizer, and as `Scorer.attach`.
     """
 
-    probes: ProbeSet | TokenizedProbes
+    probes: ProbeSet | TokenizedProbes | str | Path
     out: str | Path = field(kw_only=True)
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, kw_only=True)
     info: dict[str, Any] | None = field(default=None, kw_only=True)
@@ -87,6 +87,11 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._probes = (
+            self.probes
+            if isinstance(self.probes, TokenizedProbes)
+            else ProbeSet.of(self.probes)
+        )
         self._path = Path(self.out)
         self._plan = self.schedule
         self._limits = {
@@ -139,7 +144,7 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
         """
         self._forget()
         tokenizer = self.tokenizer or tokenizer
-        self._tokenized = tokenize_for(self.probes, tokenizer, self._limits)
+        self._tokenized = tokenize_for(self._probes, tokenizer, self._limits)
         self._panel = self._plan.draw(self._tokenized.probes)
         # On every process: the forwards of a sharded model are collective.
         asked = (self._attach(model), self._plan, self._panel, self._limits)

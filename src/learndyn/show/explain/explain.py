@@ -73,9 +73,9 @@ class Explained:
 
 
 def explain_run(
-    run: Path,
+    run: RunDirectory | str | Path,
     step: int | None = None,
-    out: Path | None = None,
+    out: str | Path | None = None,
     *,
     text: bool = True,
     overwrite: bool = False,
@@ -90,22 +90,23 @@ def explain_run(
         BadInput: if the run or the record cannot be read, there is none (of this step),
             or a page that is not ours is there and `overwrite` is false.
     """
-    opened = RunDirectory.open(run)
+    opened = RunDirectory.of(run)
     steps = opened.forces_steps
     if not steps:
         raise BadInput(
-            f"{run} has no recorded forces (no complete file in "
-            f"{Path(run) / 'forces'}). Record them while it trains, with `learndyn run "
-            "--forces K` or LearningDynamicsCallback(forces=K): K counts observations "
-            "after update 0. Or explain a hypothetical update with --model."
+            f"{opened.path} has no recorded forces (no complete file in "
+            f"{opened.path / 'forces'}). Record them while it trains, with `learndyn "
+            "run --forces K` or LearningDynamicsCallback(forces=K): K counts "
+            "observations after update 0. Or explain a hypothetical update with "
+            "--model."
         )
     step = steps[-1] if step is None else step
     if step not in steps:
         raise BadInput(
-            f"{run} has no forces of the update to step {step}. Recorded: "
+            f"{opened.path} has no forces of the update to step {step}. Recorded: "
             f"{', '.join(map(str, steps[-20:]))}{' (the last 20)' * (len(steps) > 20)}."
         )
-    folder = Path(run) if out is None else Path(out)
+    folder = opened.path if out is None else Path(out)
     page = page_in(folder, "explain.html", overwrite=overwrite)
     probes = opened.read_probes()
     forces, problem = _read(opened, step)

@@ -21,7 +21,7 @@ from learndyn.diagnose.update import explain
 from learndyn.diagnose.verdict import diagnose
 from learndyn.errors import BadInput
 from learndyn.record.files import write_whole
-from learndyn.record.trajectory import Trajectory
+from learndyn.record.trajectory import AnyRun, Trajectory
 from learndyn.show.chart import NARROW, WIDE, Sheet, save
 from learndyn.show.compare import comparisons
 from learndyn.show.explain.explain import forces_section
@@ -48,7 +48,7 @@ EXAMPLE_PROMPTS = 2
 
 
 def write_report(
-    runs: Sequence[str | Path],
+    runs: AnyRun | Sequence[AnyRun],
     out: str | Path | None = None,
     *,
     text: bool = True,
@@ -65,6 +65,7 @@ def write_report(
         BadInput: if a run cannot be read, several are given without `out`, or a page
             that is not ours is there and `overwrite` is false.
     """
+    runs = [runs] if isinstance(runs, AnyRun) else runs
     if not runs:
         raise BadInput("no run to report on. Name one or more run directories.")
     if len(runs) > 1 and out is None:
@@ -72,8 +73,8 @@ def write_report(
             f"{len(runs)} runs were given, so the report belongs to none of them. "
             "Name a folder for it with --out."
         )
-    loaded = [Trajectory.load(run) for run in runs]
-    folder = Path(runs[0]) if out is None else Path(out)
+    loaded = [Trajectory.of(run) for run in runs]
+    folder = loaded[0].run.path if out is None else Path(out)
     page = page_in(folder, "report.html", overwrite=overwrite)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     parts = []
