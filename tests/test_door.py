@@ -68,13 +68,13 @@ def test_the_door_loads_nothing_and_reading_loads_no_torch(tmp_path):
 @pytest.mark.parametrize(
     "code",
     [
-        "import learndyn.diagnose.words, learndyn; learndyn.diagnose('no/run')",
+        "import learndyn.diagnose.intervals, learndyn; learndyn.diagnose('no/run')",
         "import learndyn; import learndyn.diagnose; learndyn.diagnose('no/run')",
-        "from learndyn import diagnose; import learndyn.diagnose.words as words\n"
-        "assert words.__name__ == 'learndyn.diagnose.words'; diagnose('no/run')",
+        "from learndyn import diagnose; import learndyn.diagnose.intervals as intervals\n"
+        "assert intervals.__name__ == 'learndyn.diagnose.intervals'; diagnose('no/run')",
         "from learndyn.diagnose.verdict import diagnose\n"
         "from learndyn import diagnose; diagnose('no/run')",
-        "from learndyn.diagnose import words\n"
+        "from learndyn.diagnose import intervals\n"
         "from learndyn import *\ndiagnose('no/run')",
     ],
 )

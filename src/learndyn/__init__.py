@@ -150,7 +150,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_MODULE_OF[name]), name)
         room = sys.modules.get(f"{__name__}.{name}")
         if room is not None and isinstance(value, FunctionType):
-            # `import learndyn.diagnose.words as words` looks for `words` here.
+            # `import learndyn.diagnose.intervals as intervals` looks for it here.
             value.__dict__ = room.__dict__
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
