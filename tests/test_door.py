@@ -70,8 +70,8 @@ def test_the_door_loads_nothing_and_reading_loads_no_torch(tmp_path):
     [
         "import learndyn.diagnose.intervals, learndyn; learndyn.diagnose('no/run')",
         "import learndyn; import learndyn.diagnose; learndyn.diagnose('no/run')",
-        "from learndyn import diagnose; import learndyn.diagnose.intervals as intervals\n"
-        "assert intervals.__name__ == 'learndyn.diagnose.intervals'; diagnose('no/run')",
+        "from learndyn import diagnose; import learndyn.diagnose.paths as paths\n"
+        "assert paths.__name__ == 'learndyn.diagnose.paths'; diagnose('no/run')",
         "from learndyn.diagnose.verdict import diagnose\n"
         "from learndyn import diagnose; diagnose('no/run')",
         "from learndyn.diagnose import intervals\n"
