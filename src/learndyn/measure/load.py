@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -39,7 +40,8 @@ def load_model(
         if adapter.is_file():
             return _load_adapter(source, dtype, trust_remote_code)
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        known = type(config) in _causal_configs() or trust_remote_code
+        # to list the mapping's keys would import every family: a second
+        known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or trust_remote_code
         if config.is_encoder_decoder or not known:
             raise BadInput(
                 f"{source} holds a {type(config).__name__}, which is not a causal "
@@ -122,12 +124,6 @@ def _load_adapter(source: str, dtype: torch.dtype, trust_remote_code: bool) -> A
     return AutoPeftModelForCausalLM.from_pretrained(
         source, dtype=dtype, trust_remote_code=trust_remote_code
     )
-
-
-def _causal_configs() -> set[type]:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    return set(MODEL_FOR_CAUSAL_LM_MAPPING.keys())
 
 
 def _first_line(error: Exception) -> str:
