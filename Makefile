@@ -8,10 +8,11 @@ DATA   ?=
 MODEL  ?=
 PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder
 PROBES ?=
+TESTS  ?= tests
 AUTHORS ?=
 IMAGES ?=
 
-.PHONY: demo test lint format bench evidence reproduce clean
+.PHONY: demo test quick lint format bench evidence reproduce clean
 
 demo: $(READY)  ## SFT -> DPO and extend -> DPO, watched; DATA= and MODEL= for one's own
 	$(BIN)/learndyn demo --out $(OUT) --overwrite \
@@ -19,6 +20,9 @@ demo: $(READY)  ## SFT -> DPO and extend -> DPO, watched; DATA= and MODEL= for o
 
 test: $(READY)  ## all tests; two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
+
+quick: $(READY)  ## tests of a minute, after each edit; TESTS= for files or folders
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST) --quick $(TESTS)
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

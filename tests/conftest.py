@@ -24,6 +24,57 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SAVE = matplotlib.figure.Figure.savefig
 
 
+SLOW = {
+    "test_resume.py": 45,
+    "test_reproduce.py": 45,
+    "test_tiers.py": 40,
+    "test_kernel.py": 35,
+    "test_predict.py": 30,
+    "test_run_forces.py": 30,
+    "test_cli.py": 30,
+    "test_panel.py": 25,
+    "test_split.py": 25,
+    "test_explain.py": 20,
+    "test_theory.py": 20,
+    "test_forces_withstand.py": 20,
+    "test_recipes.py": 20,
+    "test_callback.py": 20,
+    "test_forces_report.py": 20,
+    "test_kernel_norm.py": 20,
+    "test_playground.py": 15,
+    "test_order.py": 15,
+    "test_authors.py": 15,
+    "test_report.py": 15,
+    "test_coverage.py": 15,
+    "test_real_data.py": 12,
+    "test_planted_errors.py": 12,
+    "test_losses.py": 12,
+    "test_paper_claims.py": 10,
+    "test_run_kernel.py": 10,
+    "test_scoring.py": 10,
+    "test_seen.py": 10,
+    "test_sign_split.py": 8,
+    "test_digits.py": 8,
+    "test_softmax.py": 8,
+}
+"""Seconds on one core of the files that take longest. They are begun first, so that no
+process is left alone with one of them; `--quick` leaves out all that are not named."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out slow files")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    named = {Path(word.split("::")[0]).resolve() for word in config.args}
+    slow = collection_path.name in SLOW and collection_path not in named
+    return True if slow and config.getoption("quick") else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: -SLOW.get(item.path.name, 0))
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: to look through it at every collection takes time."""
     gc.collect()
@@ -63,6 +114,15 @@ def full_prints(small_prints):
             yield
 
     return within
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+    """Leave out the figures, which take longer than these runs."""
+    monkeypatch.setattr(
+        "learndyn.show.report.report.write_report",
+        lambda runs, *_, **__: Path("no page"),
+    )
 
 
 @pytest.fixture(scope="session")
