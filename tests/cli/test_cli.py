@@ -31,15 +31,6 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def no_page(monkeypatch):
-    """Leave out the figures, which take longer than these runs."""
-    monkeypatch.setattr(
-        "learndyn.show.report.report.write_report",
-        lambda runs, *_, **__: Path("no page"),
-    )
-
-
 QUICK = ["--max_steps", "2", "--use_cpu", "true", "--disable_tqdm", "true"]
 
 

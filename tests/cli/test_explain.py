@@ -1,6 +1,7 @@
 """`learndyn explain`: a hypothetical update, and a recorded one."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -28,6 +29,13 @@ def home(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def explained(home):
+    """An update explained, and the files of its model as they were before."""
+    before = {p: p.read_bytes() for p in (home / "model").iterdir()}
+    return explain_hypothetical(asked(home, home / "run")), before
+
+
 def asked(home, out, **more) -> Hypothetical:
     few = {"prompts": 3, "batch": 3, **more}
     return Hypothetical(str(home / "model"), str(home / "pairs.jsonl"), out, **few)
@@ -38,8 +46,8 @@ def words(home, out, *more):
     return ["explain", *map(str, own), "--prompts", "3", "--batch", "3", *more]
 
 
-def test_predicted_is_actual_and_the_parts_sum(home, tmp_path):
-    run = explain_hypothetical(asked(home, tmp_path / "run"))
+def test_predicted_is_actual_and_the_parts_sum(explained):
+    run, _ = explained
     forces = run.read_forces(1)
     assert run.info["method"] == "explain"
     assert forces.info["relative_error"] < 0.02
@@ -54,9 +62,8 @@ def test_predicted_is_actual_and_the_parts_sum(home, tmp_path):
     np.testing.assert_allclose(moved, forces.actual, rtol=0, atol=1e-4)
 
 
-def test_nothing_is_written_to_the_model(home, tmp_path):
-    before = {p: p.read_bytes() for p in (home / "model").iterdir()}
-    explain_hypothetical(asked(home, tmp_path / "run"))
+def test_nothing_is_written_to_the_model(home, explained):
+    _, before = explained
     assert {p: p.read_bytes() for p in (home / "model").iterdir()} == before
 
 
@@ -86,13 +93,13 @@ def test_the_step_is_that_of_torchs_optimizer(optimizer, home, tmp_path):
     assert forces.predicted.mean() > 0
 
 
-def test_another_reference_changes_the_push(home, tmp_path):
+def test_another_reference_changes_the_push(home, explained, tmp_path):
     other = load_model(str(home / "model"))
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(1.3)
     other.save_pretrained(tmp_path / "other")
-    own = explain_hypothetical(asked(home, tmp_path / "a")).read_forces(1)
+    own = explained[0].read_forces(1)
     settings = asked(home, tmp_path / "b", reference=str(tmp_path / "other"))
     found = explain_hypothetical(settings).read_forces(1)
     assert own.influence is not None
@@ -106,7 +113,10 @@ def test_the_command_prints_writes_and_speaks_json(home, tmp_path, capsys):
     assert main(words(home, tmp_path / "run", "--loss-option", "beta=0.2")) == 0
     told = capsys.readouterr().out
     assert "chosen" in told
-    assert (tmp_path / "run" / "explain.html").exists()
+    assert "This update is hypothetical: one step of dpo by SGD" in told
+    assert "sizes of different losses cannot be compared" in told
+    page = (tmp_path / "run" / "explain.html").read_text()
+    assert "This update is hypothetical" in page
     assert main(["explain", str(tmp_path / "run"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["run"] == str(tmp_path / "run")
@@ -159,16 +169,18 @@ def test_texts_are_cut_only_where_that_was_asked_for(home, tmp_path):
     assert any("are cut" in note for note in notes)
 
 
-def test_a_taken_folder_is_left_alone_before_the_model_is_loaded(home, tmp_path):
+def test_a_taken_folder_is_left_alone_before_the_model_is_loaded(
+    home, explained, tmp_path
+):
     out = tmp_path / "run"
-    run = explain_hypothetical(asked(home, out))
+    shutil.copytree(explained[0].path, out)
     with pytest.raises(BadInput, match="holds a run already"):
         explain_hypothetical(asked(home, out))
-    assert explain_hypothetical(asked(home, out), overwrite=True).path == run.path
+    assert explain_hypothetical(asked(home, out), overwrite=True).path == out
 
 
-def test_the_weights_in_run_json_are_those_before_the_step(home, tmp_path):
-    run = explain_hypothetical(asked(home, tmp_path / "run"))
+def test_the_weights_in_run_json_are_those_before_the_step(home, explained):
+    run, _ = explained
     model = load_model(str(home / "model"))
     assert RunDirectory.open(run.path).info["weights_sha256"] == weights_hash(model)
 
@@ -228,12 +240,3 @@ def test_letters_of_several_tokens_stand_at_the_last_of_them():
     assert len(texts) == len(raw)
     assert "".join(texts) == text
     assert texts_of([0xFF, 0x41], decode)[-1].endswith("A")
-
-
-def test_the_page_says_that_the_update_was_made_up(home, tmp_path, capsys):
-    assert main(words(home, tmp_path / "run")) == 0
-    told = capsys.readouterr().out
-    assert "This update is hypothetical: one step of dpo by SGD" in told
-    assert "sizes of different losses cannot be compared" in told
-    page = (tmp_path / "run" / "explain.html").read_text()
-    assert "This update is hypothetical" in page

@@ -68,9 +68,8 @@ def exact_norms(model, probes, trained):
     return np.array([[float((o @ u.T).norm()) for u in seen] for o in observed])
 
 
-@pytest.mark.parametrize("family", list(SMALL))
-def test_the_squared_norm_is_unbiased(family):
-    model = small_model(family)
+def test_the_squared_norm_is_unbiased():
+    model = small_model("llama")  # GPT-2's mean is that of 320 vectors, below
     probes, trained = random_pairs(4, 0), random_pairs(3, 1)
     exact = exact_norms(model, probes, trained)
     found = kernel_norm(model, as_probes(probes), trained, vectors=100)

@@ -1,5 +1,6 @@
 """The losses: value, push against its closed form, and when push is above 0."""
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
@@ -614,8 +615,14 @@ def test_wrong_names_and_options_are_refused(outside_of_tests, name, options, me
 # When push is above 0.
 
 
+@functools.cache
+def lowered(name, **options):
+    """Where each role is lowered; searched for once."""
+    return negative_gradient(loss_named(name, **options)).lowered
+
+
 def stretches(name, role, **options):
-    return negative_gradient(loss_named(name, **options)).lowered[role].stretches
+    return lowered(name, **options)[role].stretches
 
 
 @pytest.mark.parametrize("beta", [0.01, 0.37])

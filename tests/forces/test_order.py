@@ -199,9 +199,18 @@ def single(family: str, variant: str) -> tuple[Predictor, dict[str, Any]]:
     return predictor, weights
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("family", FAMILIES)
+REAL = [
+    (family, variant, optimizer)
+    for family in FAMILIES
+    for variant in VARIANTS
+    for optimizer in OPTIMIZERS
+    if family == "gpt2" or optimizer == "adamw"
+]
+"""Every optimizer on every variant of a model, and every family by one optimizer: what
+an optimizer does to a tensor does not depend on the model that the tensor is of."""
+
+
+@pytest.mark.parametrize(("family", "variant", "optimizer"), REAL)
 def test_real_optimizers_are_predicted_down_to_the_rounding_of_float32(
     family, variant, optimizer
 ):

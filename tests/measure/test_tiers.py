@@ -261,7 +261,7 @@ def traces(model: Any) -> dict[str, Any]:
         "cpu": torch.get_rng_state().tolist(),
         "numpy": np.random.get_state()[1].tolist(),
         "bits": {
-            n: t.detach().clone().view(torch.uint8).tolist()
+            n: t.detach().contiguous().view(torch.uint8).numpy().tobytes()
             for n, t in (*model.named_parameters(), *model.named_buffers())
             if t.ndim
         },

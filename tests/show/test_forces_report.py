@@ -481,14 +481,15 @@ def test_hostile_names_and_texts_are_escaped_everywhere(run):
         influence=influence,
     )
     run.write_forces(hostile)
-    for page in (explain_run(run.path).page, write_report([run.path])):
+    told = explain_run(run.path)
+    for page in (told.page, write_report([run.path])):
         html = page.read_text()
         assert_safe(page)
         assert "<script" not in html
         for data in re.findall(r"base64,([A-Za-z0-9+/=]+)", html):
             root = ElementTree.fromstring(base64.b64decode(data))
             assert not {e.tag for e in root.iter() if "script" in str(e.tag)}
-    assert "\x00" not in explain_run(run.path).to_text()
+    assert "\x00" not in told.to_text()
 
 
 def test_without_text_nothing_of_the_data_is_anywhere(tmp_path):

@@ -2,13 +2,20 @@
 
 import functools
 import inspect
+from collections import Counter
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import jaxtyping
 
 
 _WITH_SHAPES = jaxtyping.jaxtyped
+
+CLOSURES = 16
+"""Closures of one code that are checked: to compile a check takes 1 ms each time."""
+
+_closures: Counter[CodeType] = Counter()
 
 
 def install() -> None:
@@ -29,6 +36,10 @@ def checked(function: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
     annotations = function.__annotations__
     if not annotations:
         return function
+    if "<locals>" in function.__qualname__:
+        _closures[function.__code__] += 1
+        if _closures[function.__code__] > CLOSURES:
+            return function
     # a string may name anything; it is looked up by jaxtyping
     if any(isinstance(a, str) or "jaxtyping." in repr(a) for a in annotations.values()):
         return _WITH_SHAPES(function, typechecker=typechecker)

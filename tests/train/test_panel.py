@@ -898,6 +898,7 @@ def test_the_numbers_of_the_page_have_their_standard_error(tmp_path, capsys):
     assert plain["panel"] is None
 
 
+@pytest.mark.usefixtures("no_page")
 def test_the_command_line_and_a_config_ask_for_a_panel(tmp_path, capsys):
     folder = save_tiny(tmp_path / "model")
     rows = [{"prompt": row.prompt, **row.responses} for row in data(6).rows]
