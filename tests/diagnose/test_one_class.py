@@ -79,3 +79,19 @@ def test_a_finding_that_is_listed_speaks_and_one_that_is_not_is_silent(
     assert last.findings[:-1] == before.findings
     monkeypatch.setattr(verdict, "FINDINGS", (Purple, *verdict.FINDINGS[:-1]))
     assert verdict.diagnose(run).sentences[0] == "Everything is purple."
+
+
+def test_what_matters_least_is_left_out_first(tmp_path, monkeypatch):
+    run = Trajectory.load(write_run(tmp_path / "run", prompts=4))
+    whole = verdict.diagnose(run).sentences
+    order = []
+    for room in range(1, verdict.MOST + 1):
+        monkeypatch.setattr(verdict, "MOST", room)
+        sentences = verdict.diagnose(run).sentences
+        assert sentences == [text for text in whole if text in sentences]
+        order += [text for text in sentences if text not in order]
+    starts = (  # two sentences about the state have no room among three
+        *("Chosen falls", "DPO moved", "Only 4 prompts", "Probability moved"),
+        *("3 of 3 kinds fell", "The greedy path", "Where the first model"),
+    )
+    assert [s.startswith(t) for s, t in zip(order, starts, strict=True)] == [True] * 7
