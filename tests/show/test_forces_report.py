@@ -16,7 +16,7 @@ from test_report import HOSTILE, Reader, assert_safe
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import Scale, nats
 from learndyn.diagnose.update import AROUND, TOP, TRUST, explain, summed_up
-from learndyn.diagnose.update_words import finding, force_sentences, layer_finding
+from learndyn.diagnose.update_words import force_sentences, layers_title, parts_title
 from learndyn.errors import BadInput
 from learndyn.probes.kinds import PAPER_KINDS
 from learndyn.record.run_directory import RunDirectory
@@ -206,8 +206,8 @@ def test_agreement_is_told_and_disagreement_hides_the_parts(probes):
     assert "do not agree" in bad
     for word in ("alone would have", "memory", "layer", "training token"):
         assert word not in bad
-    assert "do not trust" in finding(found)
-    assert "do not trust" in layer_finding(found)
+    assert "do not trust" in parts_title(found)
+    assert "do not trust" in layers_title(found)
 
 
 def test_what_is_pushed_down_is_named_by_its_role(probes):
@@ -312,7 +312,7 @@ def test_probes_with_values_that_are_not_finite_are_left_out_and_counted(probes)
         force_sentences(found)
     )
     everything = told(forces, probes, predicted=np.full(len(probes), np.nan))
-    assert "none of 208 probes has finite values" in everything
+    assert "none of its 208 probes has finite values" in everything
 
 
 # show: the page

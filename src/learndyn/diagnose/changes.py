@@ -1,6 +1,5 @@
 """What moved: every kind's change since the first observation, with its interval."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -145,16 +144,6 @@ def kind_table(
             )
         )
     return rows
-
-
-def falling(changes: Sequence[Interval]) -> int:
-    """How many changes are below zero with their whole interval."""
-    return sum(change.below_zero for change in changes)
-
-
-def rising(changes: Sequence[Interval]) -> int:
-    """How many changes are above zero with their whole interval."""
-    return sum(change.above_zero for change in changes)
 
 
 def _tokens(

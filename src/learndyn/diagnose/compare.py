@@ -12,11 +12,10 @@ At "updates" and "margin" changes since each run's own start are compared, at "g
 levels of logp themselves. The intervals resample prompts, the same for both runs, and
 look up the point anew in each resample.
 
-Where a run has a panel, both runs are looked at over one set of prompts: those that
-both scored at all observations that the look-up needs. At "updates" these are the first
-one and those at the point, so two finished runs are compared over all prompts.
-
-Whether two runs can be compared, and over which prompts.
+Runs that watched other answers, or scored them as other tokens, are refused. Where a
+run has a panel, both runs are compared over the prompts that both scored at all
+observations that the look-up needs. At "updates" these are the first one and those at
+the point, so two finished runs are compared over all prompts.
 """
 
 from dataclasses import dataclass, field, replace
@@ -184,12 +183,12 @@ def compare(
             return Comparison(by, None, prompts=prompts, of=of, reason=reason)
     everyone = np.ones((1, prompts))
     whole = (sides[0].reach(at, everyone), sides[1].reach(at, everyone))
-    if not (whole[0].found[0] and whole[1].found[0]):
+    if not (whole[0].reached[0] and whole[1].reached[0]):
         reason = f"a run starts beyond {at:.4g} or never reaches it."
         return Comparison(by, None, prompts=prompts, of=of, reason=reason)
     weights = resample_weights(prompts, seed=seed)
     drawn = (sides[0].reach(at, weights), sides[1].reach(at, weights))
-    lost = ~(drawn[0].found & drawn[1].found)
+    lost = ~(drawn[0].reached & drawn[1].reached)
     result = _differences(sides, whole, drawn, weights)
     return Comparison(
         by,
@@ -211,7 +210,7 @@ class _Points:
 
     before: Int[np.ndarray, " draw"]
     weight: Float[np.ndarray, " draw"]
-    found: Bool[np.ndarray, " draw"]
+    reached: Bool[np.ndarray, " draw"]
 
     def of(self, path: Float[np.ndarray, " step *draws"]) -> Float[np.ndarray, " draw"]:
         """One value per draw, interpolated; `path` may be common to all draws."""
@@ -279,11 +278,11 @@ class _Side:
         if self.by == "gap":
             return parts
         used = points.used(len(self.steps))
-        found = off_target(self.trajectory, self.paths, used.tolist())
-        if found is not None and np.nansum(found[1]) > 0:
+        off = off_target(self.trajectory, self.paths, used.tolist())
+        if off is not None and np.nansum(off[1]) > 0:
             change = np.full((len(self.steps), len(self.prompts)), np.nan)
-            change[used] = found[0]
-            tokens = np.broadcast_to(found[1], change.shape)
+            change[used] = off[0]
+            tokens = np.broadcast_to(off[1], change.shape)
             parts["off_target"] = (change, tokens)
         return parts
 
@@ -348,7 +347,7 @@ def _differences(
     weights: Float[np.ndarray, "draw prompt"],
 ) -> dict[str, Difference]:
     """Every quantity that both runs have, at the matched point."""
-    lost = ~(drawn[0].found & drawn[1].found)
+    lost = ~(drawn[0].reached & drawn[1].reached)
     parts = [side.parts(points) for side, points in zip(sides, drawn, strict=True)]
     everyone = np.ones((1, weights.shape[1]))
     out = {}

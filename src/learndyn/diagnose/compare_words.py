@@ -16,18 +16,20 @@ def compare_all(
     Raises:
         BadInput: if the runs watched other answers, or no probe is of `split`.
     """
-    found: dict[By, Comparison] = {"updates": compare(a, b, "updates", split=split)}
+    comparisons: dict[By, Comparison] = {
+        "updates": compare(a, b, "updates", split=split)
+    }
     both = all({"chosen", "rejected"} <= _kinds(t, split) for t in (a, b))
     if both and not a.run.info.sft and not b.run.info.sft:
-        found["margin"] = compare(a, b, "margin", split=split)
-        found["gap"] = compare(a, b, "gap", split=split)
-    return found
+        comparisons["margin"] = compare(a, b, "margin", split=split)
+        comparisons["gap"] = compare(a, b, "gap", split=split)
+    return comparisons
 
 
 def compare_in_words(
     a: Trajectory,
     b: Trajectory,
-    found: dict[By, Comparison] | None = None,
+    comparisons: dict[By, Comparison] | None = None,
     split: str | None = None,
 ) -> list[str]:
     """Sentences about run `b` against run `a`, over the probes of `split`, or all;
@@ -36,33 +38,36 @@ def compare_in_words(
     Raises:
         BadInput: if the runs watched other answers, or no probe is of `split`.
     """
-    found = compare_all(a, b, split) if found is None else found
+    comparisons = compare_all(a, b, split) if comparisons is None else comparisons
     one, other = names(a, b)
     unit = a.unit
-    said = [_at_updates(found["updates"], one, other, unit), *_prompts(found, unit)]
+    sentences = [
+        _at_updates(comparisons["updates"], one, other, unit),
+        *_prompts(comparisons, unit),
+    ]
     if a.run.info.sft != b.run.info.sft:
         alone, pair = (one, other) if a.run.info.sft else (other, one)
-        said.append(
+        sentences.append(
             f"{alone} is supervised finetuning and {pair} trains on preferences: their "
             "updates are unlike, and there is no margin or gap at which to match them."
         )
-    said += [
+    sentences += [
         f"{name} was scored approximately, {rounded_by(run.approximate)}: a small "
         "difference may be its rounding."
         for run, name in ((a, one), (b, other))
         if run.approximate is not None
     ]
-    if "margin" not in found:
-        return said
-    said.append(_at_match(found["margin"], one, other, unit))
-    said.append(_at_match(found["gap"], one, other, unit))
-    if found["margin"].at is not None:
-        said.append(
+    if "margin" not in comparisons:
+        return sentences
+    sentences.append(_at_match(comparisons["margin"], one, other, unit))
+    sentences.append(_at_match(comparisons["gap"], one, other, unit))
+    if comparisons["margin"].at is not None:
+        sentences.append(
             "At a matched point rejected differs by as much as chosen, by "
             "construction. The margin starts at zero in each run; the gap does not. "
             "Where the two disagree, part of the difference is where the runs started."
         )
-    return said
+    return sentences
 
 
 def _kinds(trajectory: Trajectory, split: str | None) -> set[str]:
@@ -108,29 +113,29 @@ def _at_match(result: Comparison, one: str, other: str, unit: str) -> str:
     return text
 
 
-def _prompts(found: dict[By, Comparison], unit: str) -> list[str]:
+def _prompts(comparisons: dict[By, Comparison], unit: str) -> list[str]:
     """Where not all prompts are compared: how many, and which."""
     where = {"updates": f"equal {unit}s", "margin": "matched margin"}
     fewer = [
         f"{result.prompts} at {where.get(by, 'matched gap')}"
-        for by, result in found.items()
+        for by, result in comparisons.items()
         if result.prompts < result.of
     ]
     if not fewer:
         return []
     return [
         f"Compared are the prompts that both runs scored at the points compared, of "
-        f"{found['updates'].of}: {' and '.join(fewer)}."
+        f"{comparisons['updates'].of}: {' and '.join(fewer)}."
     ]
 
 
-def _difference(found: Difference, one: str, other: str, level: bool = False) -> str:
+def _difference(change: Difference, one: str, other: str, level: bool = False) -> str:
     what = "logp of chosen" if level else "the change of chosen"
     text = (
-        f"{what} is {nats(found.b)} nats in {other} and {nats(found.a)} in {one}: "
-        f"a difference of {number(found.difference)}"
+        f"{what} is {nats(change.b)} nats in {other} and {nats(change.a)} in {one}: "
+        f"a difference of {number(change.difference)}"
     )
-    return text + ("." if found.difference.excludes_zero else ", not distinguishable.")
+    return text + ("." if change.difference.excludes_zero else ", not distinguishable.")
 
 
 def _others(result: Comparison) -> str:

@@ -16,8 +16,6 @@ due. Both ends are moved out for both, after the wider percentiles of Hesterberg
 "What Teachers Should Know About the Bootstrap"). Measured on 1,000 samples of 10 normal
 values, 95 % intervals then cover 94 % instead of 90 %. With 100 prompts they are 2 %
 wider.
-
-Rank correlation: whether two lists of numbers have one order.
 """
 
 import math

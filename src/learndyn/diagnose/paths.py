@@ -6,11 +6,9 @@
 Both are in nats, not times beta. The margin is zero where each run starts; the gap has
 one zero for all runs.
 
-Where a run has a panel, other prompts are scored at its full observations than between
-them, and a mean over whoever was scored jumps by the difference of the prompts. So all
-that goes through time is over prompts that were scored at each of its steps.
-
-Which kinds a run's panel does not have.
+Where a run has a panel, its full observations score more prompts than those between
+them, and a mean over whoever was scored would jump by the difference of the prompts. So
+every path through time is over prompts that were scored at each of its steps.
 """
 
 from collections.abc import Sequence
@@ -64,17 +62,18 @@ class Paths:
 
     @classmethod
     def _read(cls, trajectory: Trajectory, split: str | None) -> "Paths":
-        wanted = np.ones(len(trajectory.probes), dtype=bool)
+        of_split = np.ones(len(trajectory.probes), dtype=bool)
         if split is not None:
-            wanted = trajectory.split_of == split
-        if not wanted.any():
-            found = ", ".join(sorted(set(trajectory.split_of.tolist())))
+            of_split = trajectory.split_of == split
+        if not of_split.any():
+            splits = ", ".join(sorted(set(trajectory.split_of.tolist())))
             raise BadInput(
-                f"{trajectory.run.path} has no probe of split {split}. It has: {found}."
+                f"{trajectory.run.path} has no probe of split {split}. "
+                f"It has: {splits}."
             )
-        prompts = tuple(sorted(set(trajectory.prompt_of[wanted].tolist())))
+        prompts = tuple(sorted(set(trajectory.prompt_of[of_split].tolist())))
         kinds = [
-            k for k in trajectory.kinds if (wanted & (trajectory.kind_of == k)).any()
+            k for k in trajectory.kinds if (of_split & (trajectory.kind_of == k)).any()
         ]
 
         def on_axis(values: np.ndarray, kind: str) -> Float[np.ndarray, "step prompt"]:
@@ -89,7 +88,7 @@ class Paths:
             {kind: on_axis(columns["logp"], kind) for kind in kinds},
             {kind: on_axis(tokens, kind)[0] for kind in kinds},
             on_axis(columns["argmax_logp"], "chosen") if "chosen" in kinds else None,
-            _scored(trajectory, wanted, prompts),
+            _scored(trajectory, of_split, prompts),
         )
 
     @property
@@ -113,16 +112,16 @@ class Paths:
         if steps is None:
             steps = np.ones(len(self.steps), dtype=bool)
 
-        def kept(values: Any) -> Any:
+        def part(values: Any) -> Any:
             return values[steps][:, prompts]
 
         return Paths(
             tuple(p for p, keep in zip(self.prompts, prompts, strict=True) if keep),
             self.steps[steps],
-            {kind: kept(values) for kind, values in self.logp.items()},
+            {kind: part(values) for kind, values in self.logp.items()},
             {kind: counts[prompts] for kind, counts in self.n_tokens.items()},
-            None if self.greedy is None else kept(self.greedy),
-            kept(self.scored),
+            None if self.greedy is None else part(self.greedy),
+            part(self.scored),
         )
 
     def common(self) -> "Paths":
@@ -269,14 +268,14 @@ def paired(
 
 def _scored(
     trajectory: Trajectory,
-    wanted: Bool[np.ndarray, " probe"],
+    of_split: Bool[np.ndarray, " probe"],
     prompts: Sequence[str],
 ) -> Bool[np.ndarray, "step prompt"]:
     """Whether all wanted probes of each prompt were scored."""
     position = {prompt: index for index, prompt in enumerate(prompts)}
     out = np.ones((len(trajectory.steps), len(prompts)), dtype=bool)
     covered = trajectory.covered
-    for row in np.flatnonzero(wanted & ~covered.all(axis=0)):
+    for row in np.flatnonzero(of_split & ~covered.all(axis=0)):
         out[:, position[str(trajectory.prompt_of[row])]] &= covered[:, row]
     return out
 
@@ -289,10 +288,10 @@ def _spread(
     """Put columns where their prompts stand in `prompts`; the others stay NaN, and
     what is not finite becomes NaN."""
     position = {prompt: index for index, prompt in enumerate(prompts)}
-    kept = [i for i, prompt in enumerate(prompt_of.tolist()) if prompt in position]
+    rows = [i for i, prompt in enumerate(prompt_of.tolist()) if prompt in position]
     out = np.full((len(values), len(prompts)), np.nan)
-    found = np.where(np.isfinite(values[:, kept]), values[:, kept], np.nan)
-    out[:, [position[prompt_of[i]] for i in kept]] = found
+    finite = np.where(np.isfinite(values[:, rows]), values[:, rows], np.nan)
+    out[:, [position[prompt_of[i]] for i in rows]] = finite
     return out
 
 
@@ -303,5 +302,5 @@ def outside_panel(trajectory: Trajectory, split: str | None = None) -> list[str]
     start = np.isfinite(trajectory.columns["logp"][0])
     here = True if split is None else trajectory.split_of == split
     inside = set(trajectory.kind_of[always & start & here])
-    wanted = set(trajectory.kind_of[~always & here])
-    return [kind for kind in trajectory.kinds if kind in wanted - inside]
+    outside = set(trajectory.kind_of[~always & here])
+    return [kind for kind in trajectory.kinds if kind in outside - inside]

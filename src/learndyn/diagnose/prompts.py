@@ -78,9 +78,9 @@ def by_prompt(trajectory: Trajectory, split: str | None = None) -> ByPrompt | No
     rejected = unknown
     if "rejected" in paths.logp:
         rejected = paths.logp["rejected"][-1] - paths.logp["rejected"][0]
-    found = off_target(trajectory, paths, [len(paths.steps) - 1])
+    off = off_target(trajectory, paths, [len(paths.steps) - 1])
     tokens = np.nan_to_num(paths.n_tokens["chosen"]).astype(int)
-    astray = found[0][0] if found is not None and tokens.any() else unknown
+    astray = off[0][0] if off is not None and tokens.any() else unknown
     probes = trajectory.rows("chosen", split)
     probe_of = dict(zip(trajectory.prompt_of[probes].tolist(), probes, strict=True))
     whole = np.isfinite(chosen) & np.isfinite(greedy)
@@ -170,21 +170,21 @@ class ChosenTokens:
 
         None where no probe is chosen, or where the run has no values per token.
         """
-        wanted = trajectory.kind_of == "chosen"
+        chosen = trajectory.kind_of == "chosen"
         if split is not None:
-            wanted &= trajectory.split_of == split
-        if "response_ids" not in trajectory.probes.column_names or not wanted.any():
+            chosen &= trajectory.split_of == split
+        if "response_ids" not in trajectory.probes.column_names or not chosen.any():
             return None
         labels = trajectory.probes["response_ids"].combine_chunks().flatten().to_numpy()
         first = trajectory.observation(int(trajectory.steps[0]))
         last = trajectory.observation(int(trajectory.steps[-1]))
         if len(labels) == 0 or len(labels) != len(first.token_logp):
             return None
-        seen = np.zeros(len(wanted), dtype=bool)
-        seen[last.ids] = True
-        here = np.repeat(wanted & seen, first.n_tokens)
-        there = np.repeat(wanted[last.ids], last.n_tokens)
-        owner = np.repeat(np.arange(len(wanted)), first.n_tokens)
+        scored = np.zeros(len(chosen), dtype=bool)
+        scored[last.ids] = True
+        here = np.repeat(chosen & scored, first.n_tokens)
+        there = np.repeat(chosen[last.ids], last.n_tokens)
+        owner = np.repeat(np.arange(len(chosen)), first.n_tokens)
         position = np.arange(len(labels)) - first.offsets[owner]
 
         def change(name: str) -> Float[np.ndarray, " token"]:
@@ -229,19 +229,19 @@ class ChosenTokens:
         def total(when: int, values: np.ndarray) -> np.ndarray:
             return np.bincount(place[when], values[when], minlength=len(tokens))
 
-        held = [total(when, mass) for when in (0, 1)]
+        masses = [total(when, mass) for when in (0, 1)]
         counts = [total(when, wrong) for when in (0, 1)]
-        order = np.lexsort([tokens, held[0] - held[1]])[:most]
+        order = np.lexsort([tokens, masses[0] - masses[1]])[:most]
         return [
             Favourite(
                 int(tokens[i]),
                 int(counts[0][i]),
                 int(counts[1][i]),
-                float(held[0][i]),
-                float(held[1][i]),
+                float(masses[0][i]),
+                float(masses[1][i]),
             )
             for i in order
-            if held[1][i] > held[0][i]
+            if masses[1][i] > masses[0][i]
         ]
 
 

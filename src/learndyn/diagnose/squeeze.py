@@ -13,17 +13,15 @@ What it leaves in a run, each with its interval over prompts:
 The maximum in the index keeps training that merely fits (one kind gains more than the
 greedy path) from being called squeezing.
 
-Squeezing token by token: at the same positions, who gained, favourite or label?
-
-Per token of a kind's responses, in nats since the first observation:
+Where a run has values per token, `PerToken` asks the same at equal positions, in nats
+per token since the first observation. With a0_m the model's favourite there,
 
     SQ_k(t) = sum over prompts [d sum_m max_v log pi(v) - d sum_m log pi(y_m)] / tokens
     OT(t)   = mean over chosen's positions m where a0_m is not y_m of d log pi_t(a0_m)
 
-a0_m is the model's favourite at the first observation. SQ alone is no sign of
-squeezing: where everything falls, the label may only fall faster. So squeezing shows
-token by token where favourites along chosen gain (> delta), gain more than the labels
-(SQ > delta), and wrong favourites are among those that gain (OT > 0).
+SQ alone does not show squeezing: where everything falls, the label may only fall
+faster. So squeezing shows where favourites along chosen gain (> delta), gain more than
+the labels (SQ > delta), and wrong favourites gain too (OT > 0).
 """
 
 from dataclasses import dataclass, field
@@ -31,7 +29,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
-from learndyn.diagnose.changes import falling, rising
 from learndyn.diagnose.intervals import (
     Band,
     Interval,
@@ -84,12 +81,12 @@ class Evidence:
     @property
     def falling(self) -> int:
         """Kinds whose whole interval is below zero, of `len(kinds)`."""
-        return falling(list(self.kinds.values()))
+        return sum(change.below_zero for change in self.kinds.values())
 
     @property
     def rising(self) -> int:
         """Kinds whose whole interval is above zero, of `len(kinds)`."""
-        return rising(list(self.kinds.values()))
+        return sum(change.above_zero for change in self.kinds.values())
 
     @property
     def pushed_down(self) -> bool:
@@ -161,10 +158,10 @@ def squeeze_evidence(
 def _off_target(
     trajectory: Trajectory, paths: Paths, point: Between, seed: int
 ) -> tuple[Interval | None, Interval | None, int]:
-    found = off_target(trajectory, paths, [point.before, point.after])
-    if found is None or np.nansum(found[1]) == 0:
+    off = off_target(trajectory, paths, [point.before, point.after])
+    if off is None or np.nansum(off[1]) == 0:
         return None, None, 0
-    sums, tokens = found
+    sums, tokens = off
     change = sums[0] + point.weight * (sums[1] - sums[0])
     return (
         pooled_bootstrap(change, tokens, seed=seed).at(),
@@ -239,10 +236,10 @@ def per_token(
     if paths.greedy is None or not np.nansum(paths.n_tokens["chosen"]) > 0:
         return None
     # files of token lists are the size of all tokens: only the last one decides
-    found = off_target(trajectory, paths, [len(paths.steps) - 1])
-    if found is None:
+    off = off_target(trajectory, paths, [len(paths.steps) - 1])
+    if off is None:
         return None
-    sums, tokens = found
+    sums, tokens = off
     squeeze = {}
     for kind, logp in paths.logp.items():
         top = column_of(trajectory, paths, "argmax_logp", kind, split)

@@ -358,8 +358,8 @@ def _first(
     if run < 1 or len(over) < run:
         return None
     together = np.lib.stride_tricks.sliding_window_view(over, run).all(axis=1)
-    found = np.flatnonzero(together)
-    return int(steps[found[0]]) if len(found) else None
+    starts = np.flatnonzero(together)
+    return int(steps[starts[0]]) if len(starts) else None
 
 
 def _unjudged(paths: Paths, reason: str, index: Index | None = None) -> StateReport:

@@ -1,4 +1,5 @@
-r"""Why one update moved what it moved: actual beside predicted, and the parts of it.
+r"""Why one update moved what it moved: actual beside predicted, the parts of it, and
+the training tokens that did most of it.
 
 All means are over the prompts of a kind; their intervals resample prompts, the same
 ones for every part, so that parts and whole stay paired. Over all watched probes o
@@ -11,8 +12,6 @@ ones for every part, so that parts and whole stay paired. Over all watched probe
 
 The norms are over probes, the summed log-probabilities in nats. A part that is as large
 as the others and of the other sign has a share below zero.
-
-Which training tokens moved the probes: the few that did most of it.
 """
 
 from collections.abc import Iterator
@@ -237,15 +236,15 @@ class Explanation:
 
     def of(self, kind: str) -> KindForces | None:
         """The forces on one kind, if it was watched."""
-        return next((found for found in self.kinds if found.kind == kind), None)
+        return next((forces for forces in self.kinds if forces.kind == kind), None)
 
     def to_dict(self, *, text: bool = True) -> dict[str, Any]:
         """All numbers, in nats, for JSON; no training text if `text` is false."""
         top = self.influence
         return {
             "step": self.step,
-            "fit": _fields(self.fit) | {"trusted": self.fit.trusted},
-            "kinds": [_plain_kind(kind) for kind in self.kinds],
+            "fit": asdict(self.fit) | {"trusted": self.fit.trusted},
+            "kinds": [asdict(kind) for kind in self.kinds],
             "shares": self.shares,
             "layers": self.layers,
             "cancellation": self.cancellation,
@@ -301,11 +300,11 @@ def _without_dust(forces: Forces) -> Forces:
     known = forces.predicted[np.isfinite(forces.predicted)]
     if dust is None or not np.linalg.norm(dust) < DUST * np.linalg.norm(known):
         return forces
-    kept = [name for name in forces.parts if name != "rounding"]
+    names = [name for name in forces.parts if name != "rounding"]
     return replace(
         forces,
-        parts={name: forces.parts[name] for name in kept},
-        token_parts={n: v for n, v in forces.token_parts.items() if n in kept},
+        parts={name: forces.parts[name] for name in names},
+        token_parts={n: v for n, v in forces.token_parts.items() if n in names},
     )
 
 
@@ -341,7 +340,7 @@ def _kinds(
 def _fit(forces: Forces, usable: Bool[np.ndarray, " probe"]) -> Fit:
     actual, predicted = forces.actual[usable], forces.predicted[usable]
     noise = forces.noise[usable]
-    seen = np.abs(actual) > NOISE_FACTOR * noise
+    above = np.abs(actual) > NOISE_FACTOR * noise
     measured = len(actual) > 0 and bool(np.isfinite(actual).all())
     error = float(np.linalg.norm(predicted - actual)) if measured else float("nan")
     spread = np.linalg.norm(actual - actual.mean()) if measured else float("nan")
@@ -350,7 +349,7 @@ def _fit(forces: Forces, usable: Bool[np.ndarray, " probe"]) -> Fit:
         r2=1 - _over(error**2, float(spread) ** 2),
         slope=_share(actual, predicted),
         above_noise=(
-            float(seen.mean()) if measured and np.isfinite(noise).all() else np.nan
+            float(above.mean()) if measured and np.isfinite(noise).all() else np.nan
         ),
         probes=len(actual),
     )
@@ -377,18 +376,3 @@ def _gap(parts: list[np.ndarray], whole: Float[np.ndarray, " probe"]) -> float:
 
 def _over(above: float, below: float) -> float:
     return above / below if below > 0 else float("nan")
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__dataclass_fields__}
-
-
-def _plain_kind(kind: KindForces) -> dict[str, Any]:
-    return {
-        "kind": kind.kind,
-        "actual": _fields(kind.actual),
-        "predicted": _fields(kind.predicted),
-        "parts": {name: _fields(part) for name, part in kind.parts.items()},
-        "groups": kind.groups,
-        "cancellation": kind.cancellation,
-    }

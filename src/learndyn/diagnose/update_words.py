@@ -51,74 +51,78 @@ MANY = 10.0
 """Shares above it are not told in figures."""
 
 
-def force_sentences(found: Explanation, *, text: bool = True) -> list[str]:
+def force_sentences(explanation: Explanation, *, text: bool = True) -> list[str]:
     """Sentences about one update, the trust in them first; no training text if `text`
     is false."""
-    scale = found.scale
+    scale = explanation.scale
     meaning = f" All in {scale.unit}, {scale.words}." if scale.words else ""
-    main = [k for k in map(found.of, MAIN_KINDS) if k is not None] or found.kinds[:2]
+    main = [
+        k for k in map(explanation.of, MAIN_KINDS) if k is not None
+    ] or explanation.kinds[:2]
     if not main:
         return [
-            f"Nothing can be said of update {found.step}: none of {found.lost} probes "
-            "has finite values."
+            f"Update {explanation.step} cannot be explained: none of its "
+            f"{explanation.lost} probes has finite values."
         ]
-    said = [_moved(found, main[0], f"The update to step {found.step}")]
-    said += [_moved(found, kind, "The same update") for kind in main[1:]]
-    said[0] = f"{said[0]}{meaning}"
-    said.insert(1 if found.fit.trusted else 0, _trust(found))
-    said[1:1] = _made_up(found)
-    if found.fit.trusted:
-        said += _shares(found) + _cancels(found) + _layers(found)
-        said += _tokens(found, text)
-    return said + kernel_sentences(found) + _cautions(found)
+    sentences = [_moved(explanation, main[0], f"The update to step {explanation.step}")]
+    sentences += [_moved(explanation, kind, "The same update") for kind in main[1:]]
+    sentences[0] = f"{sentences[0]}{meaning}"
+    sentences.insert(1 if explanation.fit.trusted else 0, _trust(explanation))
+    sentences[1:1] = _made_up(explanation)
+    if explanation.fit.trusted:
+        sentences += _shares(explanation) + _cancels(explanation) + _layers(explanation)
+        sentences += _tokens(explanation, text)
+    return sentences + kernel_sentences(explanation) + _cautions(explanation)
 
 
-def finding(found: Explanation) -> str:
+def parts_title(explanation: Explanation) -> str:
     """One line: the title of the picture of parts."""
-    if not found.fit.trusted:
-        return f"Update {found.step}: do not trust these parts; {_why_not(found)}"
-    rose = sum(_best(kind).above_zero for kind in found.kinds)
-    fell = sum(_best(kind).below_zero for kind in found.kinds)
-    line = (
-        f"Update {found.step} raised {rose} of {len(found.kinds)} kinds, lowered {fell}"
-    )
-    if {"pull", "push"} <= set(found.parts) and found.cancellation >= 3:
+    update = f"Update {explanation.step}"
+    if not explanation.fit.trusted:
+        return f"{update}: do not trust these parts; {_why_not(explanation)}"
+    rose = sum(_best(kind).above_zero for kind in explanation.kinds)
+    fell = sum(_best(kind).below_zero for kind in explanation.kinds)
+    line = f"{update} raised {rose} of {len(explanation.kinds)} kinds, lowered {fell}"
+    if {"pull", "push"} <= set(explanation.parts) and explanation.cancellation >= 3:
         return f"{line}; its forces nearly cancel"
-    if len(found.parts) > 1:
-        first = max(found.parts, key=lambda part: _rank(found.shares[part]))
+    if len(explanation.parts) > 1:
+        first = max(explanation.parts, key=lambda part: _rank(explanation.shares[part]))
         return f"{line}; {first} made most of it"
     return line
 
 
-def layer_finding(found: Explanation) -> str:
+def layers_title(explanation: Explanation) -> str:
     """One line: the title of the picture of layers."""
-    first = _first_layer(found)
-    if not found.fit.trusted:
-        return f"Update {found.step}, by layer: do not trust it; {_why_not(found)}"
+    first = _first_layer(explanation)
+    update = f"Update {explanation.step}"
+    if not explanation.fit.trusted:
+        return f"{update}, by layer: do not trust it; {_why_not(explanation)}"
     if first is None:
-        return f"Update {found.step}, by layer"
-    share = _percent(found.layers[first])
-    return f"Update {found.step}: most came through {first}, {share} of the change"
+        return f"{update}, by layer"
+    share = _percent(explanation.layers[first])
+    return (
+        f"Update {explanation.step}: most came through {first}, {share} of the change"
+    )
 
 
-def _why_not(found: Explanation) -> str:
-    if not math.isfinite(found.fit.relative_error):
+def _why_not(explanation: Explanation) -> str:
+    if not math.isfinite(explanation.fit.relative_error):
         return "the prediction was not checked against the change"
-    if found.fit.noisy:
+    if explanation.fit.noisy:
         return "the change is mostly rounding"
     return "the prediction misses the change"
 
 
-def _made_up(found: Explanation) -> list[str]:
+def _made_up(explanation: Explanation) -> list[str]:
     """What a hypothetical update was, told by who made it up."""
-    told = found.info.get("hypothetical")
-    return [told] if isinstance(told, str) else []
+    description = explanation.info.get("hypothetical")
+    return [description] if isinstance(description, str) else []
 
 
-def kernel_sentences(found: Explanation) -> list[str]:
+def kernel_sentences(explanation: Explanation) -> list[str]:
     """Whether the paper's assumption of a stable kernel holds so far, if it was
     measured: info["kernel"] has rank_correlation, self_cosine and since."""
-    kernel = found.info.get("kernel")
+    kernel = explanation.info.get("kernel")
     if not isinstance(kernel, dict):
         return []
     rank, cosine = (_real(kernel.get(k)) for k in ("rank_correlation", "self_cosine"))
@@ -134,8 +138,8 @@ def kernel_sentences(found: Explanation) -> list[str]:
     ]
 
 
-def _moved(found: Explanation, kind: KindForces, update: str) -> str:
-    scale, best = found.scale, _best(kind)
+def _moved(explanation: Explanation, kind: KindForces, update: str) -> str:
+    scale, best = explanation.scale, _best(kind)
     text = (
         f"{update} {_verb(best)} {kind.kind} by "
         f"{scale.value(best.mean)} {scale.unit} {scale.limits(best)}"
@@ -145,26 +149,26 @@ def _moved(found: Explanation, kind: KindForces, update: str) -> str:
     )
     if best is kind.predicted:
         text += ", as predicted; it was not measured"
-    if not found.fit.trusted or len(kind.parts) < 2:
+    if not explanation.fit.trusted or len(kind.parts) < 2:
         return text + "."
     size = {name: abs(part.mean) for name, part in kind.parts.items()}
     first, *rest = sorted(size, key=lambda name: -size[name])
     lead = kind.parts[first].mean
     way = "raised" if lead > 0 else "lowered"
     clauses = [
-        f"{_action(found, name)} {_effect(kind.parts[name].mean, lead)} "
+        f"{_action(explanation, name)} {_effect(kind.parts[name].mean, lead)} "
         f"{scale.value(kind.parts[name].mean)}"
         + (" of it back" if kind.parts[name].mean * lead < 0 else "")
         for name in rest
         if size[name] >= 0.05 * size[first]
     ]
-    alone = f"{_capital(_action(found, first))} alone would have"
+    alone = f"{_capital(_action(explanation, first))} alone would have"
     by = f"{alone} {way} it by {scale.value(lead)}"
     return f"{text}. {by}{'; ' if clauses else ''}{', '.join(clauses)}."
 
 
-def _trust(found: Explanation) -> str:
-    fit = found.fit
+def _trust(explanation: Explanation) -> str:
+    fit = explanation.fit
     error = f"relative error {_percent(fit.relative_error)}"
     if not math.isfinite(fit.relative_error):
         return (
@@ -181,77 +185,77 @@ def _trust(found: Explanation) -> str:
     if not fit.trusted:
         return (
             f"Predicted and actual do not agree ({error}; above {_percent(TRUST)} the "
-            "parts are not to be trusted): the update is too large for a first-order "
+            "parts explain nothing): the update is too large for a first-order "
             "account, or it was not the update that was recorded."
         )
-    told = f"({error}, slope {fit.slope:.2f}, r² {fit.r2:.2f}, {fit.probes} probes)"
+    figures = f"({error}, slope {fit.slope:.2f}, r² {fit.r2:.2f}, {fit.probes} probes)"
     if fit.relative_error > CLOSE:
         return (
-            f"Predicted and actual agree roughly {told}: the parts are right in sign "
-            "and size, not in detail, since the update is large for a first-order "
+            f"Predicted and actual agree roughly {figures}: the parts are right in "
+            "sign and size, not in detail, since the update is large for a first-order "
             "account."
         )
-    return f"Predicted and actual agree {told}, so the parts can be trusted."
+    return f"Predicted and actual agree {figures}, so the parts can be trusted."
 
 
-def _shares(found: Explanation) -> list[str]:
+def _shares(explanation: Explanation) -> list[str]:
     """What parts beside pull and push made of the change, over all probes."""
-    said = []
-    for name in found.parts:
-        share = found.shares[name]
+    sentences = []
+    for name in explanation.parts:
+        share = explanation.shares[name]
         if name in ("pull", "push") or not abs(share) >= LOUD:
             continue
         made = "made" if share > 0 else "took back"
-        said.append(
-            f"{_capital(_action(found, name))} {made} {_percent(abs(share))} of the "
-            "predicted change, over all probes."
+        sentences.append(
+            f"{_capital(_action(explanation, name))} {made} {_percent(abs(share))} of "
+            "the predicted change, over all probes."
         )
-    return said
+    return sentences
 
 
-def _cancels(found: Explanation) -> list[str]:
-    if not found.cancellation >= 3:
+def _cancels(explanation: Explanation) -> list[str]:
+    if not explanation.cancellation >= 3:
         return []
     return [
         "The parts work against each other: their sizes add up to "
-        f"{found.cancellation:.1f} times the change that is left of them, so a small "
-        "difference in one can turn its sign."
+        f"{explanation.cancellation:.1f} times the change that is left of them, so a "
+        "small difference in one can turn its sign."
     ]
 
 
-def _layers(found: Explanation) -> list[str]:
-    first = _first_layer(found)
+def _layers(explanation: Explanation) -> list[str]:
+    first = _first_layer(explanation)
     if first is None:
         return []
     return [
-        f"Of {len(found.layers)} layer groups, {first} made the largest share of "
-        f"the change: {_percent(found.layers[first])}."
+        f"Of {len(explanation.layers)} layer groups, {first} made the largest share of "
+        f"the change: {_percent(explanation.layers[first])}."
     ]
 
 
-def _first_layer(found: Explanation) -> str | None:
-    shares = {name: share for name, share in found.layers.items() if share > 0}
-    if len(found.layers) < 2 or not shares:
+def _first_layer(explanation: Explanation) -> str | None:
+    shares = {name: share for name, share in explanation.layers.items() if share > 0}
+    if len(explanation.layers) < 2 or not shares:
         return None
     return max(shares, key=lambda name: shares[name])
 
 
-def _tokens(found: Explanation, text: bool) -> list[str]:
-    top = found.influence
+def _tokens(explanation: Explanation, text: bool) -> list[str]:
+    top = explanation.influence
     if top is None or not top.top:
         return []
-    said = [
+    sentences = [
         f"Of {top.tokens} training tokens the {len(top.top)} strongest made "
         f"{_percent(top.share)} of all effects, sizes added up."
     ]
-    scale = found.scale.finer(token.change for token in top.top)
+    scale = explanation.scale.finer(token.change for token in top.top)
     for kind in MAIN_KINDS:
         for token in top.of_kind.get(kind, [])[:1]:
-            said.append(
+            sentences.append(
                 f"The training token that moved {kind} most is {_which(token, text)}: "
                 f"{scale.value(token.change)} {scale.unit}."
             )
-    return said
+    return sentences
 
 
 def _which(token: TopToken, text: bool) -> str:
@@ -262,20 +266,26 @@ def _which(token: TopToken, text: bool) -> str:
     return f"{name} {token.position + 1} of {row}, which the loss {way}"
 
 
-def _cautions(found: Explanation) -> list[str]:
-    said = []
-    if found.gap > MISSING:
-        said.append(
-            f"The parts miss {_percent(found.gap)} of the prediction: they do not add "
-            "up to it."
+def _cautions(explanation: Explanation) -> list[str]:
+    sentences = []
+    if explanation.gap > MISSING:
+        sentences.append(
+            f"The parts miss {_percent(explanation.gap)} of the prediction: they do "
+            "not add up to it."
         )
-    if found.lost:
-        said.append(f"{found.lost} probes have values that are not finite: left out.")
-    if found.prompts < FEW_PROMPTS:
-        many = f"{found.prompts} prompt{'s' if found.prompts > 1 else ''}"
-        said.append(f"Only {many}: the intervals are too narrow, or missing.")
-    notes = found.info.get("notes")
-    return said + [str(note) for note in notes] if isinstance(notes, list) else said
+    if explanation.lost:
+        sentences.append(
+            f"{explanation.lost} probes have values that are not finite: left out."
+        )
+    if explanation.prompts < FEW_PROMPTS:
+        many = f"{explanation.prompts} prompt{'s' if explanation.prompts > 1 else ''}"
+        sentences.append(f"Only {many}: the intervals are too narrow, or missing.")
+    notes = explanation.info.get("notes")
+    return (
+        sentences + [str(note) for note in notes]
+        if isinstance(notes, list)
+        else sentences
+    )
 
 
 def _best(kind: KindForces) -> Interval:
@@ -291,9 +301,9 @@ def _effect(value: float, lead: float) -> str:
     return "took" if value * lead < 0 else "added"
 
 
-def _action(found: Explanation, name: str) -> str:
+def _action(explanation: Explanation, name: str) -> str:
     """What a part is, with whose tokens it moves where all are of one role."""
-    roles = {} if found.influence is None else found.influence.roles
+    roles = {} if explanation.influence is None else explanation.influence.roles
     whose = roles.get(name, frozenset()) - {""}
     of_one = f"{next(iter(whose))} answers" if len(whose) == 1 else ""
     if name == "pull" and of_one:

@@ -1,8 +1,6 @@
-"""Files that are either whole or absent, whatever happens while they are written.
+"""Files of a run: written whole or not at all, and named by their step.
 
-Tables of a run on disk: named by their step, read without reading their path.
-
-Any value as JSON can hold it, and any text as UTF-8 can.
+`dumps` and `visible` make any value fit for JSON and any text for UTF-8 and a terminal.
 """
 
 import errno
@@ -78,8 +76,8 @@ def full(path: Path, error: OSError) -> StorageFull:
 def steps_in(folder: Path, what: str = "step") -> list[int]:
     """Steps of all complete files `what`-00000025.parquet of a folder, ascending."""
     names = (path.name for path in folder.glob(f"{what}-*.parquet"))
-    found = (re.fullmatch(rf"{what}-(\d{{8,}})\.parquet", name) for name in names)
-    return sorted(int(match.group(1)) for match in found if match)
+    matches = (re.fullmatch(rf"{what}-(\d{{8,}})\.parquet", name) for name in names)
+    return sorted(int(match.group(1)) for match in matches if match)
 
 
 def read_table(path: Path) -> pa.Table:

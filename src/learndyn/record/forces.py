@@ -8,8 +8,8 @@ log pi(response | prompt), in nats. Every split is of the predicted change:
 `parts` says what in the update made the change (pull, push, other, history, decay);
 `groups` says through which layers it came, from the embedding to the head. Names of
 both are open strings: they are column names and labels, and never a path or markup.
-
-The forces of a run on disk: RUN/forces/, two files for each recorded update.
+On disk a record is two files in RUN/forces/: the probes and, where asked for, the
+influence of each training token.
 """
 
 import json
@@ -282,13 +282,13 @@ def read_forces(folder: Path, step: int, *, influence: bool = True) -> Forces:
         BadInput: if a file is absent or corrupt; that of the influence counts where it
             was asked for and the record was written with one.
     """
-    path, found = path_of(folder, step), None
+    path, part = path_of(folder, step), None
     try:
         table = read_table(path)
         if influence and expects_influence(table):
             path = path_of(folder, step, INFLUENCE)
-            found = Influence.from_table(read_table(path))
-        return Forces.from_table(step, table, found)
+            part = Influence.from_table(read_table(path))
+        return Forces.from_table(step, table, part)
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
         raise BadInput(
             f"cannot read {path}: {error}. Complete records of forces: "
@@ -298,8 +298,8 @@ def read_forces(folder: Path, step: int, *, influence: bool = True) -> Forces:
 
 def forget_forces(folder: Path, after: int) -> None:
     """Remove the records of all updates later than `after`, from the last backwards."""
-    found = {*steps_in(folder), *steps_in(folder, INFLUENCE)}
-    for step in sorted((s for s in found if s > after), reverse=True):
+    steps = {*steps_in(folder), *steps_in(folder, INFLUENCE)}
+    for step in sorted((s for s in steps if s > after), reverse=True):
         _forget_one(folder, step)
 
 

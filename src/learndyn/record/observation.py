@@ -1,9 +1,7 @@
-"""What one look at a model keeps: every probe's log-probabilities at one step.
+"""One observation: every probe's log-probabilities at one step, and its file.
 
-Parts of an observation, read without the rest of its file.
-
-Nearly all of a file are its four lists of tokens: curves need none of them, and most
-else one.
+Four lists of tokens fill nearly all of a file. Curves need none of them, so `read_sums`
+reads a file without them and `read_tokens` one of them alone.
 """
 
 from dataclasses import dataclass

@@ -12,8 +12,6 @@
 Every file is written whole and then renamed, and `run.json` comes first into a folder
 that is itself renamed into place. So a folder with a `run.json` can always be read,
 and a crash loses at most the observation that was being written.
-
-`train.jsonl`: what the trainer logged, one JSON object per line.
 """
 
 import json
@@ -302,8 +300,8 @@ class RunDirectory:
         for later in reversed([s for s in self.steps if s > step]):
             self.observation_path(later).unlink()
         forget_forces(self.path / "forces", step)
-        kept = [row for row in self.read_log() if row.get("step", 0) <= step]
-        text = "".join(dumps(row) + "\n" for row in kept)
+        rows = [row for row in self.read_log() if row.get("step", 0) <= step]
+        text = "".join(dumps(row) + "\n" for row in rows)
         write_whole(
             self.path / "train.jsonl",
             lambda path: path.write_text(text, encoding="utf-8"),

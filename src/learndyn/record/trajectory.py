@@ -1,7 +1,4 @@
-"""One run, read: every probe's numbers at every observed step, with named axes.
-
-A run's observations, read and checked against its probe table.
-"""
+"""One run, read and checked: every probe's numbers at every observed step."""
 
 import warnings
 from dataclasses import dataclass
@@ -74,14 +71,14 @@ def check_lengths(first: Sums, probes: pa.Table, path: str) -> None:
     """
     if "n_tokens" not in probes.column_names:
         return
-    wanted = probes["n_tokens"].to_numpy()
-    differ = (wanted != first.n_tokens) & (wanted > 0) & (first.n_tokens > 0)
+    expected = probes["n_tokens"].to_numpy()
+    differ = (expected != first.n_tokens) & (expected > 0) & (first.n_tokens > 0)
     if differ.any():
         row = int(np.argmax(differ))
         raise BadInput(
             f"probes.parquet of {path} is of another run: {differ.sum()} of "
             f"{len(probes)} answers have another number of tokens than was scored at "
-            f"update {first.step} (row {row}: {wanted[row]} and "
+            f"update {first.step} (row {row}: {expected[row]} and "
             f"{first.n_tokens[row]}). Restore this run's own file."
         )
 
@@ -99,13 +96,13 @@ def _check_rows(
     if panel is not None and np.array_equal(ids, panel):
         return
     path = run.observation_path(observation.step)
-    wanted = np.arange(known) if panel is None or len(ids) == known else panel
-    if len(ids) == len(wanted):
-        row = int(np.argmax(ids != wanted))
+    expected = np.arange(known) if panel is None or len(ids) == known else panel
+    if len(ids) == len(expected):
+        row = int(np.argmax(ids != expected))
         raise BadInput(
             f"the probe ids in {path} differ from those of probes.parquet at "
-            f"{np.sum(ids != wanted)} of {len(ids)} rows (row {row}: {ids[row]}, not "
-            f"{wanted[row]}). The file is damaged."
+            f"{np.sum(ids != expected)} of {len(ids)} rows (row {row}: {ids[row]}, not "
+            f"{expected[row]}). The file is damaged."
         )
     foreign = np.setdiff1d(ids, np.arange(known))
     lacks = f" and lacks {len(foreign)} of those" if len(foreign) else ""
@@ -180,10 +177,19 @@ class Trajectory:
                 "restore it, or train again."
             )
         check_lengths(first, probes, str(path))
-        seen = np.array([one.step for one in read])
+        observed = np.array([one.step for one in read])
         label = next((o.approximate for o in read if o.approximate is not None), None)
         return cls(
-            *(run, probes, seen, first.n_tokens, columns, scored, label, unreadable),
+            *(
+                run,
+                probes,
+                observed,
+                first.n_tokens,
+                columns,
+                scored,
+                label,
+                unreadable,
+            ),
             missing=run.info.missing_steps(steps),
         )
 
@@ -389,5 +395,5 @@ def panel_rows(run: RunDirectory, probes: pa.Table) -> Int[np.ndarray, " row"] |
             f"{len(foreign)} of {len(panel.prompts)} prompts of the panel in "
             f"{run.path / 'run.json'} are not in probes.parquet:\n{listed(foreign)}"
         )
-    wanted = set(panel.prompts)
-    return np.array([i for i, prompt in enumerate(prompt_of) if prompt in wanted])
+    expected = set(panel.prompts)
+    return np.array([i for i, prompt in enumerate(prompt_of) if prompt in expected])

@@ -52,12 +52,7 @@ class MarginFalls(Finding):
             "rejected": limits_of(rejected),
         }
         if not (margin.below_zero and _large(margin, evidence)):
-            says = f"The margin did not fall: it changed by {number(margin)} nats."
-            if margin.mean < 0:
-                says = (
-                    f"The margin did not fall by much, or not surely: "
-                    f"{number(margin)} nats."
-                )
+            says = f"No sure sign of a falling margin: {number(margin)} nats."
             return cls("fine", says, numbers)
         says = (
             f"The margin falls, by {number(margin)} nats: chosen changed by "

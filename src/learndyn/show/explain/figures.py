@@ -12,7 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from learndyn.diagnose.update import Explanation, KindForces
-from learndyn.diagnose.update_words import finding, layer_finding
+from learndyn.diagnose.update_words import layers_title, parts_title
 from learndyn.show.chart import (
     DOWN,
     INK,
@@ -51,7 +51,7 @@ def parts_figure(found: Explanation, *, width: int = WIDE) -> Sheet | None:
     sheet = Sheet(
         width,
         head + tall + 54,
-        shortened(finding(found), 160),
+        shortened(parts_title(found), 160),
         f"Mean change of log π(response) by this one update, {_unit(found)}; "
         "diamond: predicted, the sum of the parts; dot: actual, with its 95 % interval "
         "over prompts" + ("" if narrow else "; numbers: actual"),
@@ -105,7 +105,7 @@ def layers_figure(found: Explanation, *, width: int = WIDE) -> Sheet | None:
     sheet = Sheet(
         width,
         tall + foot + 56,
-        shortened(layer_finding(found), 160),
+        shortened(layers_title(found), 160),
         "Predicted change of each kind (row) by layer group (column), from the "
         f"embedding to the head, {_unit(found)}",
     )
