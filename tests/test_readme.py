@@ -10,7 +10,7 @@ from runs import data, probes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from learndyn.cli.options import make_parser
+from learndyn.cli import make_parser
 
 
 ROOT = Path(__file__).parents[1]

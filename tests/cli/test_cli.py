@@ -385,18 +385,28 @@ def test_what_is_no_causal_language_model_is_named(tmp_path, world, capsys):
 
 
 BAD_SETTINGS = {
-    "unknown field": (["--learning_rat", "1"], "Did you mean learning_rate"),
-    "abbreviation": (["--lr", "1e-5"], "DPOConfig has no field 'lr'"),
-    "abbreviation of ours": (["--promp", "3"], "DPOConfig has no field 'promp'"),
+    "unknown field": (["--learning_rat", "1"], "Did you mean --learning_rate"),
+    "abbreviation": (["--lr", "1e-5"], "no flag --lr. Did you mean --learning_rate?"),
+    "abbreviation of ours": (["--promp", "3"], "no flag --promp. Did you mean --prom"),
+    "typing error of ours": (["--loara-rank", "2"], "Did you mean --lora-rank"),
+    "unlike anything": (["--zzzz", "2"], "has no flag --zzzz. See `learndyn run"),
+    "one of two batches": (
+        ["--batch-size", "2"],
+        "Did you mean --per_device_train_batch_size (training) or --score-batch-size",
+    ),
+    "of the first stage": (["--sft.beat", "1"], "no flag --beat. Did you mean --beta"),
     "no value": (["--beta"], "--beta needs a value"),
     "no value before a flag": (["--beta", "--lora"], "--beta needs a value"),
-    "a word": (["soon"], "'soon' is no setting and no method"),
-    "two methods": (["sft"], "'sft' is no setting"),
+    "a word": (["soon"], "'soon' is neither a setting nor a method"),
+    "two methods": (["sft"], "'sft' is neither a setting"),
     "wrong number": (["--beta", "much"], "beta needs a number, not 'much'"),
     "fixed field": (["--output_dir", "x"], "output_dir cannot be set"),
     "unknown kind": (["--kinds", "nicest"], ""),
     "no schedule": (["--every", "0"], "give a number of updates >= 1"),
-    "no word of a schedule": (["--every", "often"], "no number of updates, nor log"),
+    "no word of a schedule": (
+        ["--every", "often"],
+        "is neither a number of updates nor log",
+    ),
     "no batch": (["--score-batch-size", "0"], "give 1 or more, the number of seq"),
     "too many prompts": (["--prompts", "7"], "7 prompts were asked for"),
     "unknown preset": (["--preset", "best"], "invalid choice"),
@@ -662,7 +672,9 @@ def test_score_refuses_before_it_scores(tmp_path, world, capsys, monkeypatch):
     score = ["score", str(world / "model"), "--run", str(world / "run")]
     folder = [*score, "--out", str(tmp_path), "--overwrite"]
     assert "is a folder. Name the Parquet file" in refused(capsys, folder)
-    assert "it must be at least 1" in refused(capsys, [*score, "--batch-size", "0"])
+    assert "it must be at least 1" in refused(
+        capsys, [*score, "--score-batch-size", "0"]
+    )
 
 
 def test_numbers_that_json_cannot_hold_are_null(tmp_path, world, capsys):

@@ -8,7 +8,7 @@ from documents import blocks, commands
 from models import byte_tokenizer, tiny_model
 from runs import data, probes
 
-from learndyn.cli.options import make_parser
+from learndyn.cli import make_parser
 from learndyn.probes.tokenize import PairTokenizer, tokenize
 
 

@@ -16,8 +16,7 @@ from runs import data
 from synthetic import write_run
 from test_ches import padded, pairs_of, states_of
 
-from learndyn.cli import main
-from learndyn.cli.options import make_parser
+from learndyn.cli import main, make_parser
 from learndyn.errors import BadInput
 from learndyn.forces.foresight import foresight as module
 from learndyn.forces.foresight.foresight import (

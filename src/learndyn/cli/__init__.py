@@ -1,32 +1,61 @@
 """The command line: one command, one subcommand per job.
 
 Answers go to standard output, progress and errors to standard error. Exit status: 0
-done, 2 bad input, 1 anything else.
+done, 2 bad input (also a command that lacks its subcommand, which prints help), 1
+anything else.
 """
 
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
-from learndyn.cli import jobs
-from learndyn.cli.options import make_parser
+from learndyn.cli import completion, model, paper, probes, read, run
+from learndyn.cli.parser import Parser, check_names, dashed
 from learndyn.cli.parts import plain_warnings
 from learndyn.errors import BadInput
 
 
+def make_parser() -> Parser:
+    """All commands and their flags, in the order in which one uses them."""
+    parser = Parser(
+        prog="learndyn",
+        description="See what each update of a finetuning run does to the answers you "
+        "care about.",
+        epilog="example:\n"
+        "  learndyn run dpo --model gpt2 --data hh.jsonl --out runs/dpo\n"
+        "  learndyn diagnose runs/dpo\n\n"
+        "Each command has its own --help.",
+    )
+    parser.add_argument(
+        "--version", action="version", version=version("learndyn"), help="print it"
+    )
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for group in (probes, run, model, read, paper, completion):
+        group.add(commands)
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit status."""
+    """Run one command; returns the exit status."""
     # No telemetry leaves a user's machine because they watched a run.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    parser = make_parser()
-    known, unknown = parser.parse_known_args(arguments)
+    words = dashed(sys.argv[1:] if arguments is None else arguments)
+    job = None
     try:
-        if unknown and known.job is not jobs.run:
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        parser = make_parser()
+        chosen = check_names(parser, words)
+        known, unknown = parser.parse_known_args(words)
         known.unknown = unknown
+        job = getattr(known, "job", None)
+        if job is None:
+            chosen.print_help(sys.stderr)
+            return 2
+        if unknown and not chosen.get_default("takes_others"):
+            chosen.error(f"unknown words: {' '.join(unknown)}")
         with plain_warnings():
-            known.job(known)
+            job(known)
     except BadInput as error:
         print(f"learndyn: {error}", file=sys.stderr)
         return 2
@@ -37,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"learndyn: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        hint = "; continue this run with --resume" if known.job is jobs.run else ""
+        hint = "; continue this run with --resume" if job is run.run else ""
         print(f"learndyn: stopped{hint}", file=sys.stderr)
         return 1
     return 0

@@ -1,27 +1,11 @@
-"""What every subcommand needs: a parser of its own, silence, and JSON."""
+"""What every command needs: silence, plain warnings, and answers in words or JSON."""
 
 import argparse
 import json
-import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-
-from learndyn.errors import BadInput
-
-
-def subcommand(
-    found: Any, name: str, job: Callable[[argparse.Namespace], None], about: str
-) -> argparse.ArgumentParser:
-    """Add a subcommand that runs `job`, with `--json`."""
-    # No abbreviations: --lr must not become --lora-rank, nor --beta a flag of ours.
-    parser = found.add_parser(name, help=about, description=about, allow_abbrev=False)
-    parser.set_defaults(job=job)
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object to standard output"
-    )
-    return parser
 
 
 def quiet() -> None:
@@ -42,13 +26,13 @@ def quiet() -> None:
 @contextmanager
 def plain_warnings() -> Iterator[None]:
     """Print warnings as errors are printed, each once, without a line of source."""
-    before, said = warnings.formatwarning, set[str]()
+    before, shown = warnings.formatwarning, set[str]()
 
     def plain(message: Warning | str, *_: Any, **__: Any) -> str:
         line = f"learndyn: warning: {message}\n"
-        if line in said:  # a run that a command reads twice is told of once
+        if line in shown:  # a command may read a run twice
             return ""
-        said.add(line)
+        shown.add(line)
         return line
 
     warnings.formatwarning = plain
@@ -56,21 +40,6 @@ def plain_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = before
-
-
-@contextmanager
-def shell_form(names: Iterable[str]) -> Iterator[None]:
-    """Messages about settings as one types them: panel=N becomes --panel N."""
-    one_of = "|".join(sorted(names, key=len, reverse=True))
-    try:
-        yield
-    except BadInput as error:
-
-        def flag(match: re.Match[str]) -> str:
-            return f"--{match[1].replace('_', '-')} {match[2].strip(chr(39))}"
-
-        text = re.sub(rf"\b({one_of})=('[^']*'|[\w.]+)", flag, str(error))
-        raise BadInput(text) from error
 
 
 def print_json(value: Any) -> None:
@@ -81,9 +50,19 @@ def print_json(value: Any) -> None:
     print(text)
 
 
-def answer(args: argparse.Namespace, found: Any) -> None:
-    """Print what a command found: for people, or with `--json` for programs."""
+def answer(args: argparse.Namespace, result: Any) -> None:
+    """Print a command's result: for people, or with `--json` for programs."""
     if args.json:
-        print_json(found.to_dict())
+        print_json(result.to_dict())
     else:
-        print(found.to_text())
+        print(result.to_text())
+
+
+def tokenizer_of(source: str | None) -> Any:
+    """The tokenizer of a folder or hub id; None without one."""
+    if source is None:
+        return None
+    quiet()
+    from learndyn.measure.load import load_tokenizer
+
+    return load_tokenizer(source)

@@ -85,8 +85,10 @@ def _coerce(owner: str, name: str, value: Any, hint: Any) -> Any:
         return "no"  # YAML reads the word no as false: save_strategy: no
     if not isinstance(value, str):
         return float(value) if _takes(hint, float) and type(value) is int else value
-    if value.lower() in ("none", "null") and type(None) in (get_args(hint) or ()):
-        return None
+    nothing = value.lower() in ("none", "null") and type(None) in get_args(hint)
+    if nothing:
+        # "none" is the trainer's own word for no tracker, where it cannot read None
+        return "none" if name == "report_to" else None
     try:
         parsed = yaml.safe_load(value)
         if _takes(hint, float) and isinstance(parsed, int | str):

@@ -83,13 +83,16 @@ class WatchConfig:
         metavar="N",
     )
     full_every: int | None = setting(
-        None, "watching", "updates between full observations; needs --panel"
+        None,
+        "watching",
+        "updates between full observations, with --panel (default: first and last "
+        "alone)",
     )
     panel_seed: int = setting(0, "watching", "which prompts the panel has")
     forces: int | ForceSettings | None = setting(
         None,
         "watching",
-        "explain the update before every K-th observation: see explain RUN",
+        "explain the update before every K-th observation (default: none)",
         metavar="K",
     )
     forces_prompts: int = setting(PROMPTS, "watching", "prompts that forces explains")
@@ -167,18 +170,20 @@ class RunConfig(WatchConfig):
     """
 
     method: str = setting("", "training", "sft, dpo or extend", flag=False)
-    model: str = setting("", "data", "folder or hub id to start from")
-    data: str = setting("", "data", "file, folder or hub id to train on")
+    model: str = setting("", "data", "folder or hub id to start from (needed)")
+    data: str = setting("", "data", "file, folder or hub id to train on (needed)")
     out: Path = setting(
         Path(),
         "output",
-        "run directory to write; the trained model goes to its folder model",
+        "run directory to write (needed); the trained model goes to its folder model",
     )
     split: str = setting("train", "data", "split to train on")
     limit: int | None = setting(
         None, "data", "train on the first rows only (default: all)"
     )
-    test_data: str | None = setting(None, "data", "held-out data, for probes alone")
+    test_data: str | None = setting(
+        None, "data", "held-out data, for probes alone (default: none)"
+    )
     test_split: str | None = setting(
         None, "data", "split of the held-out data (default: test)"
     )
