@@ -87,7 +87,7 @@ class Setting:
 
 
 def plain(setting: Setting) -> None:
-    replace(setting.predictor.reader, tier=PaddedTier()).values()
+    replace(setting.predictor.logps, tier=PaddedTier()).values()
 
 
 def score(setting: Setting) -> None:
@@ -95,7 +95,7 @@ def score(setting: Setting) -> None:
 
 
 def forward_mode(setting: Setting) -> None:
-    reader = setting.predictor.forward
+    reader = setting.predictor.forward_mode
     assert reader is not None
     reader.tangents(setting.direction)
 
@@ -105,7 +105,7 @@ def finite_difference(setting: Setting) -> None:
 
 
 def backward(setting: Setting) -> None:
-    reader = setting.predictor.reader
+    reader = setting.predictor.logps
     reader.pullback(np.ones(reader.plan.n_tokens))
 
 
@@ -117,18 +117,18 @@ def layers_along(setting: Setting) -> None:
 
 def layers(setting: Setting) -> None:
     groups = group_directions(setting.predictor.model, setting.direction)
-    group_changes(setting.predictor.reader, groups)
+    group_changes(setting.predictor.logps, groups)
 
 
 def one_row(setting: Setting) -> None:
-    weights = np.zeros((1, setting.predictor.reader.plan.n_tokens))
-    weights[0, : setting.predictor.reader.offsets[1]] = 1.0
+    weights = np.zeros((1, setting.predictor.logps.plan.n_tokens))
+    weights[0, : setting.predictor.logps.offsets[1]] = 1.0
     influence(setting.predictor, setting.batch, lambda g: scaled(g, -1e-3), weights)
 
 
 def row_unit(setting: Setting) -> None:
     for pairs in (setting.predictor.scorer.plan.pairs[:1], setting.batch.pairs):
-        replace(setting.predictor.reader.on(pairs), tier=PaddedTier()).values()
+        replace(setting.predictor.logps.on(pairs), tier=PaddedTier()).values()
 
 
 def row_unit_scored(setting: Setting) -> None:

@@ -54,7 +54,7 @@ def jacobians_once():
 
 
 def factors(predictor, loss, probe=0) -> AKG:
-    return akg_exact(predictor.reader, PROBES[probe], batch_of(predictor, loss), lr=LR)
+    return akg_exact(predictor.logps, PROBES[probe], batch_of(predictor, loss), lr=LR)
 
 
 def by_akg(predictor, loss, probes: tuple[int, ...] = ALL) -> np.ndarray:
@@ -120,7 +120,7 @@ def test_k_of_a_response_with_itself_is_symmetric_and_nowhere_negative():
     batch = batch_of(predictor, ALL_LOSSES["sft"])
     probe = batch.pairs[0]
     tokens = len(probe.response_ids)
-    K = akg_exact(predictor.reader, probe, batch).K[:, :tokens]
+    K = akg_exact(predictor.logps, probe, batch).K[:, :tokens]
     square = K.permute(0, 2, 1, 3).reshape(tokens * VOCABULARY, -1)
     torch.testing.assert_close(square, square.T, rtol=0, atol=1e-12)
     assert torch.linalg.eigvalsh(square).min() > -1e-9
@@ -129,19 +129,19 @@ def test_k_of_a_response_with_itself_is_symmetric_and_nowhere_negative():
 def test_the_change_is_a_sum_over_all_training_tokens():
     predictor = setting()
     batch = batch_of(predictor, ALL_LOSSES["dpo"])
-    whole = akg_exact(predictor.reader, PROBES[0], batch).dlogp
+    whole = akg_exact(predictor.logps, PROBES[0], batch).dlogp
     total = torch.zeros_like(whole)
     for token in range(len(batch.push)):
         push = np.where(np.arange(len(batch.push)) == token, batch.push, 0.0)
         one = replace(batch, push=push)
-        total += akg_exact(predictor.reader, PROBES[0], one).dlogp
+        total += akg_exact(predictor.logps, PROBES[0], one).dlogp
     torch.testing.assert_close(total, whole, rtol=0, atol=1e-13)
 
 
 def test_the_push_of_a_batch_gives_autograds_gradient_for_every_loss():
     predictor = setting()
     for loss in ALL_LOSSES.values():
-        parts = sign_gradients(predictor.reader, batch_of(predictor, loss))
+        parts = sign_gradients(predictor.logps, batch_of(predictor, loss))
         wanted = loss_gradient(predictor.model, loss)
         for name, part in wanted.items():
             found = parts["pull"][name] + parts["push"][name]
@@ -157,10 +157,10 @@ def test_too_large_a_decomposition_is_refused_with_its_bytes():
     kernel = 8 * m * n * VOCABULARY**2
     jacobians = 8 * (m + n) * VOCABULARY * size
     with pytest.raises(BadInput, match="need") as caught:
-        akg_exact(predictor.reader, PROBES[0], batch, max_bytes=kernel + jacobians - 1)
+        akg_exact(predictor.logps, PROBES[0], batch, max_bytes=kernel + jacobians - 1)
     for number in (kernel + jacobians, kernel, jacobians, kernel + jacobians - 1):
         assert f"{number:,}" in str(caught.value)
-    akg_exact(predictor.reader, PROBES[0], batch, max_bytes=kernel + jacobians)
+    akg_exact(predictor.logps, PROBES[0], batch, max_bytes=kernel + jacobians)
 
 
 def test_a_gradient_that_is_not_finite_is_refused():

@@ -23,11 +23,11 @@ from learndyn.forces.foresight.foresight import (
     COLUMNS,
     Foreseen,
     columns_of,
-    context_of,
     foresee,
 )
 from learndyn.forces.foresight.tau import push_down, push_down_all
-from learndyn.forces.gradients import TokenReader
+from learndyn.forces.gradients import TokenLogps
+from learndyn.measure.forward import context_of
 from learndyn.measure.load import weights_hash
 from learndyn.measure.score import Scorer
 
@@ -128,10 +128,10 @@ def test_the_favourite_wins_also_where_rounding_hides_it(scale):
 def test_of_a_model_it_is_that_of_its_logits_however_they_are_cut(monkeypatch):
     model = shared_model("llama")
     _, bad = pairs_of(0, 5)
-    reader = TokenReader.of(Scorer.attach(model, bad))
+    reader = TokenLogps.of(Scorer.attach(model, bad))
     whole = push_down_all(reader)
     monkeypatch.setattr("learndyn.measure.reader.ROW_CHUNK_BYTES", 4 * 320 * 3)
-    parts = push_down_all(TokenReader.of(Scorer.attach(model, bad)))
+    parts = push_down_all(TokenLogps.of(Scorer.attach(model, bad)))
     place = 0
     for pair in bad:
         ids = torch.tensor([(*pair.prompt_ids, *pair.response_ids)])
@@ -165,7 +165,7 @@ def test_means_over_off_target_tokens_are_of_those_alone():
     _, bad = pairs_of(2, 3)
     scorer = Scorer.attach(model, (*bad, *bad))
     columns = columns_of(scorer)
-    tokens = push_down_all(TokenReader.of(scorer).select([3, 4, 5]))
+    tokens = push_down_all(TokenLogps.of(scorer).select([3, 4, 5]))
     begin = 0
     for i, pair in enumerate(bad):
         here = slice(begin, begin + len(pair.response_ids))

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from learndyn.diagnose.intervals import spearman
 from learndyn.errors import BadInput
-from learndyn.forces.gradients import TokenReader
+from learndyn.forces.gradients import TokenLogps
 from learndyn.forces.kernel import ghost as ghosts
 from learndyn.forces.kernel.entk import entk, ghost_bytes
 from learndyn.forces.kernel.ghost import Ghost, NotCovered
@@ -63,7 +63,7 @@ def plain_gradients(model, pairs):
 
 
 def gradients_of(model, probes, pattern=None):
-    reader = TokenReader.of(Scorer.attach(model, probes.pairs))
+    reader = TokenLogps.of(Scorer.attach(model, probes.pairs))
     return ProbeGradients.of(reader, pattern)
 
 
@@ -324,7 +324,7 @@ def test_a_kernel_that_has_not_moved_has_no_drift(tmp_path):
     pq.write_table(first.to_table(), tmp_path / "first.parquet")
     kept = Sketches.from_table(pq.read_table(tmp_path / "first.parquet"))
     assert np.array_equal(kept.values, first.values)
-    reader = TokenReader.of(Scorer.attach(model, probes.pairs))
+    reader = TokenLogps.of(Scorer.attach(model, probes.pairs))
     for now in (first, watch.look(reader, probes.pairs)):
         found = drift(kept, now)
         assert found.rank_correlation == pytest.approx(1, abs=1e-9)

@@ -7,7 +7,7 @@ from models import rough_model, tiny_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from learndyn.errors import BadInput
-from learndyn.forces.gradients import TokenReader
+from learndyn.forces.gradients import TokenLogps
 from learndyn.forces.kernel import norm as module
 from learndyn.forces.kernel.norm import at_two_points, kernel_norm
 from learndyn.measure.load import weights_hash
@@ -153,7 +153,7 @@ def test_squares_of_chosen_parameters_are_those_of_their_part_of_k():
 
 def test_logits_at_two_points_come_in_groups_that_make_the_whole(monkeypatch):
     model, pairs = rough_model("qwen2"), random_pairs(5, 0)
-    reader = TokenReader.of(Scorer.attach(model, pairs))
+    reader = TokenLogps.of(Scorer.attach(model, pairs))
     name, weight = next(iter(model.named_parameters()))
     direction = {name: torch.ones_like(weight)}
     whole = list(at_two_points(reader, direction, (0.0, 0.1)))

@@ -6,7 +6,7 @@ import torch
 from forces_setting import FAMILIES, PROBES, Training, model_of, pairs_of
 
 from learndyn.forces.direction import parameters_of, placed
-from learndyn.forces.predict import Fit, Predictor, change_noise, fit
+from learndyn.forces.predict import Agreement, Predictor, change_noise, fit
 from learndyn.measure.score import Scorer
 
 
@@ -50,7 +50,7 @@ def test_one_update_in_bfloat16_is_lost_in_noise_and_said_to_be(family):
     before, noise = predictor.scorer.rows().logp.numpy(), change_noise(predictor.scorer)
     start = {name: part.clone() for name, part in weights(model).items()}
     step = training.step()
-    actual = predictor.reader.summed(predictor.scorer.rows().logp.numpy() - before)
+    actual = predictor.logps.summed(predictor.scorer.rows().logp.numpy() - before)
     with placed(model, start):
         predicted = predictor.along(step.direction).logp
     found = fit(predicted, actual, noise)
@@ -67,7 +67,7 @@ def test_an_update_that_is_seen_clearly_is_not_called_noise():
     before, noise = predictor.scorer.rows().logp.numpy(), change_noise(predictor.scorer)
     start = {name: part.clone() for name, part in weights(model).items()}
     step = training.step()
-    actual = predictor.reader.summed(predictor.scorer.rows().logp.numpy() - before)
+    actual = predictor.logps.summed(predictor.scorer.rows().logp.numpy() - before)
     with placed(model, start):
         found = fit(predictor.along(step.direction).logp, actual, noise)
     assert not found.is_noise
@@ -111,7 +111,7 @@ def test_noise_is_the_same_at_each_call_and_leaves_the_model_as_it_was():
 
 def test_what_is_called_noise_is_three_tenths_of_the_change():
     def one(noise: float) -> bool:
-        return Fit(relative_error=0.0, r2=1.0, slope=1.0, noise=noise).is_noise
+        return Agreement(relative_error=0.0, r2=1.0, slope=1.0, noise=noise).is_noise
 
     assert one(0.31)
     assert not one(0.29)

@@ -138,7 +138,7 @@ def gradient_by_logits(
 
 def change_of_logits(direction: Direction) -> np.ndarray:
     """dz_y, with A left out."""
-    reader = exact_gpt2().forward
+    reader = exact_gpt2().forward_mode
     assert reader is not None
     found = np.zeros(reader.plan.n_tokens)
 
@@ -155,7 +155,7 @@ def change_of_logits(direction: Direction) -> np.ndarray:
 def wrong_sign(gradient: Direction) -> Predict:
     """Takes the lowered tokens to be raised."""
     predictor = exact_gpt2()
-    parts = sign_gradients(predictor.reader, batch_of(predictor, ALL_LOSSES["dpo"]))
+    parts = sign_gradients(predictor.logps, batch_of(predictor, ALL_LOSSES["dpo"]))
     return instead(gradient, plus(parts["pull"], scaled(parts["push"], -1.0)))
 
 
@@ -234,7 +234,7 @@ def test_real_optimizers_are_predicted_down_to_the_rounding_of_float32(
                 actual = predictor.scorer.rows().logp.numpy() - before
             with placed(model, start):
                 change = predictor.along(step.direction)
-            return change.logp, predictor.reader.summed(actual)
+            return change.logp, predictor.logps.summed(actual)
 
         lr = 1e-4 * FIRST / np.abs(update(1e-4)[0]).max()
         errors = [

@@ -143,8 +143,8 @@ def test_prediction_is_linear_in_the_direction():
 
 def test_forward_mode_is_the_transpose_of_the_gradient():
     predictor, gradient = exact()
-    weights = np.random.default_rng(0).normal(size=predictor.reader.plan.n_tokens)
-    back = predictor.reader.pullback(weights)
+    weights = np.random.default_rng(0).normal(size=predictor.logps.plan.n_tokens)
+    back = predictor.logps.pullback(weights)
     inner = sum(float((back[n] * gradient[n]).sum()) for n in gradient)
     assert inner == pytest.approx(weights @ predictor.along(gradient).token, rel=1e-12)
 
@@ -180,7 +180,7 @@ def test_how_probes_are_laid_out_does_not_matter(settings):
 def test_the_order_of_probes_and_their_company_do_not_matter():
     predictor, gradient = exact()
     wanted = predictor.along(gradient)
-    bounds = predictor.reader.offsets
+    bounds = predictor.logps.offsets
     for i in range(len(PROBES)):
         alone = predictor.select([i]).along(gradient)
         assert relative(alone.token, wanted.token[bounds[i] : bounds[i + 1]]) < 1e-10
@@ -291,7 +291,7 @@ def test_a_prediction_leaves_every_bit_as_it_was(unchecked, variant, method):
     assert state_of(model) == before
     predictor.along(direction)
     assert state_of(model) == before
-    predictor.reader.pullback(np.ones(predictor.reader.plan.n_tokens))
+    predictor.logps.pullback(np.ones(predictor.logps.plan.n_tokens))
     assert state_of(model) == before
 
 
@@ -320,7 +320,7 @@ def test_an_interrupted_prediction_leaves_every_bit_as_it_was(
     )
     before = state_of(model)
     # the tier is read twice in forward mode (two pieces or more), and for each sign
-    fail_at(monkeypatch, type(predictor.reader.tier), "read", call)
+    fail_at(monkeypatch, type(predictor.logps.tier), "read", call)
     with pytest.raises(KeyboardInterrupt, match="stop"):
         predictor.along(direction)
     assert state_of(model) == before
@@ -391,7 +391,7 @@ def tangents_by_rows(reader, direction) -> np.ndarray:
 def test_how_the_head_is_cut_does_not_matter(monkeypatch, family, tile, block):
     # plain, with a bias, with capped and with scaled logits
     model = model_of(family, dtype=torch.float64)
-    reader = Predictor.attach(model, PROBES, method="forward-mode").forward
+    reader = Predictor.attach(model, PROBES, method="forward-mode").forward_mode
     assert reader is not None
     direction = predict._anywhere(model)
     monkeypatch.setattr(tangent_head, "TILE", tile)
@@ -441,7 +441,7 @@ def test_gradient_checkpointing_does_not_matter(family):
     again.train()
     for method in ("auto", "finite difference"):
         assert relative(along(again, direction, method=method), wanted) < 5e-4
-    reader = Predictor.attach(again, PROBES).reader
+    reader = Predictor.attach(again, PROBES).logps
     weights = np.ones(reader.plan.n_tokens)
     back = reader.pullback(weights)
     inner = sum(float((back[n] * direction[n]).sum()) for n in direction)
@@ -460,12 +460,12 @@ def test_a_frozen_model_can_be_moved_but_has_no_gradient():
     with pytest.raises(
         BadInput, match="no parameter of GPT2LMHeadModel has requires_g"
     ):
-        predictor.reader.pullback(np.ones(predictor.reader.plan.n_tokens))
+        predictor.logps.pullback(np.ones(predictor.logps.plan.n_tokens))
 
 
 def test_a_method_that_does_not_exist_is_refused(unchecked):
     unknown: Any = "backward"
-    with pytest.raises(BadInput, match="no method 'backward': choose auto, forward-m"):
+    with pytest.raises(BadInput, match="'backward': choose from auto, forward-m"):
         Predictor.attach(updated("gpt2")[0], PROBES, method=unknown)
 
 
@@ -487,12 +487,12 @@ def test_a_direction_that_does_not_fit_is_refused(method):
 
 def test_a_model_that_has_diverged_has_no_gradient():
     model = model_of("gpt2")
-    reader = Predictor.attach(model, PROBES, method="finite difference").reader
+    reader = Predictor.attach(model, PROBES, method="finite difference").logps
     with torch.no_grad():
         model.lm_head.weight[3, 3] = torch.nan
     with pytest.raises(BadInput, match="gradient of 6 responses is not finite"):
         reader.pullback(np.ones(reader.plan.n_tokens))
-    with pytest.raises(BadInput, match=r"not finite in 1 parameters.*lm_head\.weight"):
+    with pytest.raises(BadInput, match=r"1 parameters of .* hold NaN.*lm_head\.weight"):
         Predictor.attach(model, PROBES)
 
 
@@ -531,7 +531,7 @@ def test_a_fit_measures_what_is_left():
 def test_a_small_direction_is_the_large_one_made_small(dtype):
     model = model_of("llama", "plain", dtype)
     predictor = Predictor.attach(model, PROBES)
-    if predictor.forward is None:
+    if predictor.forward_mode is None:
         pytest.skip(f"no forward mode in {dtype} here: {predictor.why}")
     large = {n: p.detach().float() * 0.1 for n, p in parameters_of(model).items()}
     found = predictor.along(scaled(large, 1e-8)).token
@@ -544,7 +544,7 @@ def test_an_operation_that_fails_in_its_own_way_has_no_forward_mode(monkeypatch)
     def refuse(self, direction):
         raise TypeError("no jvp here")
 
-    monkeypatch.setattr(reading.TokenReader, "tangents", refuse)
+    monkeypatch.setattr(reading.TokenLogps, "tangents", refuse)
     predictor = Predictor.attach(model_of("gpt2"), PROBES)
     assert predictor.method == "finite difference"
     assert "TypeError: no jvp here" in predictor.why
@@ -554,6 +554,6 @@ def test_a_lack_of_memory_is_no_lack_of_forward_mode(monkeypatch):
     def refuse(self, direction):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(reading.TokenReader, "tangents", refuse)
+    monkeypatch.setattr(reading.TokenLogps, "tangents", refuse)
     with pytest.raises(torch.OutOfMemoryError):
         Predictor.attach(model_of("gpt2"), PROBES)

@@ -7,7 +7,7 @@ from synthetic import write_run
 from test_kernel_norm import as_probes, jacobian, random_pairs, small_model
 
 from learndyn.errors import BadInput
-from learndyn.forces.gradients import TokenReader
+from learndyn.forces.gradients import TokenLogps
 from learndyn.forces.kernel.lbk import a_norm_squared, proxies
 from learndyn.measure.load import weights_hash
 from learndyn.measure.score import Scorer
@@ -24,7 +24,7 @@ LR = 1e-4
 def one_step(model, pair, lr=LR):
     """An SGD step of SFT on one response: its displacement, and its pushes."""
     push = np.full(len(pair.response_ids), -1.0)
-    reader = TokenReader.of(Scorer.attach(model, [pair]))
+    reader = TokenLogps.of(Scorer.attach(model, [pair]))
     gradient = reader.pullback(push)
     return {name: -lr * part for name, part in gradient.items()}, push
 

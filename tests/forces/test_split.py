@@ -37,7 +37,7 @@ from learndyn.forces.direction import (
     scaled,
 )
 from learndyn.forces.explain import Gradients, directions_of
-from learndyn.forces.gradients import TokenReader
+from learndyn.forces.gradients import TokenLogps
 from learndyn.forces.losses import loss_named
 from learndyn.forces.predict import Predictor
 from learndyn.forces.split import (
@@ -83,7 +83,7 @@ SPLITS = {
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_split_of_the_gradient_sums_to_the_whole_for_every_loss(split, name):
     loss = ALL_LOSSES[name]
-    parts = SPLITS[split](setting().reader, batch_of(setting(), loss))
+    parts = SPLITS[split](setting().logps, batch_of(setting(), loss))
     whole = change(descend(loss_gradient(setting().model, loss)))
     assert relative(total(parts), whole) < 1e-10
 
@@ -91,10 +91,10 @@ def test_a_split_of_the_gradient_sums_to_the_whole_for_every_loss(split, name):
 def test_the_sign_of_push_tells_pull_from_push():
     batch = batch_of(setting(), ALL_LOSSES["unlikelihood"])
     assert (batch.push[: len(batch.push) // 3] < 0).all()
-    parts = sign_gradients(setting().reader, batch)
+    parts = sign_gradients(setting().logps, batch)
     for name, keep in (("pull", batch.push < 0), ("push", batch.push > 0)):
         assert keep.any()
-        alone = setting().reader.on(RESPONSES).pullback(np.where(keep, batch.push, 0.0))
+        alone = setting().logps.on(RESPONSES).pullback(np.where(keep, batch.push, 0.0))
         for key, part in alone.items():
             torch.testing.assert_close(parts[name][key], part, rtol=0, atol=1e-13)
     # each part does to the training responses what its name says
@@ -107,18 +107,18 @@ def test_the_sign_of_push_tells_pull_from_push():
 
 def test_an_examples_part_is_the_gradient_of_that_response_alone():
     batch = batch_of(setting(), ALL_LOSSES["dpo"])
-    parts = example_gradients(setting().reader, batch)
+    parts = example_gradients(setting().logps, batch)
     assert list(parts) == [str(i) for i in range(len(RESPONSES))]
     for i in (0, len(CHOSEN), len(RESPONSES) - 1):
         keep = np.where(batch.example == i, batch.push, 0.0)
-        alone = setting().reader.on(RESPONSES).pullback(keep)
+        alone = setting().logps.on(RESPONSES).pullback(keep)
         for key, part in alone.items():
             torch.testing.assert_close(parts[str(i)][key], part, rtol=0, atol=1e-13)
 
 
 def test_the_spike_is_the_gradient_of_the_training_tokens_own_logits():
     batch = batch_of(setting(), ALL_LOSSES["sft"])
-    parts = label_gradients(setting().reader, batch)
+    parts = label_gradients(setting().logps, batch)
     held = parameters_of(setting().model)
     own = torch.cat(
         [
@@ -137,7 +137,7 @@ def test_the_spike_is_the_gradient_of_the_training_tokens_own_logits():
 
 def test_spike_and_distribution_cancel_for_the_most_part():
     batch = batch_of(setting(), ALL_LOSSES["sft"])
-    parts = label_gradients(setting().reader, batch)
+    parts = label_gradients(setting().logps, batch)
     spike, spread = (np.abs(change(descend(p))).sum() for p in parts.values())
     assert np.abs(total(parts)).sum() < spike + spread
 
@@ -147,7 +147,7 @@ def test_spike_and_distribution_cancel_for_the_most_part():
 
 def some_rows() -> np.ndarray:
     """One probe, a mean over two, and single tokens of two prompts with weights."""
-    bounds = setting().reader.offsets
+    bounds = setting().logps.offsets
     rows = np.zeros((3, bounds[-1]))
     rows[0, bounds[2] : bounds[3]] = 1
     rows[1, bounds[0] : bounds[1]] = 0.5
@@ -167,7 +167,7 @@ def test_influences_sum_to_what_the_whole_update_does(name):
 def test_an_influence_is_what_that_token_alone_does():
     batch, rows = batch_of(setting(), ALL_LOSSES["dpo"]), some_rows()
     found = influence(setting(), batch, descend, rows)
-    own = setting().reader.on(RESPONSES)
+    own = setting().logps.on(RESPONSES)
     for token in (0, 5, 9, len(batch.push) - 1):
         alone = np.where(np.arange(len(batch.push)) == token, batch.push, 0.0)
         brute = rows @ change(descend(own.pullback(alone)))
@@ -244,7 +244,7 @@ def trained(optimizer: str, dtype: torch.dtype = torch.float64) -> dict[str, Any
     # the last loss was DPO against the model as it was made: the same push again
     fresh = model_of("gpt2", "plain", dtype, **SMALLER)
     batch = Batch.of(
-        predictor.reader,
+        predictor.logps,
         CHOSEN,
         REJECTED,
         ALL_LOSSES["dpo"],
@@ -263,7 +263,7 @@ def trained(optimizer: str, dtype: torch.dtype = torch.float64) -> dict[str, Any
 
 
 def signs_of(found) -> Gradients:
-    parts = sign_gradients(found["predictor"].reader, found["batch"])
+    parts = sign_gradients(found["predictor"].logps, found["batch"])
     return Gradients(parts["pull"], parts["push"], found["batch"])
 
 
@@ -309,7 +309,7 @@ def test_influences_through_an_optimizer_sum_to_pull_and_push(optimizer):
         assert relative(tokens[:, keep].sum(1), rows @ part) < 1e-10
     # one token alone, through the same optimizer
     alone = np.where(np.arange(len(batch.push)) == 6, batch.push, 0.0)
-    gradient = predictor.reader.on(RESPONSES).pullback(alone)
+    gradient = predictor.logps.on(RESPONSES).pullback(alone)
     brute = rows @ predictor.along(step.preconditioned(gradient)).token
     np.testing.assert_allclose(tokens[:, 6], brute, rtol=1e-9, atol=1e-15)
 
@@ -350,7 +350,7 @@ def test_group_changes_are_those_of_one_pass_along_each_group(family):
         for name, p in parameters_of(model).items()
     }
     groups = group_directions(model, direction)
-    found = group_changes(predictor.reader, groups)
+    found = group_changes(predictor.logps, groups)
     assert list(found) == list(groups)
     bound = 1e-10 if family in ("gpt2", "gpt_neox") else 1e-6  # float32 inside
     for name, group in groups.items():
@@ -366,7 +366,7 @@ def test_an_optimizer_of_some_layers_invents_no_other_gradient():
     model = model_of("gpt2", "plain", torch.float64, **SMALLER)
     predictor = Predictor.attach(model, PROBES)
     batch = batch_of(predictor, loss_named("dpo"))
-    signs = sign_gradients(predictor.reader, batch)
+    signs = sign_gradients(predictor.logps, batch)
     some = [p for n, p in model.named_parameters() if ".h.0." in n]
     for name, parameter in model.named_parameters():
         parameter.grad = signs["pull"][name] + signs["push"][name]
@@ -385,17 +385,17 @@ def test_a_row_of_influence_costs_two_passes_whatever_the_batch(monkeypatch):
     predictor = setting()
     passes = []
     for name in ("pullback", "tangents"):
-        own = getattr(TokenReader, name)
+        own = getattr(TokenLogps, name)
         monkeypatch.setattr(
-            TokenReader,
+            TokenLogps,
             name,
             lambda self, given, own=own, name=name: (
                 passes.append(name) or own(self, given)
             ),
         )
-    rows = np.zeros((3, predictor.reader.plan.n_tokens))
+    rows = np.zeros((3, predictor.logps.plan.n_tokens))
     for i in range(3):
-        rows[i, slice(*predictor.reader.offsets[i : i + 2])] = 1.0
+        rows[i, slice(*predictor.logps.offsets[i : i + 2])] = 1.0
     batch = batch_of(predictor, loss_named("dpo"))
     influence(predictor, batch, lambda g: scaled(g, -1e-3), rows)
     assert passes == ["pullback", "tangents"] * 3

@@ -51,13 +51,13 @@ def test_tiles_give_what_whole_rows_of_logits_give(name, monkeypatch):
     family, more = HEADS[name]
     model = rough_model(family, torch.float64, **more)
     predictor = Predictor.attach(model, tokenize(probes(2), byte_tokenizer()).pairs)
-    assert predictor.forward is not None
+    assert predictor.forward_mode is not None
     direction = somewhere(model)
     small_tiles(monkeypatch)
-    tiled = predictor.forward.tangents(direction)
+    tiled = predictor.forward_mode.tangents(direction)
     never = SimpleNamespace(of=lambda module, after: None)
     monkeypatch.setattr(reading, "TangentHead", never)
-    whole = predictor.forward.tangents(direction)
+    whole = predictor.forward_mode.tangents(direction)
     # rotary positions and norms are in float32 inside some models
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-9 * np.abs(whole).max())
     assert np.abs(whole).max() > 1e-3
@@ -134,6 +134,6 @@ def test_forward_mode_uses_the_faster_library(monkeypatch):
     predictor = Predictor.attach(model, tokenize(probes(2), byte_tokenizer()).pairs)
     calls, own = [], linear.product
     monkeypatch.setattr(linear, "product", lambda *a: calls.append(1) or own(*a))
-    assert predictor.forward is not None
-    predictor.forward.tangents(somewhere(model))
-    assert calls or not predictor.forward.reader.fast
+    assert predictor.forward_mode is not None
+    predictor.forward_mode.tangents(somewhere(model))
+    assert calls or not predictor.forward_mode.reader.fast

@@ -345,5 +345,5 @@ def test_probes_longer_than_the_context_are_refused_with_the_numbers():
 
 def test_probes_of_a_larger_vocabulary_are_refused():
     model = tiny_model("gpt2", vocab_size=260)
-    with pytest.raises(BadInput, match=r"token id \d+, the model knows 260"):
+    with pytest.raises(BadInput, match=r"token id \d+, but the model has 260"):
         score(model, probes())

@@ -329,7 +329,7 @@ def test_the_bound_holds_and_its_parts_are_those_of_a_k_g_written_out(bounded):
     bounds, kernels, off = bounded
     pairs = tiny_pairs(0)
     assert len(bounds) == len(pairs) ** 2
-    reader = tiny_predictor().reader
+    reader = tiny_predictor().logps
     batch = Batch.of(reader, [pairs[1]], [], loss_named("sft"))
     akg = akg_exact(reader, pairs[3], batch)
     change = torch.einsum("mvx,mlxw,lw->mv", akg.A, akg.K, akg.G)
@@ -355,9 +355,9 @@ def test_the_looked_at_kernel_is_that_of_the_oracle(monkeypatch):
     units = iter(np.sqrt(VOCABULARY) * np.eye(VOCABULARY))
 
     def pullback(gradients: ProbeGradients, row: int, _: torch.Generator) -> Direction:
-        (piece,) = gradients.reader.select([row]).pieces
-        with gradients.reader.reading(), torch.enable_grad():
-            (rows,) = gradients.reader.select([row]).rows(piece)
+        (piece,) = gradients.logps.select([row]).pieces
+        with gradients.logps.measuring(), torch.enable_grad():
+            (rows,) = gradients.logps.select([row]).rows(piece)
             unit = torch.from_numpy(next(units))
             held = gradients.parameters
             parts = torch.autograd.grad(
@@ -368,8 +368,8 @@ def test_the_looked_at_kernel_is_that_of_the_oracle(monkeypatch):
     monkeypatch.setattr(theory_kernel, "VECTORS", VOCABULARY)
     monkeypatch.setattr(theory_kernel, "random_pullback", pullback)
     found = look(predictor, [trained], seed=0).norms[0]
-    batch = Batch.of(predictor.reader, [trained], [], loss_named("sft"))
-    exact = [float(akg_exact(predictor.reader, pair, batch).K.norm()) for pair in pairs]
+    batch = Batch.of(predictor.logps, [trained], [], loss_named("sft"))
+    exact = [float(akg_exact(predictor.logps, pair, batch).K.norm()) for pair in pairs]
     np.testing.assert_allclose(found, exact, rtol=1e-9)
 
 
@@ -411,7 +411,7 @@ def test_a_pushed_token_falls_and_changes_keep_probability():
     predictor = tiny_predictor()
     pair = tiny_pairs(0)[0]
     one = predictor.on_pairs([pair])
-    direction = one.reader.pullback(-np.ones(len(pair.response_ids)))
+    direction = one.logps.pullback(-np.ones(len(pair.response_ids)))
     pi, change = all_changes(one, direction)
     np.testing.assert_allclose(pi.sum(1), 1, atol=1e-12)
     assert np.abs((pi * change).sum(1)).max() < 1e-12
@@ -569,7 +569,7 @@ def test_a_short_run_trains_and_begins_where_it_was_put(runs, monkeypatch):
     predictor = Predictor.attach(model, setting.probes.pairs[:2])
     before = weights_of(model)
     chosen = predictor.on_pairs(setting.answers("chosen", setting.prompts))
-    start = chosen.reader.values().sum()
+    start = chosen.logps.values().sum()
     with placed(model, before):
         looks = list(
             short_run(predictor, setting, "sft", {"learning_rate": 1e-2}, seed=0)
@@ -577,7 +577,7 @@ def test_a_short_run_trains_and_begins_where_it_was_put(runs, monkeypatch):
     assert [update for update, _ in looks] == [4, 10]
     assert all(torch.equal(p, before[n]) for n, p in parameters_of(model).items())
     with placed(model, looks[-1][1]):
-        assert chosen.reader.values().sum() > start + 1
+        assert chosen.logps.values().sum() > start + 1
 
 
 def test_missing_runs_and_weights_are_refused(runs, tmp_path):

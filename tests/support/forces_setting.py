@@ -152,7 +152,7 @@ def loss_gradient(
 def batch_of(predictor: Predictor, loss: Loss) -> Batch:
     """The same batch by way of `push`."""
     return Batch.of(
-        predictor.reader,
+        predictor.logps,
         CHOSEN,
         REJECTED,
         loss,

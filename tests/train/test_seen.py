@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from learndyn.errors import BadInput
 from learndyn.forces.direction import norm, plus, scaled
 from learndyn.forces.explain import Gradients
-from learndyn.forces.gradients import TokenReader
+from learndyn.forces.gradients import TokenLogps
 from learndyn.measure.load import load_model, load_tokenizer
 from learndyn.measure.score import Scorer
 from learndyn.probes.tokenize import TokenizedPair
@@ -50,7 +50,7 @@ class Watching(TrainerCallback):
         self.given.append(kept)
         random = torch.get_rng_state()
         pair = TokenizedPair((5, 6), (7,), False, True)
-        reader = TokenReader.of(Scorer.attach(model, [pair]))
+        reader = TokenLogps.of(Scorer.attach(model, [pair]))
         method = type(args).__name__.removesuffix("Config").lower()
         self.found.append(self.watch.gradients(reader, method, 5e-2))
         assert torch.equal(torch.get_rng_state(), random)
@@ -218,7 +218,7 @@ def test_push_is_the_derivative_by_each_log_probability(named):
 
 
 def gradients_of(model, watch: BatchWatch) -> Gradients:
-    reader = TokenReader.of(
+    reader = TokenLogps.of(
         Scorer.attach(model, [TokenizedPair((5,), (7,), False, True)])
     )
     return watch.gradients(reader, "", 1e-3)

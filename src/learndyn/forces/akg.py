@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from learndyn.errors import BadInput
 from learndyn.forces.batch import Batch
 from learndyn.forces.direction import parameters_of
-from learndyn.forces.gradients import Rows, TokenReader
+from learndyn.forces.gradients import Rows, TokenLogps
 from learndyn.probes.tokenize import TokenizedPair
 
 
@@ -47,21 +47,21 @@ class AKG:
 
 
 def akg_exact(
-    reader: TokenReader,
+    logps: TokenLogps,
     probe: TokenizedPair,
     batch: Batch,
     *,
     lr: float = 1.0,
     max_bytes: int = MAX_BYTES,
 ) -> AKG:
-    """The decomposition of one SGD step on `batch`, at the model of `reader`.
+    """The decomposition of one SGD step on `batch`, at the model of `logps`.
 
     Raises:
         BadInput: if the factors need more than `max_bytes`; it says how many.
     """
-    probed, trained = reader.on([probe]), reader.on(batch.pairs)
-    parameters = list(parameters_of(reader.model).values())
-    _check_size(reader, probed, trained, parameters, max_bytes)
+    probed, trained = logps.on([probe]), logps.on(batch.pairs)
+    parameters = list(parameters_of(logps.model).values())
+    _check_size(logps, probed, trained, parameters, max_bytes)
     j_probe, pi, _ = _jacobian(probed, parameters)
     j_train, pi_train, labels = _jacobian(trained, parameters)
     push = torch.from_numpy(batch.push).to(pi)
@@ -74,14 +74,14 @@ def akg_exact(
 
 
 def _check_size(
-    reader: TokenReader,
-    probed: TokenReader,
-    trained: TokenReader,
+    logps: TokenLogps,
+    probed: TokenLogps,
+    trained: TokenLogps,
     parameters: list[torch.nn.Parameter],
     max_bytes: int,
 ) -> None:
     m, n = probed.plan.n_tokens, trained.plan.n_tokens
-    vocabulary = reader.vocabulary
+    vocabulary = logps.vocabulary
     size = sum(p.numel() for p in parameters)
     item = max(p.element_size() for p in parameters)
     kernel = m * n * vocabulary**2 * item
@@ -97,14 +97,14 @@ def _check_size(
 
 
 def _jacobian(
-    reader: TokenReader, parameters: list[torch.nn.Parameter]
+    logps: TokenLogps, parameters: list[torch.nn.Parameter]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dz/dtheta [token, V, D], pi [token, V] and labels, in the flat order."""
     parts: list[tuple[np.ndarray, Tensor, Tensor, Tensor]] = []
     # the fused attention kernels cannot be batched over gradients
-    with reader.reading(), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-        for piece in reader.pieces:
-            for rows in reader.rows(piece):
+    with logps.measuring(), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        for piece in logps.pieces:
+            for rows in logps.rows(piece):
                 parts.append(_of_rows(rows, parameters))
     order = torch.from_numpy(np.argsort(np.concatenate([part[0] for part in parts])))
     return (

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 
 from learndyn.errors import BadInput
-from learndyn.forces.gradients import TokenReader
+from learndyn.forces.gradients import TokenLogps
 from learndyn.forces.losses.loss import Loss, Responses
 from learndyn.probes.tokenize import TokenizedPair
 
@@ -22,15 +22,15 @@ class Batch:
     """dL/dlogp of each response token. Above 0 the update lowers the token: the paper's
     negative gradient."""
     roles: tuple[str, ...]
-    """What each response is to the loss: "chosen", "rejected"; "" if that is not known.
-    """
+    """What each response is to the loss: "chosen", "rejected" or "" (not known)."""
 
     def __post_init__(self) -> None:
         tokens = sum(len(pair.response_ids) for pair in self.pairs)
         if len(self.push) != tokens or len(self.roles) != len(self.pairs):
             raise BadInput(
-                f"{len(self.pairs)} responses of {tokens} tokens need as many roles "
-                f"and pushes; there are {len(self.roles)} and {len(self.push)}."
+                f"{len(self.pairs)} responses of {tokens} tokens need a role for each "
+                f"response and a push for each token; there are {len(self.roles)} "
+                f"roles and {len(self.push)} pushes."
             )
         lost = int(np.sum(~np.isfinite(self.push)))
         if lost:
@@ -42,7 +42,7 @@ class Batch:
     @classmethod
     def of(
         cls,
-        reader: TokenReader,
+        logps: TokenLogps,
         chosen: Sequence[TokenizedPair],
         rejected: Sequence[TokenizedPair],
         loss: Loss,
@@ -62,9 +62,10 @@ class Batch:
         pairs = (*chosen, *rejected)
         if not pairs:
             raise BadInput("the batch is empty: give chosen or rejected responses.")
-        own = reader.on(pairs)
+        own = logps.on(pairs)
         logp = own.values()
         good = np.arange(len(pairs)) < len(chosen)
+        # Defaults of a first update: pi is pi_ref and pi_old, so all ratios are 1.
         sums = own.summed(logp) if reference is None else reference
         worth = np.where(good, 1.0, -1.0) if advantage is None else advantage
         responses = Responses(
@@ -74,6 +75,8 @@ class Batch:
             old_logp=torch.from_numpy(logp.copy()),
             advantage=torch.from_numpy(np.asarray(worth, np.float64)),
         )
+        # In float64 on the CPU, whatever the model's precision: beta h of two sums of
+        # hundreds of nats must not lose the digits that decide sigma(-beta h).
         push = loss.push(torch.from_numpy(logp), responses).numpy()
         roles = ["chosen"] * len(chosen) + ["rejected"] * len(rejected)
         return cls(pairs, push, tuple(roles))

@@ -28,9 +28,10 @@ def checked(model: nn.Module, direction: Direction) -> dict[str, Tensor]:
     """The direction by first names, or an error that says what is wrong with it.
 
     Raises:
-        BadInput: if it is empty or zero, names what is no parameter of the model, has
-            another shape or a number that is not finite.
+        BadInput: if it is empty or zero, names something that is not a parameter of
+            the model, has another shape or a number that is not finite.
     """
+    # By identity: a tied weight has several names and must move once, not twice.
     first = {id(p): name for name, p in model.named_parameters()}
     known = dict(model.named_parameters(remove_duplicate=False))
     unknown = [name for name in direction if name not in known]
@@ -41,12 +42,12 @@ def checked(model: nn.Module, direction: Direction) -> dict[str, Tensor]:
         )
     if unknown:
         raise BadInput(
-            f"{len(unknown)} of {len(direction)} names of the direction are no "
+            f"{len(unknown)} of {len(direction)} names of the direction are not "
             f"parameters of {type(model).__name__}:\n{listed(unknown)}\nIts parameters "
             f"are named as in model.named_parameters(): {', '.join(list(known)[:3])} "
             "..."
         )
-    found: dict[str, Tensor] = {}
+    parts: dict[str, Tensor] = {}
     problems = []
     for given, part in direction.items():
         parameter, name = known[given], first[id(known[given])]
@@ -57,25 +58,25 @@ def checked(model: nn.Module, direction: Direction) -> dict[str, Tensor]:
         elif not bool(whole(torch.isfinite(part).all())):
             lost = int((~torch.isfinite(part)).sum())
             problems.append(f"{given}: {lost} of {part.numel()} numbers are not finite")
-        elif name in found:
+        elif name in parts:
             other = next(n for n in direction if known[n] is parameter)
             problems.append(f"{given}: the same weight as {other}, which is there too")
-        found[name] = part.detach()
+        parts[name] = part.detach()
     if problems:
         raise BadInput(
             f"the direction does not fit {type(model).__name__}:\n{listed(problems)}"
         )
-    if not any(bool(whole(part.any())) for part in found.values()):
+    if not any(bool(whole(part.any())) for part in parts.values()):
         raise BadInput(
             "the direction is zero: no parameter moves, so nothing can change. A "
             "learning rate of 0 (the first update of a warm-up) does this; take "
             "another update."
         )
-    return found
+    return parts
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The value over all processes, of one that is sharded; else the tensor."""
+    """A sharded tensor (DTensor) as a whole, over all processes; others as they are."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
 
@@ -86,7 +87,7 @@ def norm(parts: Iterable[Tensor]) -> float:
         whole(torch.linalg.vector_norm(part.detach(), dtype=torch.float64))
         for part in parts
     )
-    return math.hypot(*map(float, lengths))
+    return math.hypot(*map(float, lengths))  # does not overflow where squares would
 
 
 def scaled(direction: Direction, factor: float) -> dict[str, Tensor]:
@@ -111,12 +112,14 @@ def moving(model: nn.Module, direction: Direction) -> Iterator[Callable[[float],
     from a copy, since p + d - d is not p.
     """
     parameters = dict(model.named_parameters())
-    kept = {name: parameters[name].detach().clone() for name in direction}
+    saved = {name: parameters[name].detach().clone() for name in direction}
 
     def go(factor: float) -> None:
         with torch.no_grad():
             for name, part in direction.items():
-                own = kept[name]
+                own = saved[name]
+                # In place where that rounds no more: a sum in a wide copy of every
+                # parameter would take twice the memory.
                 if part.dtype == own.dtype and part.dtype.itemsize >= 4:
                     parameters[name].copy_(own).add_(part, alpha=factor)
                 else:  # one rounding: of the sum, not of the step too
@@ -125,15 +128,15 @@ def moving(model: nn.Module, direction: Direction) -> Iterator[Callable[[float],
     try:
         yield go
     finally:
-        _put(parameters, kept)
+        _put(parameters, saved)
 
 
 @contextmanager
 def moved(
     model: nn.Module, direction: Direction, factor: float = 1.0
 ) -> Iterator[None]:
-    """Within the block, every parameter is moved by `factor` times the direction; then
-    bit-identical."""
+    """Within the block every parameter is moved by `factor` times the direction; after
+    it, all are bit-identical to before."""
     with moving(model, direction) as go:
         go(factor)
         yield
@@ -141,14 +144,14 @@ def moved(
 
 @contextmanager
 def placed(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block, the named parameters have these values; then bit-identical."""
+    """Within the block the named parameters have these values; after it, their own."""
     parameters = dict(model.named_parameters())
-    kept = {name: parameters[name].detach().clone() for name in weights}
+    saved = {name: parameters[name].detach().clone() for name in weights}
     try:
         _put(parameters, weights)
         yield
     finally:
-        _put(parameters, kept)
+        _put(parameters, saved)
 
 
 def _put(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:

@@ -11,9 +11,8 @@ sign of its push, and follows each part to every probe:
     rounding  of the parameters' own dtype
 
 The parts sum to the update. Where the optimizer's rule is not known there is one part,
-"update".
-
-Training tokens, and what each did to every kind of probe, with their texts.
+"update". `influence_on_kinds` goes down to single training tokens: what each did to
+every kind of probe, with its text.
 """
 
 import time
@@ -42,81 +41,15 @@ from learndyn.probes.tokenize import TokenizedProbes
 from learndyn.record.forces import Forces, Influence
 
 
-LETTER = 4
-"""Most tokens of one letter: UTF-8 has at most four bytes."""
-
 Decode = Callable[[Sequence[int]], str]
 """The text of token ids."""
 
-
-def _kind_weights(
-    probes: TokenizedProbes, offsets: Any
-) -> dict[str, Float[np.ndarray, " token"]]:
-    """For each kind, what makes the mean over its probes of their summed logp."""
-    kind_of = np.repeat([probe.kind for probe in probes.probes], np.diff(offsets))
-    counts = {k: sum(p.kind == k for p in probes.probes) for k in probes.probes.kinds}
-    return {kind: (kind_of == kind) / count for kind, count in counts.items()}
-
-
-def influence_on_kinds(
-    predictor: Predictor,
-    probes: TokenizedProbes,
-    batch: Batch,
-    descend: Descend,
-    decode: Decode,
-) -> Influence:
-    """What each training token did to the mean log-probability of each kind of probe.
-
-    `descend` makes the update of a part of the gradient, clipping included. Two passes
-    for each kind.
-    """
-    weights = _kind_weights(probes, predictor.reader.offsets)
-    rows = np.stack(list(weights.values()))
-    change = influence(predictor, batch, descend, rows)
-    return Influence(
-        kinds=tuple(weights),
-        example=batch.example.astype(np.int32),
-        position=batch.position.astype(np.int32),
-        role=tuple(batch.roles[i] for i in batch.example),
-        token=tuple(
-            text for p in batch.pairs for text in texts_of(p.response_ids, decode)
-        ),
-        push=batch.push,
-        change=change.T,
-        example_text={
-            i: _shown(pair.prompt_ids, pair.response_ids, decode)
-            for i, pair in enumerate(batch.pairs)
-        },
-    )
-
-
-def _shown(prompt: Sequence[int], response: Sequence[int], decode: Decode) -> str:
-    """The end of a prompt and the start of its response."""
-    return decode([*prompt[-24:], *response[:24]])
-
-
-def texts_of(ids: Sequence[int], decode: Decode) -> list[str]:
-    """The text of each token. A letter of several tokens stands at the last of them,
-    and the ones before it have none."""
-    texts: list[str] = []
-    open_ids: list[int] = []
-    for token in ids:
-        open_ids.append(int(token))
-        text = decode(open_ids)
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(open_ids) < LETTER:
-            texts.append("")
-            continue
-        texts.append(text)
-        open_ids = []
-    return texts
-
-
 SMALL = 1e-6
-"""A gradient that is this much smaller than the whole is rounding, and no part; so is
-one below the rounding of the gradient's own dtype."""
+"""A gradient that is this much smaller than the whole counts as rounding; so does one
+below the rounding of the gradient's own dtype."""
 
 MISSING = 0.1
-"""Share of the update that its parts may miss; beyond it they are not handed out."""
+"""Share of the update that its parts may miss; beyond it the update is not split."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,49 +95,51 @@ def explain_update(
     """
     began = time.perf_counter()
     check_moved(step)
+    # A first-order change is along d from theta_before: at theta_after its error would
+    # have the other sign.
     after = predictor.scorer.rows().logp.numpy()
     with placed(predictor.model, step.before):
-        found = _follow(predictor, probes, step, gradients, settings, decode)
-    actual = after - found.before
-    sums = predictor.reader.summed(actual)
-    agreement = fit(found.whole.logp, sums, found.noise)
+        followed = _follow(predictor, probes, step, gradients, settings, decode)
+    actual = after - followed.before
+    sums = predictor.logps.summed(actual)
+    agreement = fit(followed.whole.logp, sums, followed.noise)
     return Forces(
         step=settings.step,
         probe_ids=np.arange(len(probes), dtype=np.int32),
-        n_tokens=np.diff(predictor.reader.offsets).astype(np.int32),
+        n_tokens=np.diff(predictor.logps.offsets).astype(np.int32),
         actual=sums,
-        predicted=found.whole.logp,
-        noise=found.noise,
+        predicted=followed.whole.logp,
+        noise=followed.noise,
         token_actual=actual.astype(np.float32),
-        token_predicted=found.whole.token.astype(np.float32),
+        token_predicted=followed.whole.token.astype(np.float32),
         token_text=tuple(
             text for p in probes.pairs for text in texts_of(p.response_ids, decode)
         ),
-        parts={name: part.logp for name, part in found.parts.items()},
+        parts={name: part.logp for name, part in followed.parts.items()},
         token_parts={
-            name: part.token.astype(np.float32) for name, part in found.parts.items()
+            name: part.token.astype(np.float32) for name, part in followed.parts.items()
         },
-        groups=found.groups,
+        groups=followed.groups,
         info={
             "loss": settings.loss,
             **_about(step),
-            "method": found.whole.method,
+            "method": followed.whole.method,
             "why_not_forward_mode": predictor.why,
-            "clip": found.clip,
-            "completeness": found.completeness,
+            "clip": followed.clip,
+            "completeness": followed.completeness,
             **asdict(agreement),
             "scored": predictor.scorer.route.label or "exactly",
             "seconds": round(time.perf_counter() - began, 2),
-            "notes": found.notes,
+            "notes": followed.notes,
             "kernel": None,
         },
-        influence=found.tokens,
+        influence=followed.tokens,
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _Followed:
-    """What was found with the model at theta_before."""
+    """What was measured with the model at theta_before."""
 
     before: Float[np.ndarray, " token"]
     noise: Float[np.ndarray, " probe"]
@@ -241,15 +176,17 @@ def _follow(
     cut = sum(pair.truncated for pair in probes.pairs)
     if cut:
         notes.append(f"{cut} of {len(probes)} probes are cut: they lack their end.")
+    # `whole` is measured and not summed, so that `missed` can catch parts that sum to
+    # another update than the real one.
     whole = predictor.along(step.direction)
     parts = {name: predictor.along(part) for name, part in directions.items()}
     missed = Decomposition(parts, whole).residual
     if missed > MISSING:
         parts, tokens = {"update": whole}, None
         notes.append(
-            f"not split: the parts miss {missed:.0%} of the update, which is lost in "
-            f"the rounding of its weights (the parts leave {step.unexplained:.0%} of "
-            "the displacement unexplained). Explain it with float32 weights."
+            f"not split: the parts miss {missed:.0%} of the update, which the rounding "
+            f"of its weights hides (the parts leave {step.unexplained:.0%} of the "
+            "displacement unexplained). Explain it with float32 weights."
         )
     return _Followed(
         before=before,
@@ -267,11 +204,11 @@ def _follow(
 def _layers(
     predictor: Predictor, direction: Direction
 ) -> dict[str, Float[np.ndarray, " probe"]]:
-    """By layer: a pass along each, or, for a finite difference, a gradient per probe,
-    which is exact."""
+    """By layer: a pass along each, or, without forward mode, a gradient per probe,
+    which is exact where a difference along one layer would be mostly rounding."""
     groups = group_directions(predictor.model, direction)
-    if predictor.forward is None:
-        return group_changes(predictor.reader, groups)
+    if predictor.forward_mode is None:
+        return group_changes(predictor.logps, groups)
     return {
         name: predictor.along(part).logp
         for name, part in groups.items()
@@ -291,10 +228,11 @@ def _about(step: Step) -> dict[str, Any]:
 def directions_of(
     step: Step, gradients: Gradients | None
 ) -> tuple[dict[str, Direction], float, list[str]]:
-    """The update's parts, the clipping's coefficient, and what to tell of them.
+    """The update's parts, the clipping coefficient, and notes for the reader.
 
-    The coefficient is that which makes the batch's gradient most like the one that the
-    optimizer was given; what is left of that is "other", or rounding if it is SMALL.
+    Clipping scaled the gradient by one number, which the optimizer does not report: it
+    is fitted, so that the batch's gradient is most like the one that the optimizer was
+    given. What is left of that is "other", or rounding if it is SMALL.
     """
     if step.scale is None:
         return {"update": step.direction}, 1.0, [f"not split: {step.why}"]
@@ -303,6 +241,7 @@ def directions_of(
     if gradients is not None:
         given = parts.pop("gradient")
         raw = _among(plus(gradients.pull, gradients.push), step)
+        # Least squares: argmin_c ||c raw - given||.
         clip = inner(raw, step.gradient) / (inner(raw, raw) or 1.0)
         signs = {
             name: step.preconditioned(_among(scaled(part, clip), step))
@@ -331,3 +270,70 @@ def directions_of(
 def _among(gradient: Direction, step: Step) -> dict[str, Tensor]:
     """Only parameters whose gradient the optimizer was given."""
     return {name: part for name, part in gradient.items() if name in step.gradient}
+
+
+LETTER = 4
+"""Most tokens of one letter: UTF-8 has at most four bytes."""
+
+
+def _kind_weights(
+    probes: TokenizedProbes, offsets: Any
+) -> dict[str, Float[np.ndarray, " token"]]:
+    """For each kind, what makes the mean over its probes of their summed logp."""
+    kind_of = np.repeat([probe.kind for probe in probes.probes], np.diff(offsets))
+    counts = {k: sum(p.kind == k for p in probes.probes) for k in probes.probes.kinds}
+    return {kind: (kind_of == kind) / count for kind, count in counts.items()}
+
+
+def influence_on_kinds(
+    predictor: Predictor,
+    probes: TokenizedProbes,
+    batch: Batch,
+    descend: Descend,
+    decode: Decode,
+) -> Influence:
+    """What each training token did to the mean log-probability of each kind of probe.
+
+    `descend` makes the update of a part of the gradient, clipping included. Two passes
+    for each kind.
+    """
+    weights = _kind_weights(probes, predictor.logps.offsets)
+    rows = np.stack(list(weights.values()))
+    change = influence(predictor, batch, descend, rows)
+    return Influence(
+        kinds=tuple(weights),
+        example=batch.example.astype(np.int32),
+        position=batch.position.astype(np.int32),
+        role=tuple(batch.roles[i] for i in batch.example),
+        token=tuple(
+            text for p in batch.pairs for text in texts_of(p.response_ids, decode)
+        ),
+        push=batch.push,
+        change=change.T,
+        example_text={
+            i: _shown(pair.prompt_ids, pair.response_ids, decode)
+            for i, pair in enumerate(batch.pairs)
+        },
+    )
+
+
+def _shown(prompt: Sequence[int], response: Sequence[int], decode: Decode) -> str:
+    """The end of a prompt and the start of its response."""
+    return decode([*prompt[-24:], *response[:24]])
+
+
+def texts_of(ids: Sequence[int], decode: Decode) -> list[str]:
+    """The text of each token. A letter of several tokens stands at the last of them,
+    and the ones before it are empty."""
+    texts: list[str] = []
+    open_ids: list[int] = []
+    for token in ids:
+        open_ids.append(int(token))
+        text = decode(open_ids)
+        # Byte-level tokens cut letters: what decodes to U+FFFD waits for the rest.
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(open_ids) < LETTER:
+            texts.append("")
+            continue
+        texts.append(text)
+        open_ids = []
+    return texts

@@ -2,15 +2,14 @@
 
 Probes are read as scoring reads them: laid out as prefix trees where the model allows
 it, so that forward mode too encodes a prompt once for all its responses. Only the head
-differs: logits are made a few rows at a time, and no statistic but log pi(y) is kept.
-
-d log pi through the vocabulary projection in forward mode, in tiles.
+differs. Backward, logits are made a few rows at a time, and no statistic but log pi(y)
+is kept. Forward (`TangentHead`), the derivative of the vocabulary projection is folded
+in tiles,
 
     d log pi(y)  =  dz_y  -  sum_v pi_v dz_v,      z = W h + b,   dz = W dh + dW h + db
 
-A tile of z and dz is made and folded into running sums while it is in the cache; no row
-of logits exists as a whole. Each distinct state is projected once, however many labels
-it predicts (a prompt's last token predicts the first one of every response).
+and no row of logits exists as a whole. Each distinct state is projected once, however
+many labels it predicts: a prompt's last token predicts the first one of every response.
 """
 
 import warnings
@@ -31,107 +30,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from learndyn.errors import BadInput
 from learndyn.forces.direction import Direction, norm, parameters_of
+from learndyn.measure.forward import text_config
 from learndyn.measure.linear import fast_linear, in_few_shapes
 from learndyn.measure.neutral import undisturbed
 from learndyn.measure.plan import ProbePlan
 from learndyn.measure.reader import Reader, most_rows
 from learndyn.measure.score import Scorer
 from learndyn.measure.tiers import CachedTier, PaddedTier, Tier
-from learndyn.measure.tiles import ROWS, TILE, WIDE
+from learndyn.measure.tiles import ROWS, TILE, WIDE, is_plain_linear
 from learndyn.probes.tokenize import TokenizedPair
-
-
-Pair = tuple[Tensor | None, Tensor | None]
-"""A value and its derivative; None for zero."""
-
-
-@dataclass(frozen=True, eq=False)
-class TangentHead:
-    """A plain linear projection with what a model does to its logits next."""
-
-    module: nn.Linear
-    after: Callable[[Tensor], Tensor]
-
-    @classmethod
-    def of(
-        cls, module: nn.Module, after: Callable[[Tensor], Tensor]
-    ) -> "TangentHead | None":
-        """None if `module` is more than a plain linear layer: adapters, hooks."""
-        hooked = module._forward_hooks or module._forward_pre_hooks
-        if type(module) is not nn.Linear or hooked or "forward" in module.__dict__:
-            return None
-        return cls(module, after) if module.weight.is_floating_point() else None
-
-    def __call__(
-        self,
-        states: Float[Tensor, "row d"],
-        source: Int[Tensor, " label"],
-        labels: Int[Tensor, " label"],
-    ) -> Float[Tensor, " label"]:
-        """Derivative of each label's log-probability; dual states, dual weights."""
-        most = ROWS if states.device.type == "cpu" else WIDE * ROWS
-        out = torch.empty(len(labels), dtype=_wide(states), device=states.device)
-        for first in range(0, len(states), most):
-            block = states[first : first + most]
-            mine = (source >= first) & (source < first + len(block))
-            out[mine] = self._block(block, source[mine] - first, labels[mine])
-        return out
-
-    def _block(self, states: Tensor, source: Tensor, labels: Tensor) -> Tensor:
-        weight = forward_ad.unpack_dual(self.module.weight)
-        bias: Pair = (None, None)
-        if self.module.bias is not None:
-            bias = forward_ad.unpack_dual(self.module.bias)
-        hidden = forward_ad.unpack_dual(states)
-        rows, wide = len(states), _wide(states)
-        h = in_few_shapes(hidden.primal.to(weight.primal.dtype))
-        dh = hidden.tangent
-        dh = None if dh is None else in_few_shapes(dh.to(h.dtype).contiguous())
-        top = torch.full((rows,), -torch.inf, dtype=wide, device=states.device)
-        mass, mean = torch.zeros_like(top), torch.zeros_like(top)
-        own = torch.zeros(len(labels), dtype=wide, device=states.device)
-        tile = TILE if states.device.type == "cpu" else WIDE * TILE
-        for begin in range(0, len(weight.primal), tile):
-            part = slice(begin, begin + tile)
-            z, dz = self._tile(h, dh, _cut(weight, part), _cut(bias, part))
-            z, dz = z[:rows].to(wide), dz[:rows].to(wide)
-            here = (labels >= begin) & (labels < begin + z.shape[1])
-            own[here] = dz[source[here], labels[here] - begin]
-            peak = torch.maximum(top, z.amax(-1))
-            shrink = (top - peak).exp()
-            weights = z.sub_(peak[:, None]).exp_()
-            mass = mass * shrink + weights.sum(-1)
-            mean = mean * shrink + torch.linalg.vecdot(weights, dz)
-            top = peak
-        return own - (mean / mass)[source]
-
-    def _tile(
-        self, h: Tensor, dh: Tensor | None, weight: Pair, bias: Pair
-    ) -> tuple[Tensor, Tensor]:
-        """Logits of a tile, in a buffer of their own, and their derivative."""
-        (w, dw), (b, db) = weight, bias
-        assert w is not None
-        z = functional.linear(h, w, b)
-        dz = torch.zeros_like(z) if dh is None else functional.linear(dh, w)
-        if dw is not None:
-            dz += functional.linear(h, dw)
-        if db is not None:
-            dz += db
-        value, change = forward_ad.unpack_dual(self.after(forward_ad.make_dual(z, dz)))
-        assert change is not None
-        return value, change
-
-
-def _cut(pair: Pair, part: slice) -> Pair:
-    value, change = pair
-    return (
-        None if value is None else value[part],
-        None if change is None else change[part],
-    )
-
-
-def _wide(states: Tensor) -> torch.dtype:
-    return torch.promote_types(states.dtype, torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,16 +71,16 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class TokenReader:
-    """Reads a set of pairs with a model; make it by `of`."""
+class TokenLogps:
+    """log pi of every response token of some pairs under a model; make it by `of`."""
 
     plan: ProbePlan
     reader: Reader
     tier: Tier
 
     @classmethod
-    def of(cls, scorer: Scorer) -> "TokenReader":
-        """Reads as `scorer` does, where that can be differentiated.
+    def of(cls, scorer: Scorer) -> "TokenLogps":
+        """The pairs of `scorer`, read as it does where that can be differentiated.
 
         The cached tier cannot: it copies keys and values, and a copy has no derivative.
         """
@@ -187,11 +94,11 @@ class TokenReader:
         """What is read."""
         return self.reader.forward.model
 
-    def select(self, rows: Sequence[int]) -> "TokenReader":
+    def select(self, rows: Sequence[int]) -> "TokenLogps":
         """The same for some of the pairs, in the order of `rows`."""
         return self.on([self.plan.pairs[i] for i in rows])
 
-    def on(self, pairs: Sequence[TokenizedPair]) -> "TokenReader":
+    def on(self, pairs: Sequence[TokenizedPair]) -> "TokenLogps":
         """The same way of reading for other pairs."""
         return replace(self, plan=ProbePlan(tuple(pairs)))
 
@@ -203,8 +110,7 @@ class TokenReader:
     @property
     def vocabulary(self) -> int:
         """How many tokens the model tells apart."""
-        config: Any = getattr(self.model, "config")  # noqa: B009
-        return int(config.get_text_config().vocab_size)
+        return int(text_config(self.model).vocab_size)
 
     @property
     def offsets(self) -> Int[np.ndarray, " bound"]:
@@ -221,20 +127,21 @@ class TokenReader:
         """Logits at every label of a piece, a few at a time.
 
         Differentiable where the caller has made it so. Must be used up within
-        `reading`.
+        `measuring`.
         """
         forward, head, _ = self.reader.current()
-        states = self.tier.read(forward, piece)
+        states = self.tier.read(forward, piece)  # [row, d], or [row, vocab] of logits
         device, targets = states.device, piece.targets
         size = most_rows(self.vocabulary, device)
         for first in range(0, len(targets.labels), size):
             part = slice(first, first + size)
             source = torch.from_numpy(targets.source[part]).to(device)
             labels = torch.from_numpy(targets.labels[part]).to(device)
-            logits = states[source]
+            logits = states[source]  # [label, ...]: a state may predict many labels
             if head is not None:
                 logits = head(logits)
             elif logits.dtype != torch.float64:
+                # A sum over 150,000 tokens in bfloat16 keeps 3 digits of log pi.
                 logits = logits.float()
             yield Rows(logits, labels, torch.from_numpy(targets.flat[part]))
 
@@ -244,12 +151,12 @@ class TokenReader:
 
     def values(self) -> Float[np.ndarray, " token"]:
         """log pi of every response token with the model as it stands, in float64."""
-        found = np.empty(self.plan.n_tokens)
-        with self.reading():
+        logp = np.empty(self.plan.n_tokens)
+        with self.measuring():
             for piece in self.pieces:
                 for rows in self.rows(piece):
-                    found[rows.flat.numpy()] = rows.logp.double().cpu().numpy()
-        return found
+                    logp[rows.flat.numpy()] = rows.logp.double().cpu().numpy()
+        return logp
 
     def along(self, direction: Direction, read: Callable[[Rows], None]) -> None:
         """Call `read` on all rows, in forward mode along a direction.
@@ -275,34 +182,38 @@ class TokenReader:
         Raises:
             NotImplementedError, RuntimeError: as `along`.
         """
-        found = np.zeros(self.plan.n_tokens)
+        changes = np.zeros(self.plan.n_tokens)
         direction, size = _in_range(self.model, direction)
 
         def run() -> None:
+            # Within `_dual`: only there do the head's weights carry their derivative.
             forward, head, _ = self.reader.current()
-            quick = None if head is None else TangentHead.of(head.module, head.after)
+            tiled = None if head is None else TangentHead.of(head.module, head.after)
             for piece in self.pieces:
-                if quick is None:
+                if tiled is None:
                     for rows in self.rows(piece):
-                        found[rows.flat.numpy()] = rows.tangent.double().cpu().numpy()
+                        tangent = rows.tangent.double().cpu().numpy()
+                        changes[rows.flat.numpy()] = tangent
                     continue
                 states, targets = self.tier.read(forward, piece), piece.targets
                 source = torch.from_numpy(targets.source).to(states.device)
                 labels = torch.from_numpy(targets.labels).to(states.device)
-                tangent = quick(states, source, labels)
-                found[targets.flat] = tangent.double().cpu().numpy()
+                tangent = tiled(states, source, labels)
+                changes[targets.flat] = tangent.double().cpu().numpy()
 
         self._dual(direction, run)
-        return found * size
+        return changes * size
 
     def _dual(self, direction: Direction, run: Callable[[], None]) -> None:
         """Run with parameters that carry a direction as their derivative."""
         parameters = dict(self.model.named_parameters())
-        # The fused attention kernels have no forward derivative.
         library = fast_linear() if self.reader.fast else nullcontext()
         with (
-            self.reading(),
+            self.measuring(),
             library,
+            # The fused attention kernels have no forward derivative, on CPU nor CUDA.
+            # This one is written out in torch and also rounds less than "eager", which
+            # upcasts softmax to float32 even in a float64 model.
             sdpa_kernel(SDPBackend.MATH),
             forward_ad.dual_level(),
         ):
@@ -315,7 +226,9 @@ class TokenReader:
                     )
                     for name, part in direction.items()
                 }
-            functional_call(_Call(self.model), duals, (run,))
+            # Not by assignment: a Parameter cannot hold a dual tensor. And tied weights
+            # have one name here, under which functional_call replaces all their uses.
+            functional_call(_WithModel(self.model), duals, (run,))
 
     def pullback(self, weights: Float[np.ndarray, " token"]) -> dict[str, Tensor]:
         """sum_l weights[l] d log pi(y_l) / d theta, over all response tokens.
@@ -336,16 +249,17 @@ class TokenReader:
             name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
             for name, p in parameters.items()
         }
-        with self.reading(), torch.enable_grad():
+        with self.measuring(), torch.enable_grad():
             for piece in self.pieces:
-                asked = torch.from_numpy(weights[piece.targets.flat])
-                if not bool(asked.any()):
-                    continue
+                outer = torch.from_numpy(weights[piece.targets.flat])
+                if not bool(outer.any()):
+                    continue  # sign splits leave whole pieces without weight
                 logp = self.logp(piece)
                 parts = torch.autograd.grad(
                     logp,
                     list(parameters.values()),
-                    grad_outputs=asked.to(logp),
+                    grad_outputs=outer.to(logp),
+                    # Experts that no token was routed to, heads of other tasks.
                     allow_unused=True,
                 )
                 for name, part in zip(total, parts, strict=True):
@@ -359,8 +273,12 @@ class TokenReader:
         return total
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """What every reading happens within: the model undisturbed, its casts fresh."""
+    def measuring(self) -> Iterator[None]:
+        """Within the block the model is in eval mode and its autocast casts are fresh.
+
+        Casts of the block before would be those of other weights: a finite difference
+        within one autocast block was measured 75 % off.
+        """
         with undisturbed(self.model), self.reader.casting():
             yield
 
@@ -380,7 +298,7 @@ def _in_range(model: nn.Module, direction: Direction) -> tuple[Direction, float]
     return {name: part.float() / size for name, part in direction.items()}, size
 
 
-class _Call(nn.Module):
+class _WithModel(nn.Module):
     """Lets `functional_call` run any function while a model has other parameters."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -389,3 +307,97 @@ class _Call(nn.Module):
 
     def forward(self, run: Callable[[], None]) -> None:
         run()
+
+
+Dual = tuple[Tensor | None, Tensor | None]
+"""A value and its derivative; None for zero."""
+
+
+@dataclass(frozen=True, eq=False)
+class TangentHead:
+    """A plain linear projection with what a model does to its logits next."""
+
+    module: nn.Linear
+    after: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of(
+        cls, module: nn.Module, after: Callable[[Tensor], Tensor]
+    ) -> "TangentHead | None":
+        """None if `module` is more than a plain linear layer: adapters, hooks."""
+        return cls(module, after) if is_plain_linear(module) else None
+
+    def __call__(
+        self,
+        states: Float[Tensor, "row d"],
+        source: Int[Tensor, " label"],
+        labels: Int[Tensor, " label"],
+    ) -> Float[Tensor, " label"]:
+        """Derivative of each label's log-probability; dual states, dual weights."""
+        most = ROWS if states.device.type == "cpu" else WIDE * ROWS
+        out = torch.empty(len(labels), dtype=_wide(states), device=states.device)
+        for first in range(0, len(states), most):
+            block = states[first : first + most]
+            mine = (source >= first) & (source < first + len(block))
+            out[mine] = self._block(block, source[mine] - first, labels[mine])
+        return out  # plain numbers: the derivative is the value here
+
+    def _block(self, states: Tensor, source: Tensor, labels: Tensor) -> Tensor:
+        weight = forward_ad.unpack_dual(self.module.weight)
+        bias: Dual = (None, None)
+        if self.module.bias is not None:
+            bias = forward_ad.unpack_dual(self.module.bias)
+        hidden = forward_ad.unpack_dual(states)
+        rows, wide = len(states), _wide(states)
+        h = in_few_shapes(hidden.primal.to(weight.primal.dtype))
+        dh = hidden.tangent
+        dh = None if dh is None else in_few_shapes(dh.to(h.dtype).contiguous())
+        # A running softmax: `top` is the largest logit so far, `mass` the sum of
+        # exp(z - top) and `mean` that of exp(z - top) dz, both rescaled whenever a tile
+        # has a larger one. So no exponential overflows, whatever the logits.
+        top = torch.full((rows,), -torch.inf, dtype=wide, device=states.device)
+        mass, mean = torch.zeros_like(top), torch.zeros_like(top)
+        own = torch.zeros(len(labels), dtype=wide, device=states.device)
+        tile = TILE if states.device.type == "cpu" else WIDE * TILE
+        for begin in range(0, len(weight.primal), tile):
+            part = slice(begin, begin + tile)
+            z, dz = self._tile(h, dh, _cut(weight, part), _cut(bias, part))
+            z, dz = z[:rows].to(wide), dz[:rows].to(wide)  # without padding rows
+            here = (labels >= begin) & (labels < begin + z.shape[1])
+            own[here] = dz[source[here], labels[here] - begin]
+            peak = torch.maximum(top, z.amax(-1))
+            shrink = (top - peak).exp()  # 0 for the first tile, where top is -inf
+            weights = z.sub_(peak[:, None]).exp_()
+            mass = mass * shrink + weights.sum(-1)
+            mean = mean * shrink + torch.linalg.vecdot(weights, dz)
+            top = peak
+        return own - (mean / mass)[source]
+
+    def _tile(
+        self, h: Tensor, dh: Tensor | None, weight: Dual, bias: Dual
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of a tile, in a buffer of their own, and their derivative."""
+        (w, dw), (b, db) = weight, bias
+        assert w is not None
+        z = functional.linear(h, w, b)
+        dz = torch.zeros_like(z) if dh is None else functional.linear(dh, w)
+        if dw is not None:
+            dz += functional.linear(h, dw)
+        if db is not None:
+            dz += db
+        # A soft cap is not linear: its own derivative is torch's business.
+        value, change = forward_ad.unpack_dual(self.after(forward_ad.make_dual(z, dz)))
+        assert change is not None
+        return value, change
+
+
+def _cut(dual: Dual, part: slice) -> Dual:
+    value, change = dual
+    return (
+        None if value is None else value[part],
+        None if change is None else change[part],
+    )
+
+
+def _wide(states: Tensor) -> torch.dtype:
+    return torch.promote_types(states.dtype, torch.float32)

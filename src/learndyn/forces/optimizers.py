@@ -75,12 +75,13 @@ def sgd(
     fresh = 1.0  # what b, or Nesterov's look ahead, takes of this step's gradient
     if momentum != 0 and buffer is not None:
         fresh = 1 - options["dampening"]
-    kept = momentum
+    old_share = momentum  # what it takes of the buffer
     if momentum != 0 and options["nesterov"]:
-        fresh, kept = 1 + momentum * fresh, momentum * momentum
+        # d = -lr (g' + mu b) with b = mu b_old + fresh g'
+        fresh, old_share = 1 + momentum * fresh, momentum * momentum
     return Parts(
         scale=torch.full_like(gradient, lr * fresh * _sign(options)),
-        history=_times(buffer, -lr * kept) if momentum != 0 else None,
+        history=_times(buffer, -lr * old_share) if momentum != 0 else None,
         decay=_times(theta, -lr * fresh * options["weight_decay"]),
     )
 
@@ -92,6 +93,8 @@ def adam(
     lr, decay, beta1 = options["lr"], options["weight_decay"], options["beta1"]
     steps = float(new["step"])
     second = new["max_exp_avg_sq" if options["amsgrad"] else "exp_avg_sq"]
+    # torch's own order: sqrt(v) / sqrt(1 - beta2^t), then eps; so in float32 both round
+    # alike, and `unexplained` is the rounding of theta alone.
     root = wide(second).sqrt() / (1 - options["beta2"] ** steps) ** 0.5
     rate = lr / (1 - beta1**steps) / (root + options["eps"])
     remembered = _times(old.get("exp_avg"), -beta1)
@@ -119,7 +122,7 @@ def rmsprop(
     """RMSprop: centered, momentum, weight decay. Its squares are in the scale alone."""
     lr, momentum = options["lr"], options["momentum"]
     square = wide(new["square_avg"])
-    if options["centered"]:
+    if options["centered"]:  # the variance: E g^2 - (E g)^2
         mean = wide(new["grad_avg"])
         square = square.addcmul(mean, mean, value=-1)
     rate = lr / (square.sqrt() + options["eps"])

@@ -4,20 +4,21 @@ Every loss that is a function of the response tokens' log-probabilities has the 
 
     g  =  sum_l  push_l  d log pi(y_l) / d theta,      push_l = dL / d log pi(y_l)
 
-so that one number for each training token says all that the loss asks for. What is
-linear in g splits the same way: the sign of push, the example, the token. A direction
-splits by parameters. The change of a probe is linear in the direction: parts add up.
+so that one number for each training token holds all that the loss asks for. What is
+linear in g splits the same way: by the sign of push, the example, the token. A
+direction splits by parameters. The change of a probe is linear in the direction: parts
+add up.
 
-From one observation to the next: the change along the straight line between them.
-
-Over many updates a first-order change at the start is off by 10 to 90 %. Exactly,
+Over many updates a first-order change at the start is off by 10 to 90 %. From one
+observation to the next, `path_attribution` follows the straight line between them.
+Exactly,
 
     log pi(theta_1) - log pi(theta_0)  =  integral_0^1  < d log pi / d theta,  D >  ds
 
-with D = theta_1 - theta_0 and the derivative at theta_0 + s D: whatever path
-training took, and the integral splits by parameters. Gauss-Legendre with two points
-leaves out 3e-5 to 1e-1 of the change over 25 updates (measured, by learning
-rate); what it left out is the residual.
+with D = theta_1 - theta_0 and the derivative at theta_0 + s D: whatever path training
+took, and the integral splits by parameters. Gauss-Legendre with two points leaves out
+3e-5 to 1e-1 of the change over 25 updates (measured, by learning rate); what it left
+out is the residual.
 """
 
 import re
@@ -39,9 +40,10 @@ from learndyn.forces.direction import (
     placed,
     plus,
 )
-from learndyn.forces.gradients import TokenReader
+from learndyn.forces.gradients import TokenLogps
 from learndyn.forces.optimizers import wide
 from learndyn.forces.predict import Change, Predictor
+from learndyn.measure.forward import input_embedding, output_embedding
 
 
 Descend = Callable[[Direction], dict[str, Tensor]]
@@ -75,55 +77,54 @@ def decompose(
         BadInput: if all are zero, or one does not fit the model.
     """
     moving = {name: d for name, d in directions.items() if norm(d.values()) > 0}
+    # Measured along the sum: adding up the parts' changes would hide what they lose.
     whole = predictor.along(plus(*(moving or directions).values()))
     parts = {name: predictor.along(part) for name, part in moving.items()}
     return Decomposition(parts, whole)
 
 
-def sign_gradients(reader: TokenReader, batch: Batch) -> dict[str, dict[str, Tensor]]:
+def sign_gradients(logps: TokenLogps, batch: Batch) -> dict[str, dict[str, Tensor]]:
     """The loss's gradient by the sign of push: "pull" (raises) and "push" (lowers).
 
     Two backward passes over the batch.
 
     Raises:
-        BadInput: as `TokenReader.pullback`.
+        BadInput: as `TokenLogps.pullback`.
     """
-    own = reader.on(batch.pairs)
+    own = logps.on(batch.pairs)
     return {
         "pull": own.pullback(np.where(batch.push < 0, batch.push, 0.0)),
         "push": own.pullback(np.where(batch.push > 0, batch.push, 0.0)),
     }
 
 
-def example_gradients(
-    reader: TokenReader, batch: Batch
-) -> dict[str, dict[str, Tensor]]:
+def example_gradients(logps: TokenLogps, batch: Batch) -> dict[str, dict[str, Tensor]]:
     """The loss's gradient by training response, named by its place in the batch.
 
     One backward pass per response.
     """
-    own = reader.on(batch.pairs)
-    found = {}
+    own = logps.on(batch.pairs)
+    gradients = {}
     for example in range(len(batch.pairs)):
-        mine = own.offsets[example : example + 2]
-        found[str(example)] = own.select([example]).pullback(batch.push[slice(*mine)])
-    return found
+        push = batch.push[slice(*own.offsets[example : example + 2])]
+        gradients[str(example)] = own.select([example]).pullback(push)
+    return gradients
 
 
-def label_gradients(reader: TokenReader, batch: Batch) -> dict[str, dict[str, Tensor]]:
+def label_gradients(logps: TokenLogps, batch: Batch) -> dict[str, dict[str, Tensor]]:
     """The loss's gradient by the two terms of dL/dz = push (e_y - pi).
 
     "spike" acts on the training token's own logit, "distribution" on all logits in
     proportion to pi. They are large and cancel for the most part: each alone moves all
     logits together, which changes no probability.
     """
-    own = reader.on(batch.pairs)
+    own = logps.on(batch.pairs)
     parameters = parameters_of(own.model)
-    found = {
+    gradients = {
         name: {n: torch.zeros_like(p) for n, p in parameters.items()}
         for name in ("spike", "distribution")
     }
-    with own.reading(), torch.enable_grad():
+    with own.measuring(), torch.enable_grad():
         for piece in own.pieces:
             spike: list[Tensor] = []
             spread: list[Tensor] = []
@@ -131,6 +132,7 @@ def label_gradients(reader: TokenReader, batch: Batch) -> dict[str, dict[str, Te
                 push = torch.from_numpy(batch.push[rows.flat.numpy()])
                 push = push.to(rows.logits)
                 chosen = rows.logits.gather(-1, rows.labels[:, None]).squeeze(-1)
+                # Held fixed: its own derivative would bring back the softmax's.
                 pi = rows.logits.detach().softmax(-1)
                 spike.append((push * chosen).sum())
                 spread.append(-(push[:, None] * pi * rows.logits).sum())
@@ -143,8 +145,8 @@ def label_gradients(reader: TokenReader, batch: Batch) -> dict[str, dict[str, Te
                 )
                 for key, part in zip(parameters, parts, strict=True):
                     if part is not None:
-                        found[name][key] += part
-    return found
+                        gradients[name][key] += part
+    return gradients
 
 
 def influence(
@@ -166,20 +168,21 @@ def influence(
     it is diagonal). The sum over l is the change of row r along D g.
     """
     train = predictor.on_pairs(batch.pairs)
-    found = np.zeros((len(weights), len(batch.push)))
-    for row, asked in enumerate(weights):
-        used = np.flatnonzero(
-            np.add.reduceat(asked != 0, predictor.reader.offsets[:-1])
-        )
-        if len(used) == 0:  # all weights are 0
+    change = np.zeros((len(weights), len(batch.push)))
+    starts = predictor.logps.offsets
+    for row, outer in enumerate(weights):
+        # The backward pass goes through the probes that have weight alone.
+        used = np.flatnonzero(np.add.reduceat(outer != 0, starts[:-1]))
+        if len(used) == 0:
             continue
-        mine = predictor.reader.select(used.tolist())
-        starts = predictor.reader.offsets
         tokens = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in used])
-        direction = descend(mine.pullback(asked[tokens]))
+        gradient = predictor.logps.select(used.tolist()).pullback(outer[tokens])
+        # D is symmetric, so it may act on the probes' side: one pass for all tokens,
+        # where D on the training tokens' gradients would take one pass for each.
+        direction = descend(gradient)
         if norm(direction.values()) > 0:
-            found[row] = batch.push * train.along(direction).token
-    return found
+            change[row] = batch.push * train.along(direction).token
+    return change
 
 
 def group_directions(
@@ -197,19 +200,19 @@ def group_directions(
 
 
 def group_changes(
-    reader: TokenReader, groups: Mapping[str, Direction]
+    logps: TokenLogps, groups: Mapping[str, Direction]
 ) -> dict[str, Float[np.ndarray, " pair"]]:
     """First-order change of each pair's logp along each of many directions.
 
     One backward pass per pair, whatever the number of groups. A forward-mode pass over
     all pairs along each group costs less for few groups or many short pairs.
     """
-    found = {name: np.zeros(len(reader.plan.pairs)) for name in groups}
-    for i, pair in enumerate(reader.plan.pairs):
-        gradient = reader.select([i]).pullback(np.ones(len(pair.response_ids)))
+    changes = {name: np.zeros(len(logps.plan.pairs)) for name in groups}
+    for i, pair in enumerate(logps.plan.pairs):
+        gradient = logps.select([i]).pullback(np.ones(len(pair.response_ids)))
         for name, group in groups.items():
-            found[name][i] = inner(gradient, group)
-    return found
+            changes[name][i] = inner(gradient, group)
+    return changes
 
 
 def inner(left: Direction, right: Direction) -> float:
@@ -222,16 +225,15 @@ def inner(left: Direction, right: Direction) -> float:
 
 
 def _groups(model: nn.Module) -> dict[str, str]:
-    embedding = getattr(model, "get_input_embeddings")()  # noqa: B009
-    head = getattr(model, "get_output_embeddings")()  # noqa: B009
-    inner = {id(p) for p in embedding.parameters()}
+    inner = {id(p) for p in input_embedding(model).parameters()}
+    # Learned positions are embeddings too, and no part of a layer.
     inner |= {
         id(p)
         for module in model.modules()
         if isinstance(module, nn.Embedding)
         for p in module.parameters()
     }
-    outer = {id(p) for p in head.parameters()} - inner
+    outer = {id(p) for p in output_embedding(model).parameters()} - inner  # not tied
     names = {}
     for name, parameter in model.named_parameters():
         number = re.search(r"\.(\d+)\.", name)
@@ -245,7 +247,7 @@ def _groups(model: nn.Module) -> dict[str, str]:
 
 
 def _order(group: str) -> int:
-    ends = {"embedding": -1, "norm": 10**6, "head": 10**6 + 1}
+    ends = {"embedding": -1, "norm": 10**6, "head": 10**6 + 1}  # layers between
     return ends[group] if group in ends else int(group.removeprefix("layer "))
 
 
@@ -308,9 +310,10 @@ def path_attribution(
             "observations with an update between them."
         )
     nodes, weights = np.polynomial.legendre.leggauss(points)
-    parts = {name: np.zeros(predictor.reader.plan.n_tokens) for name in groups}
+    parts = {name: np.zeros(predictor.logps.plan.n_tokens) for name in groups}
     with placed(predictor.model, before):
         start = predictor.scorer.rows().logp.numpy()
+        # Nodes are on [-1, 1], and weights sum to 2: both are brought to [0, 1].
         for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
             with moved(predictor.model, whole, float(node)):
                 for name, part in groups.items():

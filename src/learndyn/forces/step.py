@@ -10,7 +10,7 @@ and for torch's SGD, Adam, AdamW, RMSprop and Adagrad also its parts, elementwis
 
 with the gradient as the optimizer was given it, that is after accumulation, averaging
 and clipping. Whatever splits the gradient into a sum (the sign of push, an example, a
-token) splits the update through the same `-scale`: see `rules.py`.
+token) splits the update through the same `-scale`: see `optimizers.py`.
 
     with capture_step(optimizer, model) as captured:
         optimizer.step()
@@ -26,11 +26,8 @@ is in float32 or wider.
 
 Sharded parameters (DTensors, FSDP2) stay sharded; `finish` then takes norms over all
 processes, so that each must call it (tried with two processes on CPU). Optimizers that
-flatten parameters (DeepSpeed ZeRO) hold tensors the model cannot name: refused.
-
-What an optimizer holds, and what it is given to step: looked at, not touched.
-
-A sharded tensor (DTensor) is judged as a whole, by all processes together.
+flatten parameters (DeepSpeed ZeRO) hold tensors that the model cannot name: they are
+refused.
 """
 
 import math
@@ -63,7 +60,7 @@ class Given:
     gradient: dict[str, Tensor]
     """A copy, without the loss scale; parameters whose gradient is None are absent."""
     options: dict[str, dict[str, Any]]
-    """Of each parameter's group, as `rules.numbers` gives them."""
+    """Of each parameter's group, as `optimizers.numbers` gives them."""
     remembered: dict[str, State]
     """Copies of what the rule reads of the state before the step."""
     closure: bool
@@ -85,8 +82,8 @@ def unwrapped(optimizer: Any) -> Optimizer:
         inner, "_optimizer_step_pre_hooks"
     ):
         raise BadInput(
-            f"{type(optimizer).__name__} is no torch.optim.Optimizer, nor does it wrap "
-            "one in `.optimizer`: its step cannot be seen. Give the optimizer itself."
+            f"{type(optimizer).__name__} is not a torch.optim.Optimizer and wraps none "
+            "in `.optimizer`, so its step cannot be recorded. Give the optimizer."
         )
     return inner
 
@@ -99,24 +96,24 @@ def held_parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Para
     Raises:
         BadInput: if the model does not have some of them, or none of them trains.
     """
-    held = {
+    own = {
         id(p)
         for group in optimizer.param_groups
         for p in group["params"]
         # Optimizers look at the gradient alone: one left over still moves a parameter.
         if p.requires_grad or p.grad is not None
     }
-    named = {name: p for name, p in model.named_parameters() if id(p) in held}
-    if len(named) < len(held):
+    named = {name: p for name, p in model.named_parameters() if id(p) in own}
+    if len(named) < len(own):
         raise BadInput(
-            f"{len(held) - len(named)} of the {len(held)} trainable parameters that "
-            f"{type(optimizer).__name__} holds are not in {type(model).__name__}. Give "
-            "the model that it was built for, before or after both are wrapped."
+            f"{len(own) - len(named)} of the {len(own)} trainable parameters of "
+            f"{type(optimizer).__name__} are not in {type(model).__name__}. Give the "
+            "model that the optimizer was built for, both wrapped or both not."
         )
     if not named:
         raise BadInput(
-            f"{type(optimizer).__name__} holds no parameter that trains: it will move "
-            "none. Unfreeze the parameters in question before it is built."
+            f"none of the parameters of {type(optimizer).__name__} trains, so its step "
+            "will move nothing. Unfreeze parameters before you build the optimizer."
         )
     return named
 
@@ -126,6 +123,7 @@ def look(
     optimizer: Optimizer, parameters: dict[str, nn.Parameter], closure: bool
 ) -> Given:
     """Copies of what the step, or a scheduler after it, may change in place."""
+    # Copies, and not references: foreach and fused steps work in place on them.
     # A fused step under a gradient scaler divides by this itself.
     scaled = getattr(optimizer, "grad_scale", None)
     gradient = {
@@ -145,9 +143,9 @@ def look(
         options=options,
         remembered={
             name: {
-                key: kept.detach().clone()
-                for key, kept in optimizer.state.get(parameters[name], {}).items()
-                if key in remembered and kept is not None
+                key: value.detach().clone()
+                for key, value in optimizer.state.get(parameters[name], {}).items()
+                if key in remembered and value is not None
             }
             for name in gradient
         },
@@ -157,10 +155,10 @@ def look(
 
 
 def check_finite(what: str, tensors: dict[str, Tensor]) -> None:
-    """Refuse tensors with NaN or infinity.
+    """Refuse tensors with NaN or infinity; a sharded one is judged as a whole.
 
     Raises:
-        BadInput: with how many they are, and the first five names.
+        BadInput: with their number and the first five names.
     """
     bad = [n for n, x in tensors.items() if not bool(whole(torch.isfinite(x).all()))]
     if bad:
@@ -182,11 +180,11 @@ class Step:
     before: dict[str, Tensor]
     """theta_before, in the parameters' own dtype."""
     direction: dict[str, Tensor]
-    """d, in float32 or wider; every parameter in question has one."""
+    """d, in float32 or wider, of every parameter that trains."""
     gradient: dict[str, Tensor]
     """What the optimizer was given, unscaled and not negated by `maximize`."""
     scale: dict[str, Tensor] | None
-    """d's rate per unit of gradient, denominators held; None: the rule is not known."""
+    """d's rate per unit of gradient at fixed denominators; None: an unknown rule."""
     history: dict[str, Tensor]
     decay: dict[str, Tensor]
     rule: str
@@ -214,7 +212,7 @@ class Step:
             raise BadInput(
                 f"{len(strange)} of {len(direction)} names are not among the "
                 f"{len(self.before)} parameters of this step:\n{listed(strange, 5)}\n"
-                "Name parameters as the model that was given does."
+                "Name parameters as model.named_parameters() does."
             )
         skipped = [
             name
@@ -223,8 +221,8 @@ class Step:
         ]
         if skipped:
             raise BadInput(
-                f"{len(skipped)} parameters had no gradient at this step, so the "
-                f"optimizer passed over them, and have a direction that is not zero:\n"
+                f"the optimizer passed over {len(skipped)} parameters, which had no "
+                "gradient at this step, but the direction is not zero there:\n"
                 f"{listed(skipped, 5)}\nGive a part of this step's own gradient."
             )
         return {
@@ -258,8 +256,8 @@ class Step:
         if self.scale is None:
             known = ", ".join(rule.__name__ for rule in RULES)
             raise BadInput(
-                f"the step of {self.rule} has no known parts: {self.why}. They are "
-                f"known for torch.optim's {known}; the whole is in `direction`."
+                f"the step of {self.rule} cannot be split into parts: {self.why}. "
+                f"Known are torch.optim's {known}; the whole step is in `direction`."
             )
         return self.scale
 
@@ -324,7 +322,9 @@ class StepRecording:
             BadInput: if the recording is not finished.
         """
         if self._step is None:
-            raise BadInput("there is no step yet: call finish(), or leave the block.")
+            raise BadInput(
+                "the step is not measured yet: call finish(), or leave the block first."
+            )
         return self._step
 
     def finish(self) -> Step:
@@ -342,7 +342,7 @@ class StepRecording:
         return self._step
 
     def abandon(self) -> None:
-        """Take the hooks off and drop what was kept; a finished step stays."""
+        """Take the hooks off and drop the copies; a finished step stays."""
         for hook in self._hooks:
             hook.remove()
         self._before, self._given, self._calls = {}, None, 0
@@ -353,6 +353,7 @@ class StepRecording:
             return  # a subclass's step that calls its parent's is one step
         self._calls += 1
         if self._calls == 1:
+            # A closure computes the gradient after this hook: what is there is older.
             closure = kwargs.get("closure") or args[1:2] not in ((), (None,))
             self._given = look(optimizer, self._parameters, bool(closure))
 
@@ -365,14 +366,16 @@ class StepRecording:
             raise BadInput(
                 f"{name}.step() was called {self._calls} times between begin and "
                 f"finish{', and did not end' if self._depth else ''}; a Step is one "
-                "call. Accumulation calls it on the last batch alone, and a gradient "
-                "scaler leaves it out after an overflow."
+                "call. With gradient accumulation only the last batch calls it, and a "
+                "gradient scaler skips it after an overflow."
             )
         if given.closure:
             raise BadInput(
                 f"{name}.step() was given a closure: it computes the gradient after "
                 "the step began. Call backward first, then step()."
             )
+        # Widened before the difference: in bfloat16 the difference would be rounded to
+        # 3 digits once more.
         direction = {
             n: wide(p) - wide(self._before[n]) for n, p in self._parameters.items()
         }

@@ -17,7 +17,7 @@ from learndyn.errors import BadInput
 from learndyn.measure.forward import check_batch_size
 from learndyn.measure.load import load_model, load_tokenizer
 from learndyn.measure.route import Route
-from learndyn.measure.score import Scorer, Settings
+from learndyn.measure.score import Scorer, ScoreSettings
 from learndyn.probes.build import load_probes
 from learndyn.probes.kinds import AUTHORS_KINDS
 from learndyn.probes.probe import ProbeSet
@@ -108,7 +108,7 @@ def score_checkpoint(
     dtype: str | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
-    **settings: Unpack[Settings],
+    **settings: Unpack[ScoreSettings],
 ) -> Scored:
     """Score a model on disk with a probe file, or with the frozen probes of a run.
 
@@ -171,7 +171,7 @@ def _first_argmax(run: RunDirectory, probes: int) -> Int[np.ndarray, " token"] |
     return first.token_argmax_id
 
 
-def _as_the_run(run: RunDirectory, settings: Settings) -> Settings:
+def _as_the_run(run: RunDirectory, settings: ScoreSettings) -> ScoreSettings:
     """With the run's own precision, unless one is given."""
     # a run from before there was an approximate way has no such entry
     approximate = run.info.approximate

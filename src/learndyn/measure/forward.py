@@ -2,18 +2,12 @@
 
 The root forward is called, so that hooks (FSDP, PEFT, accelerate) run and whatever a
 model does before its output embedding is done. The output embedding alone is made to
-hand back what it was given; where it cannot be, the rows are the model's own logits.
-
-The vocabulary projection, apart from the rest of the model.
-
-A model's own forward is run with its output embedding made to hand back what it was
-given. The projection then runs over response positions alone, a few rows at a time: no
-tensor of (batch, time, vocab) ever exists.
+hand back what it was given. The projection then runs over response positions, a few
+rows at a time: no tensor of (batch, time, vocab) ever exists. Where the output
+embedding cannot be taken apart so, the rows are the model's own logits.
 
 What a model does to logits after the projection (Cohere and Granite scale them, Gemma
 caps them) is learnt from one short forward and checked on it.
-
-From pairs of token ids to padded batches, refusing what a model cannot read.
 """
 
 import inspect
@@ -64,7 +58,7 @@ class Head:
 
     def __call__(self, hidden: Float[Tensor, "row d"]) -> Float[Tensor, "row vocab"]:
         logits = self.module(hidden)
-        wide = logits.double() if logits.dtype == torch.float64 else logits.float()
+        wide = logits if logits.dtype == torch.float64 else logits.float()
         # `clone` when nothing was copied: the caller overwrites what it gets
         return self.after(wide.clone() if wide is logits else wide)
 
@@ -73,7 +67,7 @@ def output_embedding(model: nn.Module) -> nn.Module:
     """The module that maps hidden states to logits.
 
     Raises:
-        BadInput: if the model has none, so is no causal language model.
+        BadInput: if the model has none, so it is not a causal language model.
     """
     getter = getattr(model, "get_output_embeddings", None)
     module = getter() if getter is not None else None
@@ -88,12 +82,14 @@ def output_embedding(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def tapped(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Within the block, `module` records its input and returns one column of it."""
-    seen: list[Tensor] = []
+    """Within the block, `module` records its inputs and returns one column of each."""
+    inputs: list[Tensor] = []
+    # On the instance and not by a hook: a hook's result still has the projection
+    # computed first. accelerate puts a forward of its own there, which comes back.
     own = module.__dict__.get("forward")
-    module.forward = partial(_record, seen)
+    module.forward = partial(_record, inputs)
     try:
-        yield seen
+        yield inputs
     finally:
         if own is None:
             del module.forward
@@ -101,9 +97,9 @@ def tapped(module: nn.Module) -> Iterator[list[Tensor]]:
             module.forward = own
 
 
-def _record(seen: list[Tensor], hidden: Tensor) -> Tensor:
-    seen.append(hidden)
-    return hidden[..., :1]
+def _record(inputs: list[Tensor], hidden: Tensor) -> Tensor:
+    inputs.append(hidden)
+    return hidden[..., :1]  # one column: what follows may scale, cap or slice it
 
 
 def learn_head(model: nn.Module, ids: Int[Tensor, "1 time"]) -> Head | None:
@@ -119,14 +115,15 @@ def learn_head(model: nn.Module, ids: Int[Tensor, "1 time"]) -> Head | None:
         return None
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     true = model(**given).logits[0].double()
-    with tapped(module) as seen:
+    with tapped(module) as inputs:
         model(**given)
-    if len(seen) != 1:  # the forward does not go through its output embedding once
+    if len(inputs) != 1:  # the forward does not go through its output embedding once
         return None
-    own = module(seen[0][0, -len(true) :])
+    own = module(inputs[0][0, -len(true) :])  # virtual tokens, if any, come first
     if own.shape != true.shape:
         return None
     raw = own.double()
+    # The least-squares scale; 1 up to rounding where there is none.
     scale = float((true * raw).sum() / (raw * raw).sum())
     candidates: list[tuple[str, Callable[[Tensor], Tensor]]] = [
         ("identity", lambda z: z),
@@ -139,19 +136,19 @@ def learn_head(model: nn.Module, ids: Int[Tensor, "1 time"]) -> Head | None:
     size = float(true.abs().max()) or 1.0
     misses = [(after(raw) - true).abs() / size for _, after in candidates]
     usual = [float(miss.square().mean().sqrt().nan_to_num(inf)) for miss in misses]
-    # The simplest that is right: with rounding alone, scale 1.0000001 would win too
+    # The simplest that is right: by rounding alone, scale 1.0000001 would win too.
     enough = 1.1 * min(usual) + 1e-6
     best = next(i for i, miss in enumerate(usual) if miss <= enough)
     tolerance = max(TOLERANCE, ROUNDINGS * torch.finfo(own.dtype).eps)
     if named is not None and usual[best] > 1e-6 and misses[-1].max() < tolerance:
-        best = -1  # where these logits are small, rounding hides the cap of others
+        best = -1  # these logits are small: rounding hides a cap that bites others
     name, after = candidates[best]
     return Head(module, after, name, float(misses[best].max()), tolerance)
 
 
 def _cap_of(model: nn.Module) -> float | None:
-    """The soft cap that the model's config names: in half precision the logits show it
-    too coarsely."""
+    """The soft cap that the model's config names: half-precision logits show it only
+    coarsely."""
     config = getattr(model, "config", None)
     cap = getattr(config, "final_logit_softcapping", None)
     return None if cap is None else float(cap)
@@ -170,7 +167,7 @@ def _cap(raw: float, capped: float) -> float | None:
 
 
 OPTIONAL = frozenset({"use_cache", "position_ids"})
-"""What some models do not take, and then do without."""
+"""Inputs that are left out where a model does not take them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,19 +216,22 @@ class Forward:
         }
         single = rows.ndim == 1
         if single and "logits_to_keep" in self.accepts:
-            kept = torch.zeros(ids.shape[1], dtype=torch.bool, device=rows.device)
-            given["logits_to_keep"] = kept.index_fill_(0, rows, True)
+            # A mask over positions; as indices, some models slice and others gather.
+            mask = torch.zeros(ids.shape[1], dtype=torch.bool, device=rows.device)
+            given["logits_to_keep"] = mask.index_fill_(0, rows, True)
         tap: AbstractContextManager[list[Tensor]] = nullcontext([])
         if self.tap is not None:
             tap = tapped(self.tap)
-        with tap as seen:
+        with tap as tapped_inputs:
             output = self.model(input_ids=ids, **given)
         states = output.logits
         if self.tap is not None:
-            if len(seen) != 1:
-                raise RuntimeError(f"the output embedding was called {len(seen)} times")
-            states = seen[0]
+            if len(tapped_inputs) != 1:
+                calls = len(tapped_inputs)
+                raise RuntimeError(f"the output embedding was called {calls} times")
+            states = tapped_inputs[0]
         rows = rows.to(states.device)  # a model may be spread over several
+        # By shape, not by name: some models take `logits_to_keep` and ignore it.
         if single and states.shape[1] == len(rows):
             return states[0], output
         # virtual tokens of prompt tuning come first: the last `time` are ours
@@ -252,16 +252,34 @@ def base_of(model: nn.Module) -> nn.Module:
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Refuse what is no number of sequences.
+    """Refuse fewer than one sequence at once.
 
     Raises:
-        BadInput: if it is below 1.
+        BadInput: if `batch_size` is below 1.
     """
     if batch_size < 1:
         raise BadInput(
-            f"batch_size is {batch_size}; it must be at least 1: how many sequences "
-            "are scored at once."
+            f"batch_size is {batch_size}; it must be at least 1: the number of "
+            "sequences that are scored at once."
         )
+
+
+def text_config(model: nn.Module) -> Any:
+    """The config of the language model, also within a model of images and texts."""
+    config: Any = model.config
+    return config.get_text_config()
+
+
+def input_embedding(model: nn.Module) -> nn.Module:
+    """The module that maps token ids to hidden states."""
+    get: Any = model.get_input_embeddings
+    return get()
+
+
+def context_of(model: nn.Module) -> int:
+    """Most tokens that a model reads; 1024 where it does not say, or reads more."""
+    known = getattr(text_config(model), "max_position_embeddings", None)
+    return min(1024, known or 1024)
 
 
 def check_fits(model: nn.Module, pairs: Sequence[TokenizedPair]) -> None:
@@ -272,7 +290,7 @@ def check_fits(model: nn.Module, pairs: Sequence[TokenizedPair]) -> None:
     """
     output_embedding(model)
     if not pairs:
-        raise BadInput("there is nothing to score: the list of pairs is empty.")
+        raise BadInput("the list of pairs is empty: give at least one pair to score.")
     bare = [i for i, p in enumerate(pairs) if not (p.prompt_ids and p.response_ids)]
     if bare:
         raise BadInput(
@@ -290,12 +308,12 @@ def check_fits(model: nn.Module, pairs: Sequence[TokenizedPair]) -> None:
             f"max_length={context} or less."
         )
     largest = max(max((*p.prompt_ids, *p.response_ids)) for p in pairs)
-    embedding: Any = getattr(model, "get_input_embeddings")()  # noqa: B009
+    embedding: Any = input_embedding(model)
     known = embedding.weight.shape[0]
     if largest >= known:
         raise BadInput(
-            f"a probe holds token id {largest}, the model knows {known} tokens. The "
-            "probes were tokenized for another model: use the tokenizer of this one."
+            f"a probe holds token id {largest}, but the model has {known} tokens: the "
+            "probes were tokenized for another model. Use the tokenizer of this one."
         )
 
 
@@ -320,9 +338,11 @@ def pad(pairs: Sequence[TokenizedPair], device: torch.device, side: str) -> Padd
     for row, pair in enumerate(pairs):
         sequence = (*pair.prompt_ids, *pair.response_ids)
         start = 0 if side == "right" else time - len(sequence)
-        end = start + len(sequence)
+        end = start + len(sequence)  # exclusive
         ids[row, start:end] = torch.tensor(sequence)
         attention[row, start:end] = 1
+        # A token is predicted one position before its own: from the prompt's last
+        # token to the response's last but one.
         predicts[row, end - 1 - len(pair.response_ids) : end - 1] = True
     labels = torch.tensor([i for pair in pairs for i in pair.response_ids])
     return Padded(

@@ -37,7 +37,7 @@ WIDE_PACK = 16384
 """The same on other devices, which want much work at once."""
 
 
-class Settings(TypedDict, total=False):
+class ScoreSettings(TypedDict, total=False):
     """What `Scorer.attach`, and so all that scores, can be told."""
 
     exactness: Exactness
@@ -68,7 +68,7 @@ class Scorer:
         cls,
         model: nn.Module,
         pairs: Sequence[TokenizedPair],
-        **settings: Unpack[Settings],
+        **settings: Unpack[ScoreSettings],
     ) -> "Scorer":
         """Lay the pairs out and find, by a self-test, how this model may be read.
 
@@ -81,7 +81,7 @@ class Scorer:
                 or where strict exactness is broken.
         """
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-        unknown = sorted(settings.keys() - Settings.__annotations__.keys())
+        unknown = sorted(settings.keys() - ScoreSettings.__annotations__.keys())
         if unknown:
             raise TypeError(f"there is no setting {', '.join(unknown)}")
         batch_size = settings.get("batch_size", 8)
@@ -190,7 +190,7 @@ def score(
     step: int = 0,
     start_ids: Int[np.ndarray, " token"] | None = None,
     progress: Progress = iter,
-    **settings: Unpack[Settings],
+    **settings: Unpack[ScoreSettings],
 ) -> Observation:
     """Observe all probes with a causal language model as it stands.
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from learndyn.measure.forward import Forward
+from learndyn.measure.forward import Forward, input_embedding
 from learndyn.measure.plan import ProbePlan
 from learndyn.measure.reader import Reader
 from learndyn.measure.statistics import RowStatistics, row_statistics
@@ -62,11 +62,13 @@ class PlainForward:
         vocabulary = 0
         for i, pair in enumerate(sample.pairs):
             n = len(pair.response_ids)
-            kept = np.unique([*range(n)[: CHECKED // 2], *range(n)[-CHECKED // 2 :]])
-            found, vocabulary = _read(forward, pair, kept)
-            values.append(found)
-            positions.append(sample.starts[i] + kept)
-            response.append(np.full(len(kept), i))
+            # Both ends: errors of positions grow with depth, those of a prompt that is
+            # not seen are largest at the start.
+            at = np.unique([*range(n)[: CHECKED // 2], *range(n)[-CHECKED // 2 :]])
+            statistics, vocabulary = _read(forward, pair, at)
+            values.append(statistics)
+            positions.append(sample.starts[i] + at)
+            response.append(np.full(len(at), i))
         truth = cls(
             vocabulary,
             np.concatenate(positions),
@@ -74,6 +76,8 @@ class PlainForward:
             np.concatenate(values, axis=1),
             0.0,
         )
+        # How much of a difference is rounding, on these weights: in bfloat16 a right
+        # way may be off by more than a wrong one is in float32.
         with rounded_embeddings(forward.model):
             again = [
                 _read(forward, pair, positions[i] - sample.starts[i])[0]
@@ -87,27 +91,28 @@ class PlainForward:
         rows = reader.read_all(sample, reader.tier.pieces(sample, reader.limits))
         return self._distance(_in_nats(rows)[:, self.positions])
 
-    def _distance(self, found: Float[np.ndarray, "column checked"]) -> float:
+    def _distance(self, values: Float[np.ndarray, "column checked"]) -> float:
         with np.errstate(invalid="ignore"):
-            gaps = np.abs(found - self.values)
+            gaps = np.abs(values - self.values)
         # The same infinity, or NaN in both: agreement about a model that has diverged.
-        same = (found == self.values) | (np.isnan(found) & np.isnan(self.values))
+        same = (values == self.values) | (np.isnan(values) & np.isnan(self.values))
+        # A mean over each response's tokens: one token's rounding says little.
         gaps = np.where(same, 0.0, np.nan_to_num(gaps, nan=math.inf)).max(0)
         counts = np.bincount(self.response)
         return float((np.bincount(self.response, gaps) / counts).max())
 
 
 def _read(
-    forward: Forward, pair: TokenizedPair, kept: Int[np.ndarray, " kept"]
-) -> tuple[Float[np.ndarray, "column kept"], int]:
+    forward: Forward, pair: TokenizedPair, at: Int[np.ndarray, " checked"]
+) -> tuple[Float[np.ndarray, "column checked"], int]:
     """What is compared of some tokens of a response, and the size of the vocabulary."""
     ids = torch.tensor([(*pair.prompt_ids, *pair.response_ids)], device=forward.device)
-    at = torch.from_numpy(kept).to(forward.device) + len(pair.prompt_ids) - 1
-    logits = forward(ids, at, attention_mask=torch.ones_like(ids))
-    labels = torch.tensor(pair.response_ids, device=logits.device)[kept]
+    predicts = torch.from_numpy(at).to(forward.device) + len(pair.prompt_ids) - 1
+    logits = forward(ids, predicts, attention_mask=torch.ones_like(ids))
+    labels = torch.tensor(pair.response_ids, device=logits.device)[at]
     wide = torch.promote_types(logits.dtype, torch.float32)
-    found = row_statistics(logits.to(wide, copy=True), labels)
-    return _in_nats(found), logits.shape[-1]
+    statistics = row_statistics(logits.to(wide, copy=True), labels)
+    return _in_nats(statistics), logits.shape[-1]
 
 
 @contextmanager
@@ -122,11 +127,11 @@ def rounded_embeddings(
     chance = torch.Generator().manual_seed(0)
 
     def change(_module: nn.Module, _given: Any, out: Tensor) -> Tensor:
+        # Drawn on the CPU, so that all devices round the same numbers.
         signs = torch.randint(0, 2, out.shape, generator=chance) * 2 - 1
         return out * (1 + step * signs.to(out.device, out.dtype))
 
-    embedding: Any = getattr(model, "get_input_embeddings")()  # noqa: B009
-    handle = embedding.register_forward_hook(change)
+    handle = input_embedding(model).register_forward_hook(change)
     try:
         yield
     finally:
@@ -162,6 +167,8 @@ def sample_of(pairs: Sequence[TokenizedPair]) -> tuple[TokenizedPair, ...]:
         by_length = sorted(responses, key=lambda p: len(p.response_ids))
         middle = by_length[len(by_length) // 2]
         chosen += dict.fromkeys([by_length[-1], middle, by_length[0]])
+    # One token: its label is the response's end, and the prompt's last position is all
+    # that is read of the pair.
     single = chosen[-1]
     return (*chosen, replace(single, response_ids=single.response_ids[:1]))
 

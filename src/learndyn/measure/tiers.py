@@ -24,7 +24,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from learndyn.measure.forward import Forward, Padded, adds_virtual_tokens, base_of, pad
+from learndyn.measure.forward import (
+    Forward,
+    Padded,
+    adds_virtual_tokens,
+    base_of,
+    pad,
+    text_config,
+)
 from learndyn.measure.plan import Pack, ProbePlan, Targets, Tree
 from learndyn.measure.tree_attention import attending
 
@@ -159,15 +166,17 @@ class CachedTier:
         states, output = forward.with_output(prompt, last, use_cache=True)
         parts = [states]
         for ids, known in piece.batches:
+            # A copy: the forward appends the responses' own keys and values to it.
             cache = copy.deepcopy(output.past_key_values)
             cache.batch_repeat_interleave(len(ids))
+            # Real positions: responses go on where the prompt ended.
             time = torch.arange(depth, depth + ids.shape[1], device=device)
-            seen = torch.cat([known.new_ones(len(ids), depth), known], 1)
+            attention = torch.cat([known.new_ones(len(ids), depth), known], 1)
             parts.append(
                 forward(
                     ids.to(device),
                     known.to(device),
-                    attention_mask=seen.long().to(device),
+                    attention_mask=attention.long().to(device),
                     position_ids=time.expand(len(ids), -1),
                     past_key_values=cache,
                     use_cache=True,
@@ -179,21 +188,22 @@ class CachedTier:
         pairs = sorted(tree.pairs, key=lambda i: -len(plan.pairs[i].response_ids))
         batches = []
         source: list[int] = []
-        rows = 1
+        rows = 1  # row 0 is the prompt's last position: it predicts all first tokens
         for first in range(0, len(pairs), batch_size):
             read = [plan.pairs[i].response_ids[:-1] for i in pairs[first:][:batch_size]]
             for ids in read:
                 source += [0, *range(rows, rows + len(ids))]
                 rows += len(ids)
-            kept = [ids for ids in read if ids]
-            if kept:
-                batches.append(_continuations(kept))
+            # A response of one token has nothing to read: its label is all there is.
+            longer = [ids for ids in read if ids]
+            if longer:
+                batches.append(_continuations(longer))
         prompt = torch.tensor([tree.prompt_ids])
         return Branching(prompt, tuple(batches), plan.targets(pairs, np.array(source)))
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PaddedBatch:
     """Whole sequences side by side."""
 
     padded: Padded
@@ -213,8 +223,8 @@ class PaddedTier:
         """Open to all."""
         return None
 
-    def pieces(self, plan: ProbePlan, limits: Limits) -> list[Batch]:
-        """Longest first: memory peaks at once."""
+    def pieces(self, plan: ProbePlan, limits: Limits) -> list[PaddedBatch]:
+        """Longest first: what does not fit into memory fails at once."""
         lengths = [len(p.prompt_ids) + len(p.response_ids) for p in plan.pairs]
         order = np.argsort(-np.array(lengths), kind="stable").tolist()
         size = self.most or (limits.batch_size if limits.rows is None else 1)
@@ -227,17 +237,18 @@ class PaddedTier:
                 limits.padding_side,
             )
             targets = plan.targets(chosen, np.arange(len(padded.labels)))
-            pieces.append(Batch(padded, limits.padding_side, targets))
+            pieces.append(PaddedBatch(padded, limits.padding_side, targets))
         return pieces
 
-    def read(self, forward: Forward, piece: Batch) -> Float[Tensor, "row last"]:
+    def read(self, forward: Forward, piece: PaddedBatch) -> Float[Tensor, "row last"]:
         """One forward."""
         attention = piece.padded.attention.to(forward.device)
         inputs: dict[str, Any] = {"attention_mask": attention}
         if piece.side == "left":
+            # Without these, models with absolute positions count the padding in.
             inputs["position_ids"] = (attention.cumsum(-1) - 1).clamp(min=0)
         rows = piece.padded.predicts.to(forward.device)
-        if len(rows) == 1:
+        if len(rows) == 1:  # positions, which the model itself can select by
             rows = rows[0].nonzero().squeeze(-1)
         return forward(piece.padded.ids.to(forward.device), rows, **inputs)
 
@@ -265,17 +276,21 @@ def _sequential(model: nn.Module) -> str | None:
 
 
 def _masks(model: nn.Module, pack: Pack, dtype: torch.dtype) -> Any:
-    """What a model takes as its attention mask: one, or one for each type of layer."""
-    config: Any = getattr(model, "config")  # noqa: B009
-    config = config.get_text_config()
+    """What a model takes as its attention mask: one, or one for each type of layer.
+
+    One mask for all layers was measured 8 to 10 nats off on models that mix sliding
+    with full attention.
+    """
+    config = text_config(model)
     window = getattr(config, "sliding_window", None)
     types = set(getattr(config, "layer_types", None) or ())
 
     def mask(sliding: bool) -> Float[Tensor, "1 1 time time"]:
-        seen = pack.visible(window if sliding else None)
-        hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-        hidden.masked_fill_(~seen, torch.finfo(dtype).min)
-        return hidden[None, None]
+        visible = pack.visible(window if sliding else None)
+        added = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        # Not -inf: a model that adds two masks would make NaN of a row without any.
+        added.masked_fill_(~visible, torch.finfo(dtype).min)
+        return added[None, None]
 
     if len(types) > 1:
         return {kind: mask("sliding" in kind) for kind in types}

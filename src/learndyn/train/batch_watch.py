@@ -30,7 +30,7 @@ from learndyn.errors import BadInput
 from learndyn.forces.batch import Batch
 from learndyn.forces.direction import parameters_of
 from learndyn.forces.explain import Gradients
-from learndyn.forces.gradients import TokenReader
+from learndyn.forces.gradients import TokenLogps
 from learndyn.forces.optimizers import wide
 from learndyn.measure.neutral import random_state_kept
 from learndyn.probes.tokenize import TokenizedPair
@@ -214,7 +214,7 @@ class BatchWatch:
 
         return guarded
 
-    def gradients(self, reader: TokenReader, roles: str, agrees: float) -> Gradients:
+    def gradients(self, reader: TokenLogps, roles: str, agrees: float) -> Gradients:
         """The batch's gradient by the sign of its push.
 
         The model must stand where it stood in training. `reader` reads the training

@@ -23,7 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from learndyn.measure.score import Settings
+from learndyn.measure.score import ScoreSettings
 from learndyn.probes.panel import Panel
 from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import TokenizedProbes
@@ -266,7 +266,7 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
         """Lay the probes out for `model`, and test how it may be scored."""
         assert self._tokenized is not None
         self._subset = Subset.of(self._tokenized, self._panel)
-        settings: Settings = {
+        settings: ScoreSettings = {
             "batch_size": self.score_batch_size,
             "exactness": self.exactness,
             "precision": self.precision,

@@ -31,6 +31,7 @@ from learndyn.forces.losses.loss import Responses
 from learndyn.forces.predict import Method, Predictor
 from learndyn.forces.split import sign_gradients
 from learndyn.forces.step import Step, capture_step
+from learndyn.measure.forward import context_of
 from learndyn.measure.load import load_model, load_tokenizer
 from learndyn.measure.score import Scorer
 from learndyn.probes.build import build_probes, load_probes
@@ -168,13 +169,6 @@ def reference_sums(
     return Scorer.attach(model, pairs).observe().logp
 
 
-def context_of(model: nn.Module) -> int:
-    """Most tokens that a model reads; 1024 where it does not say, or reads more."""
-    config: Any = getattr(model, "config")  # noqa: B009
-    known = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return min(1024, known or 1024)
-
-
 def check_cut(
     pairs: Sequence[TokenizedPair], length: int, settings: Hypothetical, what: str
 ) -> None:
@@ -249,7 +243,7 @@ def explain_hypothetical(
     predictor = Predictor.of(Scorer.attach(model, watched.pairs), settings.method)
     encode = PairTokenizer(tokenizer, length)
     batch = _batch(settings, loss, rows, encode, predictor)
-    signs = sign_gradients(predictor.reader, batch)
+    signs = sign_gradients(predictor.logps, batch)
     first = predictor.scorer.observe(step=0)
     step = one_step(model, plus(*signs.values()), settings.optimizer, settings.lr)
     _check_size(step, settings)
@@ -301,7 +295,7 @@ def _batch(
     )
     check_cut([*chosen, *rejected], encode.max_length, settings, "training texts")
     reference = reference_sums(settings, (*chosen, *rejected))
-    return Batch.of(predictor.reader, chosen, rejected, loss, reference=reference)
+    return Batch.of(predictor.logps, chosen, rejected, loss, reference=reference)
 
 
 def _check_size(step: Step, settings: Hypothetical) -> None:

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from learndyn.errors import BadInput
 from learndyn.forces.direction import placed
 from learndyn.forces.explain import ExplainSettings, explain_update
-from learndyn.forces.gradients import TokenReader
+from learndyn.forces.gradients import TokenLogps
 from learndyn.forces.kernel.stability import KernelWatch, Sketches, drift
 from learndyn.forces.predict import Predictor
 from learndyn.forces.step import StepRecording
@@ -54,7 +54,7 @@ class KernelCheck:
     on from the same.
     """
 
-    def __init__(self, reader: TokenReader, folder: Path) -> None:
+    def __init__(self, reader: TokenLogps, folder: Path) -> None:
         self._reader = reader.select(range(min(PROBES, len(reader.plan.pairs))))
         self._path = folder / "kernel-start.parquet"
         self._watch = KernelWatch(size=SIZE)
@@ -132,7 +132,7 @@ class ForceRecorder:
         """Training begins: look at the kernel that later ones are compared with."""
         try:
             self._predictor = Predictor.of(self._scorer)
-            self._kernel = KernelCheck(self._predictor.reader, run.path / "forces")
+            self._kernel = KernelCheck(self._predictor.logps, run.path / "forces")
             self._kernel.begin(step)
         except StorageFull:
             raise
@@ -214,7 +214,7 @@ class ForceRecorder:
         with placed(self._watch.model, made.before):
             try:
                 gradients = self._watch.gradients(
-                    self._predictor.reader, method, AGREES[bool(rough)]
+                    self._predictor.logps, method, AGREES[bool(rough)]
                 )
             except BadInput as error:
                 notes = [str(error)]

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from learndyn.errors import BadInput
 from learndyn.measure.neutral import is_sharded
 from learndyn.measure.route import Route
-from learndyn.measure.score import Progress, Scorer, Settings
+from learndyn.measure.score import Progress, Scorer, ScoreSettings
 from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import (
     TokenizedProbes,
@@ -36,7 +36,7 @@ class Scoring:
         model: nn.Module,
         probes: TokenizedProbes,
         subset: Subset | None,
-        settings: Settings,
+        settings: ScoreSettings,
     ) -> None:
         self.probes = probes
         self._given = model

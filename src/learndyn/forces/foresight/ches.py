@@ -37,7 +37,7 @@ from learndyn.errors import BadInput
 from learndyn.measure.forward import output_embedding
 from learndyn.measure.neutral import undisturbed
 from learndyn.measure.reader import Reader
-from learndyn.measure.score import Scorer, Settings
+from learndyn.measure.score import Scorer, ScoreSettings
 from learndyn.probes.tokenize import TokenizedPair
 
 
@@ -97,7 +97,7 @@ def ches(
     *,
     eos: Eos = "include",
     eos_id: int | None = None,
-    **settings: Unpack[Settings],
+    **settings: Unpack[ScoreSettings],
 ) -> Ches:
     """CHES of pairs of answers under a model as it stands.
 

@@ -22,7 +22,8 @@ from learndyn.diagnose.numbers import figures, nats
 from learndyn.errors import BadInput
 from learndyn.forces.foresight.ches import Eos, ches_with
 from learndyn.forces.foresight.tau import PushDown, push_down_all
-from learndyn.forces.gradients import TokenReader
+from learndyn.forces.gradients import TokenLogps
+from learndyn.measure.forward import context_of
 from learndyn.measure.load import load_model, load_tokenizer
 from learndyn.measure.score import Scorer
 from learndyn.probes.data import Data, Row, read_data
@@ -266,7 +267,7 @@ def foresee(settings: Foreseen, *, overwrite: bool = False) -> Foresight:
         settings,
         tuple(row.row_id for row in rows),
         columns_of(scorer, settings.eos, end),
-        TokenReader.of(scorer).vocabulary,
+        TokenLogps.of(scorer).vocabulary,
         left_out,
         sum(a.truncated or b.truncated for a, b in zip(chosen, rejected, strict=True)),
     )
@@ -289,9 +290,9 @@ def columns_of(
     """
     half = len(scorer.plan.pairs) // 2
     similar = ches_with(scorer, eos, eos_id)
-    both = TokenReader.of(scorer)
-    chosen, reader = both.select(range(half)), both.select(range(half, 2 * half))
-    pushed = push_down_all(reader)
+    both = TokenLogps.of(scorer)
+    chosen, logps = both.select(range(half)), both.select(range(half, 2 * half))
+    pushed = push_down_all(logps)
     columns = {
         "ches": similar.ches,
         "ln_ches": similar.ln_ches,
@@ -300,26 +301,26 @@ def columns_of(
         "n_chosen": similar.n_chosen,
         "n_rejected": similar.n_rejected,
         "chosen_logp": chosen.summed(chosen.values()),
-        **_of_rejected(reader, pushed),
+        **_of_rejected(logps, pushed),
     }
     return {name: columns[name] for name in COLUMNS}
 
 
-def _of_rejected(reader: TokenReader, pushed: PushDown) -> dict[str, np.ndarray]:
+def _of_rejected(logps: TokenLogps, pushed: PushDown) -> dict[str, np.ndarray]:
     """Each answer's means over its tokens, and over its off-target tokens."""
-    tokens = np.diff(reader.offsets)
+    tokens = np.diff(logps.offsets)
     off = pushed.off_target.double().numpy()
-    count = reader.summed(off)
+    count = logps.summed(off)
 
     def summed(name: str) -> Float[np.ndarray, " pair"]:
-        return reader.summed(getattr(pushed, name).double().numpy())
+        return logps.summed(getattr(pushed, name).double().numpy())
 
     def off_target(name: str) -> Float[np.ndarray, " pair"]:
-        total = reader.summed(off * getattr(pushed, name).numpy())
+        total = logps.summed(off * getattr(pushed, name).numpy())
         return np.where(count == 0, np.nan, total / np.maximum(count, 1))
 
     counts = np.where(off > 0, pushed.winners.double().numpy(), np.nan)
-    rising = np.split(counts, reader.offsets[1:-1])
+    rising = np.split(counts, logps.offsets[1:-1])
     return {
         "rejected_logp": summed("logp"),
         "rejected_tokens": tokens,
@@ -331,12 +332,6 @@ def _of_rejected(reader: TokenReader, pushed: PushDown) -> dict[str, np.ndarray]
         "favourite_rate": off_target("favourite_rate"),
         "favourite_gain": off_target("favourite_gain"),
     }
-
-
-def context_of(model: Any) -> int:
-    """Most tokens that a model reads; 1024 where it does not say, or reads more."""
-    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(1024, known or 1024)
 
 
 def _preferences(data: Data, most: int) -> tuple[list[Row], int]:

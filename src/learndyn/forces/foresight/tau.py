@@ -23,11 +23,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from learndyn.forces.gradients import TokenReader
+from learndyn.forces.gradients import TokenLogps
 
 
 SHARE = 8
-"""A reader's rows are taken in so many parts: four arrays of their size in float64, so
+"""The rows are taken in so many parts: four arrays of their size in float64, so
 eight times their bytes, exist at once."""
 
 
@@ -97,15 +97,15 @@ def push_down(
     )
 
 
-def push_down_all(reader: TokenReader) -> PushDown:
-    """The tau test at every response token of a reader's pairs, flat, on the CPU.
+def push_down_all(logps: TokenLogps) -> PushDown:
+    """The tau test at every response token of the pairs, flat, on the CPU.
 
     Logits exist a few rows at a time, as when probes are scored.
     """
     parts, flat = [], []
-    with reader.reading():
-        for piece in reader.pieces:
-            for rows in reader.rows(piece):
+    with logps.measuring():
+        for piece in logps.pieces:
+            for rows in logps.rows(piece):
                 size = -(-len(rows.labels) // SHARE)
                 logits, labels = rows.logits.split(size), rows.labels.split(size)
                 parts += [push_down(*part) for part in zip(logits, labels, strict=True)]

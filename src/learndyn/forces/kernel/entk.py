@@ -22,10 +22,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from learndyn.errors import BadInput, listed
-from learndyn.forces.gradients import TokenReader
+from learndyn.forces.gradients import TokenLogps
 from learndyn.forces.kernel.ghost import Ghost, NotCovered, products
 from learndyn.forces.kernel.sketch import CountSketch, ProbeGradients
-from learndyn.measure.score import Scorer, Settings
+from learndyn.measure.score import Scorer, ScoreSettings
 from learndyn.probes.tokenize import TokenizedProbes
 
 
@@ -69,7 +69,7 @@ def entk(
     seed: int = 0,
     parameters: str | None = None,
     memory: int = MEMORY,
-    **settings: Unpack[Settings],
+    **settings: Unpack[ScoreSettings],
 ) -> Kernel:
     """The empirical neural tangent kernel between all probes.
 
@@ -90,8 +90,8 @@ def entk(
         known = ", ".join(get_args(KernelMethod))
         raise BadInput(f"there is no method {method!r}: choose {known}.")
     sketch = CountSketch(size, seed)  # refuses a wrong size before any work
-    reader = TokenReader.of(Scorer.attach(model, probes.pairs, **settings))
-    gradients = ProbeGradients.of(reader, parameters)
+    logps = TokenLogps.of(Scorer.attach(model, probes.pairs, **settings))
+    gradients = ProbeGradients.of(logps, parameters)
     chosen, why, ghost = _choose(method, gradients, memory)
     sketches = None
     if chosen == "sketch":
@@ -127,7 +127,7 @@ def _choose(
     except NotCovered as error:
         if method == "ghost":
             raise BadInput(
-                f"ghost is not right for {type(gradients.reader.model).__name__}: "
+                f"ghost is not right for {type(gradients.logps.model).__name__}: "
                 f"{error}. Take method exact or sketch."
             ) from error
         return "sketch", f"{asked}, over {memory}; ghost: {error}", None
@@ -141,7 +141,7 @@ def _choose(
 
 def ghost_bytes(ghost: Ghost) -> int:
     """Bytes of the factors of the longest pair."""
-    pairs = ghost.gradients.reader.plan.pairs
+    pairs = ghost.gradients.logps.plan.pairs
     lengths = [len(pair.prompt_ids) + len(pair.response_ids) for pair in pairs]
     return ghost[int(np.argmax(lengths))].n_bytes
 

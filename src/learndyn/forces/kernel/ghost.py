@@ -88,7 +88,7 @@ class Ghost:
         """
         name_of = {id(p): name for name, p in gradients.parameters.items()}
         owners: dict[nn.Module, dict[str, str]] = {}
-        for module in gradients.reader.model.modules():
+        for module in gradients.logps.model.modules():
             own = {
                 own: name_of[id(p)]
                 for own, p in module._parameters.items()
@@ -106,8 +106,8 @@ class Ghost:
         Raises:
             NotCovered: as `attach`.
         """
-        one = self.gradients.reader.select([row])
-        with one.reading(), torch.enable_grad():
+        one = self.gradients.logps.select([row])
+        with one.measuring(), torch.enable_grad():
             with _recording(self.owners) as calls:
                 logp = torch.cat([one.logp(piece) for piece in one.pieces]).sum()
             outputs = [call.output for call in calls]
@@ -160,7 +160,7 @@ class Ghost:
         found = products(own, own)
         size = true.diagonal().sqrt()
         miss = float(((found - true).abs() / (size[:, None] * size)).max())
-        allowed = max(AGREEMENT, 4 * coarsest(self.gradients.reader.model).eps)
+        allowed = max(AGREEMENT, 4 * coarsest(self.gradients.logps.model).eps)
         if miss > allowed:
             raise NotCovered(
                 f"products of two responses' gradients are off by {miss:.1e} of their "

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from learndyn.errors import BadInput
 from learndyn.forces.direction import Direction, checked
-from learndyn.forces.gradients import TokenReader
+from learndyn.forces.gradients import TokenLogps
 from learndyn.forces.kernel.norm import at_two_points
 from learndyn.measure.forward import check_fits
-from learndyn.measure.score import Scorer, Settings
+from learndyn.measure.score import Scorer, ScoreSettings
 from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes
 
 
@@ -59,7 +59,7 @@ def proxies(
     direction: Direction,
     train_pairs: Sequence[TokenizedPair],
     push: Float[np.ndarray, " token"],
-    **settings: Unpack[Settings],
+    **settings: Unpack[ScoreSettings],
 ) -> Proxies:
     """LBK and SignDelta of the step that moves the model by `direction`.
 
@@ -75,21 +75,21 @@ def proxies(
     """
     direction = checked(model, direction)
     check_fits(model, train_pairs)
-    reader = TokenReader.of(Scorer.attach(model, probes.pairs, **settings))
-    g_norm2 = _g_norm2(reader.on(train_pairs), push)
-    total = reader.plan.n_tokens
+    logps = TokenLogps.of(Scorer.attach(model, probes.pairs, **settings))
+    g_norm2 = _g_norm2(logps.on(train_pairs), push)
+    total = logps.plan.n_tokens
     change2, mean, a_norm2 = np.zeros(total), np.zeros(total), np.zeros(total)
-    for flat, before, after in at_two_points(reader, direction, (0.0, 1.0)):
+    for flat, before, after in at_two_points(logps, direction, (0.0, 1.0)):
         logp = before.double().log_softmax(-1)
         change = after.double().log_softmax(-1) - logp
         change2[flat] = change.square().sum(-1).cpu().numpy()
         mean[flat] = change.mean(-1).cpu().numpy()
         a_norm2[flat] = a_norm_squared(logp).cpu().numpy()
-    counts = np.diff(reader.offsets)
-    sums = {n: reader.summed(v) for n, v in (("change2", change2), ("a", a_norm2))}
+    counts = np.diff(logps.offsets)
+    sums = {n: logps.summed(v) for n, v in (("change2", change2), ("a", a_norm2))}
     return Proxies(
         lbk=sums["change2"] / (sums["a"] * g_norm2),
-        sign_delta=reader.summed(mean) / counts,
+        sign_delta=logps.summed(mean) / counts,
         change2=sums["change2"],
         a_norm2=sums["a"],
         g_norm2=g_norm2,
@@ -102,22 +102,22 @@ def a_norm_squared(logp: Float[Tensor, "label vocab"]) -> Float[Tensor, " label"
     return vocabulary - 2 + vocabulary * logp.exp().square().sum(-1)
 
 
-def _g_norm2(reader: TokenReader, push: Float[np.ndarray, " token"]) -> float:
+def _g_norm2(logps: TokenLogps, push: Float[np.ndarray, " token"]) -> float:
     """sum_l push_l^2 ||pi_l - e_{y_l}||^2 of all trained tokens.
 
     Raises:
         BadInput: if there are not as many pushes as tokens, or all are zero.
     """
-    if push.shape != (reader.plan.n_tokens,):
+    if push.shape != (logps.plan.n_tokens,):
         raise BadInput(
             f"push has {push.shape[0]} entries, the trained responses have "
-            f"{reader.plan.n_tokens} tokens together: give one dL/dlogp for each, "
+            f"{logps.plan.n_tokens} tokens together: give one dL/dlogp for each, "
             "response after response."
         )
     total = 0.0
-    with reader.reading():
-        for piece in reader.pieces:
-            for rows in reader.rows(piece):
+    with logps.measuring():
+        for piece in logps.pieces:
+            for rows in logps.rows(piece):
                 residual = rows.logits.double().softmax(-1)
                 label = rows.labels[:, None]
                 residual.scatter_add_(1, label, -residual.new_ones(label.shape))

@@ -13,7 +13,7 @@ pass through all probes at once.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -23,11 +23,11 @@ from torch.autograd import forward_ad
 
 from learndyn.errors import BadInput
 from learndyn.forces.direction import Direction, moved, norm
-from learndyn.forces.gradients import Rows, TokenReader
+from learndyn.forces.gradients import Rows, TokenLogps
 from learndyn.forces.kernel.sketch import ProbeGradients
 from learndyn.forces.predict import COARSE_STEP, Method, Predictor, default_step
 from learndyn.measure.forward import check_fits
-from learndyn.measure.score import Settings
+from learndyn.measure.score import ScoreSettings
 from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes
 
 
@@ -65,7 +65,7 @@ def kernel_norm(
     seed: int = 0,
     parameters: str | None = None,
     method: Method = "auto",
-    **settings: Unpack[Settings],
+    **settings: Unpack[ScoreSettings],
 ) -> KernelNorm:
     """Estimate ||K(o, u)||_F of all probes o and training responses u.
 
@@ -87,7 +87,7 @@ def kernel_norm(
         )
     check_fits(model, train_pairs)
     predictor = Predictor.attach(model, probes.pairs, method=method, **settings)
-    trained = ProbeGradients.of(predictor.reader.on(train_pairs), parameters)
+    trained = ProbeGradients.of(predictor.logps.on(train_pairs), parameters)
     chance = torch.Generator().manual_seed(seed)
     squares = np.zeros((vectors, len(probes), len(train_pairs)))
     for u in range(len(train_pairs)):
@@ -109,9 +109,9 @@ def random_pullback(
     Raises:
         BadInput: if it is zero or not finite.
     """
-    one = gradients.reader.select([row])
+    one = gradients.logps.select([row])
     model, parameters = one.model, gradients.parameters
-    with one.reading(), torch.enable_grad():
+    with one.measuring(), torch.enable_grad():
         total = torch.zeros((), device=next(iter(parameters.values())).device)
         for piece in one.pieces:
             for rows in one.rows(piece):
@@ -138,8 +138,8 @@ def _squared_changes(
     predictor: Predictor, direction: Direction
 ) -> Float[np.ndarray, " probe"]:
     """||J(o) v||^2 of each probe, over all its positions and the whole vocabulary."""
-    found = np.zeros(predictor.reader.plan.n_tokens)
-    if predictor.forward is not None:
+    found = np.zeros(predictor.logps.plan.n_tokens)
+    if predictor.forward_mode is not None:
 
         def read(rows: Rows) -> None:
             change = forward_ad.unpack_dual(rows.logits).tangent
@@ -147,38 +147,34 @@ def _squared_changes(
                 square = change.double().square().sum(-1)
                 found[rows.flat.numpy()] = square.cpu().numpy()
 
-        predictor.forward.along(direction, read)
-        return predictor.reader.summed(found)
+        predictor.forward_mode.along(direction, read)
+        return predictor.logps.summed(found)
     parameters = dict(predictor.model.named_parameters())
     weights = norm(parameters[name] for name in direction)
     step = default_step(predictor.scorer)
     if step != COARSE_STEP:  # there rounding allows no smaller one
         step *= STEEP
     factor = step * (weights or 1.0) / norm(direction.values())
-    for flat, low, high in at_two_points(
-        predictor.reader, direction, (-factor, factor)
-    ):
+    for flat, low, high in at_two_points(predictor.logps, direction, (-factor, factor)):
         change = (high.double() - low.double()) / (2 * factor)
         found[flat] = change.square().sum(-1).cpu().numpy()
-    return predictor.reader.summed(found)
+    return predictor.logps.summed(found)
 
 
 def at_two_points(
-    reader: TokenReader, direction: Direction, factors: tuple[float, float]
+    logps: TokenLogps, direction: Direction, factors: tuple[float, float]
 ) -> Iterator[tuple[np.ndarray, Float[Tensor, "label vocab"], Tensor]]:
     """Logits at all labels with the model moved by one factor, and by the other.
 
     Yields where the labels stand in the flat order, and both; a few pairs at a time, so
     that at most about `HELD` bytes are kept. Parameters are bit-identical afterwards.
     """
-    config: Any = getattr(reader.model, "config")  # noqa: B009
-    vocabulary = int(config.get_text_config().vocab_size)
-    for rows in _few(np.diff(reader.offsets) * vocabulary * 4):
-        part = reader.select(rows)
-        spans = [np.arange(*reader.offsets[i : i + 2]) for i in rows]
+    for rows in _few(np.diff(logps.offsets) * logps.vocabulary * 4):
+        part = logps.select(rows)
+        spans = [np.arange(*logps.offsets[i : i + 2]) for i in rows]
         found = []
         for factor in factors:
-            with moved(reader.model, direction, factor):
+            with moved(logps.model, direction, factor):
                 found.append(_logits(part))
         yield np.concatenate(spans), found[0], found[1]
 
@@ -194,10 +190,10 @@ def _few(sizes: Int[np.ndarray, " pair"]) -> Iterator[list[int]]:
     yield rows
 
 
-def _logits(reader: TokenReader) -> Float[Tensor, "label vocab"]:
-    """Logits at every label of the reader's pairs, in the flat order."""
-    with reader.reading():
-        parts = [rows for piece in reader.pieces for rows in reader.rows(piece)]
+def _logits(logps: TokenLogps) -> Float[Tensor, "label vocab"]:
+    """Logits at every label of the pairs, in the flat order."""
+    with logps.measuring():
+        parts = [rows for piece in logps.pieces for rows in logps.rows(piece)]
     order = torch.cat([rows.flat for rows in parts]).argsort()
     logits = torch.cat([rows.logits for rows in parts])
     return logits[order.to(logits.device)]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from learndyn.errors import BadInput
 from learndyn.forces.direction import parameters_of
-from learndyn.forces.gradients import TokenReader
+from learndyn.forces.gradients import TokenLogps
 
 
 BLOCK = 2**18
@@ -99,13 +99,13 @@ def _mix(bits: Int[Tensor, " block"]) -> None:
 class ProbeGradients:
     """d log pi(response | prompt) / d theta of pairs, one by one; make it by `of`."""
 
-    reader: TokenReader
+    logps: TokenLogps
     parameters: dict[str, nn.Parameter]
     """By which is differentiated, by first name."""
 
     @classmethod
-    def of(cls, reader: TokenReader, pattern: str | None = None) -> "ProbeGradients":
-        """Of the reader's pairs, by all trainable parameters or those that match.
+    def of(cls, logps: TokenLogps, pattern: str | None = None) -> "ProbeGradients":
+        """Of the pairs, by all trainable parameters or those that match.
 
         `pattern` is a regular expression that is searched in the parameters' names.
 
@@ -113,7 +113,7 @@ class ProbeGradients:
             BadInput: if no parameter is trainable, none matches, or `pattern` is no
                 regular expression.
         """
-        model = reader.model
+        model = logps.model
         trainable = parameters_of(model)
         if not trainable:
             raise BadInput(
@@ -121,7 +121,7 @@ class ProbeGradients:
                 "no gradient. Unfreeze some, or attach an adapter."
             )
         if pattern is None:
-            return cls(reader, trainable)
+            return cls(logps, trainable)
         try:
             chosen = {n: p for n, p in trainable.items() if re.search(pattern, n)}
         except re.error as error:
@@ -135,10 +135,10 @@ class ProbeGradients:
                 f"trainable parameters of {type(model).__name__}. They are named like "
                 f"{', '.join(_examples(list(trainable)))}."
             )
-        return cls(reader, chosen)
+        return cls(logps, chosen)
 
     def __len__(self) -> int:
-        return len(self.reader.plan.pairs)
+        return len(self.logps.plan.pairs)
 
     @cached_property
     def size(self) -> int:
@@ -163,8 +163,8 @@ class ProbeGradients:
 
         Zeros for a parameter that the pair's log-probability does not depend on.
         """
-        one = self.reader.select([row])
-        with one.reading(), torch.enable_grad():
+        one = self.logps.select([row])
+        with one.measuring(), torch.enable_grad():
             total = torch.cat([one.logp(piece) for piece in one.pieces]).sum()
             parts = torch.autograd.grad(
                 total, list(self.parameters.values()), allow_unused=True

@@ -18,9 +18,9 @@ from torch import nn
 
 from learndyn.diagnose.intervals import spearman
 from learndyn.errors import BadInput
-from learndyn.forces.gradients import TokenReader
+from learndyn.forces.gradients import TokenLogps
 from learndyn.forces.kernel.sketch import CountSketch, ProbeGradients
-from learndyn.measure.score import Scorer, Settings
+from learndyn.measure.score import Scorer, ScoreSettings
 from learndyn.probes.tokenize import TokenizedPair
 
 
@@ -98,23 +98,23 @@ class KernelWatch:
 
     def look(
         self,
-        model: nn.Module | TokenReader,
+        model: nn.Module | TokenLogps,
         pairs: Sequence[TokenizedPair],
-        **settings: Unpack[Settings],
+        **settings: Unpack[ScoreSettings],
     ) -> Sketches:
         """Sketch the gradients of log pi(response | prompt) as the model stands.
 
-        One backward pass for each pair. Given a reader, no self-test is made again;
+        One backward pass for each pair. Given `TokenLogps`, no self-test is made again;
         `settings` are those of `Scorer.attach` and serve models only.
 
         Raises:
             BadInput: as `ProbeGradients.of` and `Scorer.attach`.
         """
-        if isinstance(model, TokenReader):
-            reader = model.on(pairs)
+        if isinstance(model, TokenLogps):
+            logps = model.on(pairs)
         else:
-            reader = TokenReader.of(Scorer.attach(model, pairs, **settings))
-        gradients = ProbeGradients.of(reader, self.parameters)
+            logps = TokenLogps.of(Scorer.attach(model, pairs, **settings))
+        gradients = ProbeGradients.of(logps, self.parameters)
         values = gradients.sketches(CountSketch(self.size, self.seed))
         return Sketches(values.numpy(), self.seed, _what(gradients))
 
@@ -193,5 +193,5 @@ def _said(sketches: Sketches) -> str:
 
 def _what(gradients: ProbeGradients) -> str:
     shapes = [[name, *p.shape] for name, p in gradients.parameters.items()]
-    pairs = [[p.prompt_ids, p.response_ids] for p in gradients.reader.plan.pairs]
+    pairs = [[p.prompt_ids, p.response_ids] for p in gradients.logps.plan.pairs]
     return hashlib.sha256(json.dumps([shapes, pairs]).encode()).hexdigest()

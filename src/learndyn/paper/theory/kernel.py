@@ -65,12 +65,12 @@ class Look:
 
 def look(predictor: Predictor, trained: Sequence[TokenizedPair], *, seed: int) -> Look:
     """||K(o, u)||_F of all probes o of `predictor` and trained responses u."""
-    gradients = ProbeGradients.of(predictor.reader.on(trained))
+    gradients = ProbeGradients.of(predictor.logps.on(trained))
     chance = torch.Generator().manual_seed(seed)
-    width = predictor.reader.vocabulary
+    width = predictor.logps.vocabulary
     random = torch.randn(width, SKETCH, generator=chance) / SKETCH**0.5
-    total = predictor.reader.plan.n_tokens
-    norms = np.zeros((len(trained), len(predictor.reader.plan.pairs)))
+    total = predictor.logps.plan.n_tokens
+    norms = np.zeros((len(trained), len(predictor.logps.plan.pairs)))
     sketches = []
     for u in range(len(trained)):
         for _ in range(VECTORS):
@@ -88,9 +88,9 @@ def look(predictor: Predictor, trained: Sequence[TokenizedPair], *, seed: int) -
                     square[where] = change.double().square().sum(-1).cpu().numpy()
                     sketch[where] = (change.float().cpu() @ random).numpy()
 
-            assert predictor.forward is not None
-            predictor.forward.along(direction, read)
-            norms[u] += predictor.reader.summed(square) / VECTORS
+            assert predictor.forward_mode is not None
+            predictor.forward_mode.along(direction, read)
+            norms[u] += predictor.logps.summed(square) / VECTORS
             sketches.append(sketch)
     return Look(np.sqrt(norms), np.concatenate(sketches))
 
@@ -147,7 +147,7 @@ def short_run(
     optimizer = _optimizer(str(trainer.get("optim", "")), model, lr)
     chosen = setting.answers("chosen", setting.prompts)
     rejected = setting.answers("rejected", setting.prompts) if loss == "dpo" else []
-    reference = predictor.reader.on([*chosen, *rejected])
+    reference = predictor.logps.on([*chosen, *rejected])
     start = reference.summed(reference.values())
     draw = np.random.default_rng(seed)
     order: list[int] = []
@@ -158,13 +158,13 @@ def short_run(
         lost = [rejected[i] for i in rows] if rejected else []
         known = [*rows, *(len(chosen) + i for i in rows)] if rejected else rows
         batch = Batch.of(
-            predictor.reader,
+            predictor.logps,
             [chosen[i] for i in rows],
             lost,
             wanted,
             reference=start[known],
         )
-        gradient = predictor.reader.on(batch.pairs).pullback(batch.push)
+        gradient = predictor.logps.on(batch.pairs).pullback(batch.push)
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, update / 10)  # as the runs' warm-up, shorter
         for name, parameter in parameters_of(model).items():
@@ -195,7 +195,7 @@ def tiny_bounds(seed: int) -> tuple[list[float], list[float], float]:
     far ||A||_F^2 is from its closed form."""
     model, pairs = tiny_model(seed), tiny_pairs(seed)
     scorer = Scorer.attach(model, pairs)
-    reader = Predictor.of(scorer, "finite difference").reader
+    reader = Predictor.of(scorer, "finite difference").logps
     bounds, kernels, off = [], [], 0.0
     for trained in pairs:
         batch = Batch.of(reader, [trained], [], loss_named("sft"))
@@ -229,7 +229,7 @@ def kernel_bounds(
     first = scorer.observe()
     for pair in trained:
         push = -np.ones(len(pair.response_ids))
-        gradient = predictor.reader.on([pair]).pullback(push)
+        gradient = predictor.logps.on([pair]).pullback(push)
         change = predictor.along(gradient).logp
         lr = STEP / float(np.abs(change).max())
         found = proxies(predictor.model, probes, scaled(gradient, -lr), [pair], push)

@@ -179,9 +179,7 @@ def measure_theory(seed: int, runs: Mapping[str, Path], *, model: Path) -> Theor
         walks=[walk(role, run) for role, run in loaded.items()],
         kernel_path=path,
         bounds=bounds,
-        peaks=[
-            peak(role, loaded[role], predictor.reader.vocabulary) for role in NEEDED
-        ],
+        peaks=[peak(role, loaded[role], predictor.logps.vocabulary) for role in NEEDED],
         sign_rules=rules,
     )
 
@@ -228,7 +226,7 @@ def _batch(
 ) -> Batch:
     chosen = setting.answers("chosen", prompts)
     rejected = setting.answers("rejected", prompts) if loss == "dpo" else []
-    return Batch.of(predictor.reader, chosen, rejected, loss_named(loss))
+    return Batch.of(predictor.logps, chosen, rejected, loss_named(loss))
 
 
 def _trained(predictor: Predictor, setting: Setting, loss: str) -> Order:

@@ -38,7 +38,7 @@ def sign_rules(predictor: Predictor, pairs: Sequence[TokenizedPair]) -> list[Sig
         labels = np.array(pair.response_ids)
         for where in [*range(count), None]:
             weights = np.ones(count) if where is None else np.eye(count)[where]
-            down = scaled(own.reader.pullback(weights), -1.0)
+            down = scaled(own.logps.pullback(weights), -1.0)
             pi, change = all_changes(own, down)
             if where is None:
                 whole.add(pi, change, labels)
@@ -55,8 +55,8 @@ def all_changes(
 
     In forward mode, which `predictor` has to have.
     """
-    width = predictor.reader.vocabulary
-    pi = np.zeros((predictor.reader.plan.n_tokens, width))
+    width = predictor.logps.vocabulary
+    pi = np.zeros((predictor.logps.plan.n_tokens, width))
     change = np.zeros_like(pi)
 
     def read(rows: Rows) -> None:
@@ -67,8 +67,8 @@ def all_changes(
         pi[where] = before.cpu().numpy()
         change[where] = _centred(before, moved).cpu().numpy()
 
-    assert predictor.forward is not None
-    predictor.forward.along(direction, read)
+    assert predictor.forward_mode is not None
+    predictor.forward_mode.along(direction, read)
     return pi, change
 
 

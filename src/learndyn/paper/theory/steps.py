@@ -136,7 +136,7 @@ def tiny_orders(seed: int) -> list[Order]:
     """A, K and G written out against steps that are made, for SFT and DPO."""
     model, pairs = tiny_model(seed), tiny_pairs(seed)
     predictor = Predictor.attach(model, pairs, method="finite difference")
-    reader = predictor.reader
+    reader = predictor.logps
     found = []
     for loss in ("sft", "dpo"):
         lost = [pairs[1]] if loss == "dpo" else []
@@ -164,7 +164,7 @@ def tiny_orders(seed: int) -> list[Order]:
 
 def trained_order(loss: str, predictor: Predictor, batch: Batch) -> Order:
     """A derivative along a real batch's gradient against steps that are made."""
-    gradient = predictor.reader.on(batch.pairs).pullback(batch.push)
+    gradient = predictor.logps.on(batch.pairs).pullback(batch.push)
     change = predictor.along(gradient).token
     lr = FIRST["trained"] / float(np.abs(change).max())
     before = predictor.scorer.rows().logp.numpy()
@@ -221,7 +221,7 @@ def two_kernels(predictor: Predictor, probes: TokenizedProbes, batch: Batch) -> 
 
     The step is as long as adds `MARGIN` nats to the probes' margin, by first order.
     """
-    signs = sign_gradients(predictor.reader, batch)
+    signs = sign_gradients(predictor.logps, batch)
     parts = {sign: scaled(part, -1.0) for sign, part in signs.items()}
     found = decompose(predictor, parts)
     kind_of = np.array([probe.kind for probe in probes.probes])

@@ -45,7 +45,7 @@ from learndyn.forces.direction import (
     parameters_of,
     plus,
 )
-from learndyn.forces.gradients import TokenReader
+from learndyn.forces.gradients import TokenLogps
 from learndyn.forces.predict import default_step
 from learndyn.forces.split import sign_gradients
 from learndyn.measure.load import load_model, load_tokenizer
@@ -322,7 +322,7 @@ def split_first_update(
             "update needs as many of both, and at least one."
         )
     scorer = Scorer.attach(model, probes.pairs, batch_size=batch_size)
-    signs = sign_gradients(TokenReader.of(scorer), _batch(chosen, rejected, beta))
+    signs = sign_gradients(TokenLogps.of(scorer), _batch(chosen, rejected, beta))
     pull, push = (
         {name: -part for name, part in signs[sign].items()} for sign in ("pull", "push")
     )
