@@ -497,7 +497,7 @@ def test_parameters_that_the_model_does_not_have_are_refused_with_counts():
         StepRecording.begin(optimizer, model)
     assert not optimizer._optimizer_step_pre_hooks
     frozen = small_net().requires_grad_(False)
-    with pytest.raises(BadInput, match="none of the parameters of .* trains"):
+    with pytest.raises(BadInput, match="none of the parameters of SGD trains"):
         StepRecording.begin(SGD(frozen.parameters(), lr=0.1), frozen)
     with pytest.raises(BadInput, match=r"Linear is not a torch\.optim\.Optimizer"):
         StepRecording.begin(nn.Linear(1, 1), model)

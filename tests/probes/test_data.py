@@ -245,7 +245,7 @@ def test_messages_that_share_no_start_have_no_prompt(tmp_path):
         ({"rejected": []}, "field 'rejected': an empty list where messages"),
         ({"rejected": [{"role": "assistant", "content": 3}]}, "content is int"),
         ({"rejected": [{"role": "assistant", "content": []}, {}]}, "content is list"),
-        ({"tools": "{"}, "field 'tools': no JSON list"),
+        ({"tools": "{"}, "field 'tools': not a JSON list"),
     ],
 )
 def test_messages_that_cannot_be_used_are_named(tmp_path, change, expected):
@@ -451,9 +451,9 @@ def test_repeated_and_missing_ids_are_named(tmp_path):
     rows = [{"id": i, "prompt": "a", "chosen": "b"} for i in (1, 2, 1, None)]
     path = jsonl(tmp_path, rows)
     text = refused(path)
-    assert "2 of 4 rows have no id of their own" in text
+    assert "2 of 4 rows lack an id of their own" in text
     assert "data.jsonl:3, field 'id': '1' is the id of" in text
-    assert "data.jsonl:4, field 'id': None is no id" in text
+    assert "data.jsonl:4, field 'id': None is not an id" in text
     data = read_data(path, rename={"id": "source"})  # as the message advises
     assert data.rows[3].row_id == "train-000003"
 

@@ -54,7 +54,7 @@ def akg_exact(
     lr: float = 1.0,
     max_bytes: int = MAX_BYTES,
 ) -> AKG:
-    """The decomposition of one SGD step on `batch`, at the model of `logps`.
+    """The decomposition of one SGD step of size `lr`, at the model of `logps`.
 
     Raises:
         BadInput: if the factors need more than `max_bytes`; it says how many.
@@ -68,6 +68,7 @@ def akg_exact(
     spike = torch.nn.functional.one_hot(labels, pi.shape[-1]).to(pi)
     G = push[:, None] * (spike - pi_train)
     A = torch.eye(pi.shape[-1], dtype=pi.dtype, device=pi.device) - pi[:, None, :]
+    # All M x L blocks: every probe token sees every training token.
     K = torch.einsum("mvd,lwd->mlvw", j_probe, j_train)
     dlogp = -lr * torch.einsum("mvx,mlxw,lw->mv", A, K, G)
     return AKG(A, K, G, pi, dlogp, lr)
@@ -80,6 +81,7 @@ def _check_size(
     parameters: list[torch.nn.Parameter],
     max_bytes: int,
 ) -> None:
+    # Before anything is computed: an allocation that fails midway says no shapes.
     m, n = probed.plan.n_tokens, trained.plan.n_tokens
     vocabulary = logps.vocabulary
     size = sum(p.numel() for p in parameters)
@@ -101,7 +103,7 @@ def _jacobian(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dz/dtheta [token, V, D], pi [token, V] and labels, in the flat order."""
     parts: list[tuple[np.ndarray, Tensor, Tensor, Tensor]] = []
-    # the fused attention kernels cannot be batched over gradients
+    # Batched backward passes run under vmap, for which fused attention has no rule.
     with logps.measuring(), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         for piece in logps.pieces:
             for rows in logps.rows(piece):
@@ -118,6 +120,7 @@ def _of_rows(
     rows: Rows, parameters: list[torch.nn.Parameter]
 ) -> tuple[np.ndarray, Tensor, Tensor, Tensor]:
     tokens, vocabulary = rows.logits.shape
+    # One backward pass per logit: the rows of an identity pick them, AT_ONCE at a time.
     flat = rows.logits.flatten()
     units = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
     lines = []
@@ -134,7 +137,7 @@ def _of_rows(
             torch.cat(
                 [
                     flat.new_zeros(len(chosen), p.numel())
-                    if part is None
+                    if part is None  # no logit here depends on it
                     else part.flatten(1)
                     for p, part in zip(parameters, parts, strict=True)
                 ],

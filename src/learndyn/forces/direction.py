@@ -118,8 +118,7 @@ def moving(model: nn.Module, direction: Direction) -> Iterator[Callable[[float],
         with torch.no_grad():
             for name, part in direction.items():
                 own = saved[name]
-                # In place where that rounds no more: a sum in a wide copy of every
-                # parameter would take twice the memory.
+                # In place: the same rounding, and no temporary of the parameter's size.
                 if part.dtype == own.dtype and part.dtype.itemsize >= 4:
                     parameters[name].copy_(own).add_(part, alpha=factor)
                 else:  # one rounding: of the sum, not of the step too
@@ -155,6 +154,8 @@ def placed(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def _put(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    # copy_ into the parameter, never a new one: optimizers, tied modules and FSDP hold
+    # references to it.
     with torch.no_grad():
         for name, value in values.items():
             parameters[name].copy_(value)

@@ -258,7 +258,7 @@ def directions_of(
         else:
             parts["rounding"] = plus(parts["rounding"], left)
         parts = {**signs, **parts}
-        if share > 0.05:
+        if share > 0.05:  # e.g. an auxiliary loss of a mixture of experts
             notes.append(
                 f"{share:.0%} of the gradient did not come through log-probabilities "
                 "of response tokens: it is in the part called other."
@@ -269,6 +269,8 @@ def directions_of(
 
 def _among(gradient: Direction, step: Step) -> dict[str, Tensor]:
     """Only parameters whose gradient the optimizer was given."""
+    # A parameter may have a gradient here and none there: frozen by a schedule, or
+    # zeroed to None. The optimizer passed over it.
     return {name: part for name, part in gradient.items() if name in step.gradient}
 
 
@@ -280,6 +282,7 @@ def _kind_weights(
     probes: TokenizedProbes, offsets: Any
 ) -> dict[str, Float[np.ndarray, " token"]]:
     """For each kind, what makes the mean over its probes of their summed logp."""
+    # A mean over probes, not tokens: a long answer counts as one, as in the report.
     kind_of = np.repeat([probe.kind for probe in probes.probes], np.diff(offsets))
     counts = {k: sum(p.kind == k for p in probes.probes) for k in probes.probes.kinds}
     return {kind: (kind_of == kind) / count for kind, count in counts.items()}

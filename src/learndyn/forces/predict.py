@@ -185,9 +185,6 @@ class Predictor:
         """First-order change of every token of every pair along a direction, in nats.
 
         The model's parameters are bit-identical afterwards, also after an error.
-
-        Raises:
-            BadInput: as `direction.checked`.
         """
         direction = checked(self.model, direction)
         if self.forward_mode is not None:
@@ -201,11 +198,7 @@ class Predictor:
         return self.on_pairs([self.scorer.plan.pairs[i] for i in rows])
 
     def on_pairs(self, pairs: Sequence[TokenizedPair]) -> "Predictor":
-        """The same way of predicting for other pairs, without a new trial.
-
-        Raises:
-            BadInput: as `Scorer.on`.
-        """
+        """The same way of predicting for other pairs, without a new trial."""
         forward_mode = self.forward_mode and self.forward_mode.on(pairs)
         return Predictor(self.scorer.on(pairs), forward_mode, self.why)
 

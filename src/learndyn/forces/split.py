@@ -87,9 +87,6 @@ def sign_gradients(logps: TokenLogps, batch: Batch) -> dict[str, dict[str, Tenso
     """The loss's gradient by the sign of push: "pull" (raises) and "push" (lowers).
 
     Two backward passes over the batch.
-
-    Raises:
-        BadInput: as `TokenLogps.pullback`.
     """
     own = logps.on(batch.pairs)
     return {

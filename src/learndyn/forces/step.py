@@ -70,11 +70,7 @@ class Given:
 
 
 def unwrapped(optimizer: Any) -> Optimizer:
-    """The innermost optimizer: accelerate's wrapper calls the one that it holds.
-
-    Raises:
-        BadInput: if there is no torch optimizer inside.
-    """
+    """The innermost optimizer: accelerate's wrapper calls the one that it holds."""
     inner = optimizer
     while isinstance(getattr(inner, "optimizer", None), Optimizer):
         inner = inner.optimizer
@@ -92,9 +88,6 @@ def held_parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Para
     """The optimizer's parameters by the model's names, in the model's order.
 
     Without those that are frozen and have no gradient; tied ones once.
-
-    Raises:
-        BadInput: if the model does not have some of them, or none of them trains.
     """
     own = {
         id(p)
@@ -133,6 +126,7 @@ def look(
     }
     why = unknown(optimizer, gradient)
     remembered = () if why else RULES[type(optimizer)].remembered
+    # Options now: a scheduler changes a group's lr right after the step, in place.
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     options = {name: numbers(groups[id(p)]) for name, p in parameters.items()}
     return Given(
@@ -155,11 +149,7 @@ def look(
 
 
 def check_finite(what: str, tensors: dict[str, Tensor]) -> None:
-    """Refuse tensors with NaN or infinity; a sharded one is judged as a whole.
-
-    Raises:
-        BadInput: with their number and the first five names.
-    """
+    """Refuse tensors with NaN or infinity; a sharded one is judged as a whole."""
     bad = [n for n, x in tensors.items() if not bool(whole(torch.isfinite(x).all()))]
     if bad:
         raise BadInput(
@@ -263,11 +253,7 @@ class Step:
 
 
 def check_moved(step: Step) -> None:
-    """Refuse a step that moved nothing: it has no direction to explain.
-
-    Raises:
-        BadInput: if d is zero everywhere, with learning rates and gradient norm.
-    """
+    """Refuse a step that moved nothing: it has no direction to explain."""
     if norm(step.direction.values()) > 0:
         return
     rates = step.lr.values()
@@ -316,11 +302,7 @@ class StepRecording:
 
     @property
     def step(self) -> Step:
-        """The finished step.
-
-        Raises:
-            BadInput: if the recording is not finished.
-        """
+        """The finished step."""
         if self._step is None:
             raise BadInput(
                 "the step is not measured yet: call finish(), or leave the block first."

@@ -1,4 +1,4 @@
-"""`learndyn score`: a saved model's view of a probe set, equal to the online one."""
+"""`learndyn score`: a saved model scored on a probe set, equal to what the run saw."""
 
 import json
 import time
@@ -83,18 +83,20 @@ class Scored:
 
     @property
     def cut(self) -> int:
-        """Probes of which something was cut."""
+        """Probes whose prompt or response was cut."""
         return sum(pair.truncated for pair in self.tokenized.pairs)
 
     def _means(self, kind: str) -> dict[str, Any]:
         mask = np.array([probe.kind == kind for probe in self.tokenized.probes])
-        seen = self.observation
+        scores = self.observation
         return {
             "prompts": int(mask.sum()),
-            "logp_mean": float(seen.logp[mask].mean()),
-            "logp_per_token": float(seen.logp[mask].sum() / seen.n_tokens[mask].sum()),
-            "argmax_logp_mean": float(seen.argmax_logp[mask].mean()),
-            "top1_mean": float(seen.top1[mask].mean()),
+            "logp_mean": float(scores.logp[mask].mean()),
+            "logp_per_token": float(
+                scores.logp[mask].sum() / scores.n_tokens[mask].sum()
+            ),
+            "argmax_logp_mean": float(scores.argmax_logp[mask].mean()),
+            "top1_mean": float(scores.top1[mask].mean()),
         }
 
 
@@ -115,7 +117,7 @@ def score_checkpoint(
     With `run`, the token ids are the run's own, and so are, unless given, `dtype` and
     `precision` (None scores exactly also what the run scored approximately);
     `token_start_logp` follows the argmax of its first observation: the result equals
-    what the callback would have seen. Otherwise the model is in float32, scored
+    what the callback would have scores. Otherwise the model is in float32, scored
     exactly unless `precision` is given, and the probes are cut to `max_length` (1024).
     `settings` are those of `Scorer.attach`; what is approximate says so wherever it is
     shown or written.
@@ -133,9 +135,9 @@ def score_checkpoint(
     refuse_taken_file(out, overwrite)
     trust = {"trust_remote_code": trust_remote_code}
     directory = None if run is None else RunDirectory.of(run)
-    watched, start_ids = "float32", None
+    run_dtype, start_ids = "float32", None
     if directory is not None:
-        watched = directory.info.dtype
+        run_dtype = directory.info.dtype
         expected = str(directory.info.tokenizer_sha256)
         _check_tokenizer(model, directory.path, expected, trust_remote_code)
         tokenized = TokenizedProbes.from_table(directory.read_probes(), expected)
@@ -143,7 +145,7 @@ def score_checkpoint(
         settings = _as_the_run(directory, settings)
     else:
         tokenized = _read(probes, load_tokenizer(model, **trust), max_length)
-    loaded = load_model(model, dtype=getattr(torch, dtype or watched), **trust)
+    loaded = load_model(model, dtype=getattr(torch, dtype or run_dtype), **trust)
     began = time.perf_counter()
     scorer = Scorer.attach(loaded, tokenized.pairs, **settings)
     observation = scorer.observe(
@@ -163,10 +165,10 @@ def _first_argmax(run: RunDirectory, probes: int) -> Int[np.ndarray, " token"] |
     first = run.read_observation(run.steps[0])
     if len(first.ids) != probes:
         raise BadInput(
-            f"the first observation of {run.path}, at update {run.steps[0]}, is of "
-            f"{len(first.ids)} of {probes} probes (the panel), so the argmax that the "
-            "others follow is not known: the full one before it was removed. Restore "
-            "its file, or score the texts with --probes."
+            f"the first observation of {run.path}, at update {run.steps[0]}, holds "
+            f"only {len(first.ids)} of {probes} probes (the panel): the full one "
+            "before it was removed, and the others follow its argmax. Restore its "
+            "file, or score the texts with --probes."
         )
     return first.token_argmax_id
 
@@ -179,11 +181,11 @@ def _as_the_run(run: RunDirectory, settings: ScoreSettings) -> ScoreSettings:
         return settings
     if settings.get("exactness") == "strict":
         raise BadInput(
-            f"{run.path} was scored approximately, in {approximate}, and so is what is "
-            "compared with it, which strict exactness refuses. Leave --exactness out, "
-            "or give --precision exact (precision=None) for numbers that are exact."
+            f"{run.path} was scored approximately, in {approximate}, and strict "
+            "exactness refuses to score so again. Leave --exactness out, or give "
+            "--precision exact (precision=None) for numbers that are exact."
         )
-    return cast(Settings, {**settings, "precision": approximate})
+    return cast(ScoreSettings, {**settings, "precision": approximate})
 
 
 def _read(
@@ -221,7 +223,7 @@ def _check_asked(probes: object, run: object, max_length: int | None) -> None:
         )
 
 
-def _check_tokenizer(model: str, run: Path, watched: str, trust: bool) -> None:
+def _check_tokenizer(model: str, run: Path, expected: str, trust: bool) -> None:
     """The run's token ids mean its texts under one tokenizer alone.
 
     A model without a tokenizer beside it, such as a bare checkpoint, is not checked.
@@ -230,10 +232,10 @@ def _check_tokenizer(model: str, run: Path, watched: str, trust: bool) -> None:
         present = tokenizer_hash(load_tokenizer(model, trust_remote_code=trust))
     except BadInput:
         return
-    if present != watched:
+    if present != expected:
         raise BadInput(
             f"the probes of {run} were tokenized by another tokenizer (SHA-256 "
-            f"{watched[:12]}) than that of {model} ({present[:12]}), so their token "
-            "ids mean other texts here. Give a checkpoint of that run, or score the "
-            "texts with --probes FILE."
+            f"{expected[:12]}) than {model} has ({present[:12]}), so their token ids "
+            "mean other texts here. Give a checkpoint of that run, or score the texts "
+            "with --probes FILE."
         )

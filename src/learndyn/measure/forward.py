@@ -252,11 +252,7 @@ def base_of(model: nn.Module) -> nn.Module:
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Refuse fewer than one sequence at once.
-
-    Raises:
-        BadInput: if `batch_size` is below 1.
-    """
+    """Refuse fewer than one sequence at once."""
     if batch_size < 1:
         raise BadInput(
             f"batch_size is {batch_size}; it must be at least 1: the number of "
@@ -264,10 +260,9 @@ def check_batch_size(batch_size: int) -> None:
         )
 
 
-def text_config(model: nn.Module) -> Any:
+def text_config(model: Any) -> Any:
     """The config of the language model, also within a model of images and texts."""
-    config: Any = model.config
-    return config.get_text_config()
+    return model.config.get_text_config()
 
 
 def input_embedding(model: nn.Module) -> nn.Module:
@@ -276,18 +271,14 @@ def input_embedding(model: nn.Module) -> nn.Module:
     return get()
 
 
-def context_of(model: nn.Module) -> int:
+def context_of(model: Any) -> int:
     """Most tokens that a model reads; 1024 where it does not say, or reads more."""
     known = getattr(text_config(model), "max_position_embeddings", None)
     return min(1024, known or 1024)
 
 
 def check_fits(model: nn.Module, pairs: Sequence[TokenizedPair]) -> None:
-    """Refuse token sequences that the model cannot read.
-
-    Raises:
-        BadInput: as `score`.
-    """
+    """Refuse token sequences that the model cannot read."""
     output_embedding(model)
     if not pairs:
         raise BadInput("the list of pairs is empty: give at least one pair to score.")

@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from learndyn.measure.neutral import undisturbed
+from learndyn.measure.neutral import device_of, undisturbed
 
 
 def generate(
@@ -33,16 +32,14 @@ def generate(
     ]
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
-        sampling = {
-            "do_sample": True,
-            "temperature": temperature,
-            "top_k": 0,
-            "top_p": 1.0,
-        }
-    with undisturbed(model):
+        # Named, since transformers draws from the 50 likeliest tokens by default.
+        sampling = {"do_sample": True, "temperature": temperature}
+        sampling |= {"top_k": 0, "top_p": 1.0}
+    device = device_of(model)
+    with undisturbed(model):  # which puts the random state back that this replaces
         torch.manual_seed(seed)
         for batch in progress(batches):
-            ids, attention = _left_padded(tokenizer, batch, _device(model))
+            ids, attention = _left_padded(tokenizer, batch, device)
             out = model.generate(
                 input_ids=ids,
                 attention_mask=attention,
@@ -55,10 +52,6 @@ def generate(
                 out[:, ids.shape[1] :], skip_special_tokens=True
             )
     return answers
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _left_padded(

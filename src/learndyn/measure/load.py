@@ -32,7 +32,7 @@ def load_model(
     base model.
 
     Raises:
-        BadInput: if nothing loadable is there, or it is no causal LM.
+        BadInput: if nothing loadable is there, or the model is not a causal LM.
     """
     source = str(source)
     adapter = Path(source) / "adapter_config.json"
@@ -104,10 +104,12 @@ def weights_hash(model: nn.Module, without: tuple[str, ...] = ()) -> str:
     Names that begin with one of `without` are left out.
     """
     digest = hashlib.sha256()
+    # Sorted: two ways of loading list the same tensors in different orders.
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith(without):
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # As bytes: numpy knows no bfloat16, and -0.0 and NaN have bits of their own.
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

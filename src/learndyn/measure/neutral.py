@@ -1,4 +1,4 @@
-"""Looking at a model without leaving a trace: rule 1 of the house.
+"""Looking at a model without leaving a trace.
 
 Probing must not change training. Within `undisturbed` a model is in eval mode, outside
 any autocast, without the trainer's wrapping of its forward; afterwards training flags,
@@ -17,6 +17,8 @@ from torch import nn
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, no autocast; all restored on the way out."""
+    # One by one: `model.train()` afterwards would also wake modules that training keeps
+    # in eval mode, such as frozen batch norms or a reference model inside.
     flags = {module: module.training for module in model.modules()}
     device = device_of(model).type
     model.eval()
@@ -104,6 +106,7 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def random_state_kept() -> Iterator[None]:
     """Whatever is drawn within, all random states are put back afterwards."""
+    # All of them: dropout, data order and TRL's sampling each draw from another.
     python, numpy = random.getstate(), np.random.get_state()
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None

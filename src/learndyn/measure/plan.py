@@ -75,12 +75,12 @@ class Pack:
     def visible(self, window: int | None = None) -> Bool[Tensor, "time time"]:
         """Which token (row) attends to which (column), at most `window` - 1 back."""
         time = torch.arange(len(self.ids), device=self.ids.device)
-        seen = time[:, None] >= time
-        seen &= self.tree[:, None] == self.tree
-        seen &= (self.branch == 0) | (self.branch[:, None] == self.branch)
+        visible = time[:, None] >= time
+        visible &= self.tree[:, None] == self.tree
+        visible &= (self.branch == 0) | (self.branch[:, None] == self.branch)
         if window is not None:
-            seen &= self.positions[:, None] - self.positions < window
-        return seen
+            visible &= self.positions[:, None] - self.positions < window
+        return visible
 
     def to(self, device: torch.device) -> "Pack":
         """The same on a device."""
@@ -158,16 +158,16 @@ class ProbePlan:
         self, tree: Tree, most_tokens: int, most_rows: int | None
     ) -> Iterator[Tree]:
         room = most_tokens if most_rows is None else min(most_tokens, most_rows - 1)
-        held: list[int] = []
+        part: list[int] = []
         used = 0
         for pair in tree.pairs:
             size = len(self.pairs[pair].response_ids) - 1
-            if held and used + size > room:
-                yield Tree(tree.prompt_ids, tuple(held))
-                held, used = [], 0
-            held.append(pair)
+            if part and used + size > room:
+                yield Tree(tree.prompt_ids, tuple(part))
+                part, used = [], 0
+            part.append(pair)
             used += size
-        yield Tree(tree.prompt_ids, tuple(held))
+        yield Tree(tree.prompt_ids, tuple(part))
 
     def _pack(self, trees: Sequence[Tree]) -> Pack:
         ids: list[int] = []
@@ -196,7 +196,9 @@ class ProbePlan:
                 if read:
                     segments.append(Segment(prompt, own))
         owners = np.repeat(range(len(trees)), [self._size(tree) for tree in trees])
-        if len(ids) >= MANY:  # a tree of its own that predicts nothing
+        if len(ids) >= MANY:
+            # Up to a multiple of STEP, so that matrix products come in few shapes: a
+            # tree of its own, which nothing attends to and which predicts nothing.
             filler = -len(ids) % STEP
             own = slice(len(ids), len(ids) + filler)
             ids += [0] * filler

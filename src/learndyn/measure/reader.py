@@ -1,4 +1,10 @@
-"""Reads pieces of work: a model, a tier of the backbone and a way to read its head."""
+"""Reads pieces of work: a model, a tier of the backbone and a way to read its head.
+
+A piece is what a tier lays out of the probes, such as a pack of trees: the tier makes
+the hidden states of its predicting positions, [row, d], and the head folds each row of
+logits into the statistics of its labels. A prompt's last row predicts the first token
+of every response, so there are more labels than rows.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -37,7 +43,9 @@ class Reader:
     tier: Tier
     limits: Limits
     head: Head | None
+    """None reads the model's own logits."""
     tiled: bool
+    """Whether the projection runs in tiles of the vocabulary, see `tiles`."""
     autocast: torch.dtype | None = None
     fast: bool = True
     """Whether products may go by the faster library, see `linear`."""
@@ -81,6 +89,7 @@ class Reader:
         if self.head is None:
             return self.forward, None, None
         module = output_embedding(self.forward.model)
+        # `after` was learnt once: a scale or a cap belongs to the architecture.
         head = replace(self.head, module=module)
         tiles = Tiles.of(module, head.after, self.autocast) if self.tiled else None
         return replace(self.forward, tap=module), head, tiles
@@ -106,10 +115,10 @@ class Reader:
                     starts = torch.from_numpy(start_ids[targets.flat])
                     starts = starts.long().to(device)
                 if tiles is not None:
-                    found = tiles(states, source, labels, starts)
+                    part = tiles(states, source, labels, starts)
                 else:
-                    found = _in_chunks(head, states, source, labels, starts)
-                rows.put(torch.from_numpy(targets.flat), found)
+                    part = _in_chunks(head, states, source, labels, starts)
+                rows.put(torch.from_numpy(targets.flat), part)
         return rows
 
 

@@ -36,7 +36,7 @@ SHARES = (1, 2, 4, 8)
 """Packs are tried whole, then in these parts of their size."""
 
 _WARNED: set[tuple[str, ...]] = set()
-"""Families, and the ways of scoring of which users of this process were told."""
+"""Families and ways of scoring that this process has warned of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +72,20 @@ class Route:
     @property
     def in_words(self) -> str:
         """One line for people."""
-        told = (
+        text = (
             f"scored by {self.name} with {self.head}, {self.error:.1e} nats per token "
             "from the plain forward in the self-test"
         )
         if math.isnan(self.error):
-            told = f"scored by {self.name} with {self.head}, untested: it gives NaN"
+            text = f"scored by {self.name} with {self.head}, untested: it gives NaN"
         if self.weights is not None:
-            told += (
+            text += (
                 f"; its weights are {self.weights}, whose rounding all numbers carry"
             )
         if self.is_exact:
-            return told
+            return text
         return (
-            f"APPROXIMATE: {told}, and {self.approximation:.1e} for {self.approximate}"
+            f"APPROXIMATE: {text}, and {self.approximation:.1e} for {self.approximate}"
         )
 
     @property
@@ -114,10 +114,12 @@ def choose(
         BadInput: if `exactness` is "strict" and a tier or head disagrees with the plain
             forward, or if `tier` cannot be used.
     """
+    # Tested on some of the probes themselves: windows, caps and long positions only
+    # matter at lengths that the run really has.
     sample = ProbePlan(sample_of(plan.pairs))
     truth = PlainForward.of(Forward.of(model, None), sample)
-    found = _Findings({}, {}, {})
-    trial = _Trial(model, sample, truth, plan, found)
+    rejected = _Rejections({}, {}, {})
+    trial = _Trial(model, sample, truth, plan, rejected)
     reader, after = _find_head(trial, limits)
     taken: tuple[Reader, float] | None = None
     for candidate in TIERS if tier is None else _named(tier):
@@ -127,7 +129,7 @@ def choose(
     if taken is None and tier is not None:
         raise BadInput(
             f"{type(model).__name__} cannot be scored by the tier {tier!r}: "
-            f"{found.dropped.get(tier, found.dropped)}. Leave tier out."
+            f"{rejected.dropped.get(tier, rejected.dropped)}. Leave tier out."
         )
     if taken is None:
         reader, after = _logits_of(trial, limits), ""
@@ -141,25 +143,29 @@ def choose(
                 "numbers, which exactness strict refuses. Take an earlier checkpoint."
             )
     name = reader.tier.name
-    found.tell(model, f"{name} with {reader.head_name}", exactness)
+    rejected.tell(model, f"{name} with {reader.head_name}", exactness)
     info = coarsest(model)
     weights = None if info.bits >= 32 else info.dtype
-    route = Route(name, reader.head_name, after, error, found.dropped, weights=weights)
+    route = Route(
+        name, reader.head_name, after, error, rejected.dropped, weights=weights
+    )
     if precision is None:
         return reader, route
+    # The exact way first, then the same in bfloat16: what that costs is then rounding
+    # alone, and no error of the way.
     lowered = replace(reader, autocast=torch.bfloat16)
     cost = truth.error(lowered, sample)
     return lowered, replace(route, approximate=precision, approximation=cost)
 
 
 @dataclass(frozen=True, slots=True)
-class _Findings:
-    """What was not taken while a route was looked for."""
+class _Rejections:
+    """Ways of reading that were not taken, while a route was looked for."""
 
     dropped: dict[str, str]
     """Reason by name of tier or head."""
     wrong: dict[str, str]
-    """Those that ran and were wrong, each with what is said of it."""
+    """Those that ran and were wrong, each with the words of the warning."""
     slow: dict[str, str]
     """Those that cannot run, where a user will notice it."""
 
@@ -172,23 +178,19 @@ class _Findings:
         )
 
     def tell(self, model: nn.Module, taken: str, exactness: Exactness) -> None:
-        """Refuse, or warn once, where something was wrong.
-
-        Raises:
-            BadInput: if `exactness` is "strict".
-        """
-        told = self.wrong | self.slow
-        if not told:
+        """Refuse, or warn once, where something was wrong."""
+        messages = self.wrong | self.slow
+        if not messages:
             return
         family = type(base_of(model)).__name__
-        text = f"{family}: {'; '.join(told.values())}"
+        text = f"{family}: {'; '.join(messages.values())}"
         if self.wrong and exactness == "strict":
             raise BadInput(
                 f"{text}. Exactness strict refuses to go on, even where a slower way "
                 f"is right; auto, the default, would score by {taken}, which agrees."
             )
-        if (family, *told) not in _WARNED:
-            _WARNED.add((family, *told))
+        if (family, *messages) not in _WARNED:
+            _WARNED.add((family, *messages))
             warnings.warn(f"{text}. It is scored by {taken}.", stacklevel=2)
 
 
@@ -200,7 +202,7 @@ class _Trial:
     sample: ProbePlan
     truth: PlainForward
     plan: ProbePlan
-    found: _Findings
+    rejected: _Rejections
 
     def of(self, reader: Reader) -> tuple[Reader, float] | None:
         """A reader that is right and its error; None, and the reason noted, if it is
@@ -214,12 +216,14 @@ class _Trial:
                     return self._at_size(right), error
             except Exception as failure:  # models refuse masks and caches in many ways
                 reason = _in_a_line(failure)
+                # Worth a warning: without the tree most of the speed is lost. The ways
+                # after it fail for many models, and little is lost with each.
                 if name == "tree" or isinstance(failure, torch.OutOfMemoryError):
-                    self.found.slow[name] = f"scoring by {name} failed ({reason})"
+                    self.rejected.slow[name] = f"scoring by {name} failed ({reason})"
             else:
-                self.found.off(name, error, self.truth.tolerance)
+                self.rejected.off(name, error, self.truth.tolerance)
                 return None
-        self.found.dropped[name] = reason
+        self.rejected.dropped[name] = reason
         return None
 
     def error(self, reader: Reader) -> tuple[Reader, float]:
@@ -241,6 +245,7 @@ class _Trial:
         """
         if len(self.plan.pairs) <= len(self.sample.pairs):
             return reader  # the sample was all there is
+        # The first piece has the longest prompts and responses: if it fits, all should.
         for share in SHARES:
             limits = replace(reader.limits, tokens=reader.limits.tokens // share)
             smaller = replace(reader, limits=limits)
@@ -268,31 +273,31 @@ def _logits_of(trial: _Trial, limits: Limits) -> Reader:
 
 def _find_head(trial: _Trial, limits: Limits) -> tuple[Reader, str]:
     """The fastest way to read logits that agrees, tried on one sequence at a time."""
-    found, logits = trial.found, _logits_of(trial, limits)
+    rejected, logits = trial.rejected, _logits_of(trial, limits)
     more = "so its own logits are read, which takes more time and memory"
     try:
         head = learn_head(trial.model, few_ids(trial.sample, logits.forward.device))
     except Exception as failure:  # heads are called in more ways than one
         head = None
-        found.dropped["rows"] = _in_a_line(failure)
-        found.slow["rows"] = f"its head cannot be called alone, {more}"
+        rejected.dropped["rows"] = _in_a_line(failure)
+        rejected.slow["rows"] = f"its head cannot be called alone, {more}"
     if head is None:
         reason = "output embedding sharded, or not called just once"
-        found.dropped.setdefault("rows", reason)
-        found.slow.setdefault(
+        rejected.dropped.setdefault("rows", reason)
+        rejected.slow.setdefault(
             "rows",
             "its output embedding is sharded, or is not called just once in a "
             f"forward, {more}",
         )
         return logits, ""
     if not head.is_exact:
-        told = (
+        text = (
             "its output embedding is followed by more than a scale or a soft cap (the "
             f"best, {head.name}, misses by {head.error:.1e} of the largest logit)"
         )
-        found.dropped["rows"] = told
+        rejected.dropped["rows"] = text
         if not math.isnan(head.error):  # where nothing is finite, no head is to blame
-            found.wrong["rows"] = f"{told}, {more}"
+            rejected.wrong["rows"] = f"{text}, {more}"
         return logits, ""
     rows = Reader(Forward.of(trial.model, head.module), ALONE, limits, head, False)
     ways = [rows]
@@ -300,25 +305,25 @@ def _find_head(trial: _Trial, limits: Limits) -> tuple[Reader, str]:
         ways = [replace(rows, tiled=True), rows]
     else:
         kind = type(head.module)
-        found.dropped["tiles"] = (
+        rejected.dropped["tiles"] = (
             f"the output embedding is no plain linear layer: {kind.__module__}."
             f"{kind.__qualname__}"
         )
     for reader in ways:
         try:
             right, error = trial.error(reader)
-        except Exception as failure:  # such as a head on a device of its own
-            found.dropped[reader.head_name] = _in_a_line(failure)
+        except Exception as failure:  # a head on another device, for one
+            rejected.dropped[reader.head_name] = _in_a_line(failure)
             continue
         if error <= trial.truth.tolerance:
             return right, head.name
-        found.off(reader.head_name, error, trial.truth.tolerance)
+        rejected.off(reader.head_name, error, trial.truth.tolerance)
     return logits, ""
 
 
 def _named(tier: str) -> list[Tier]:
-    found = [candidate for candidate in TIERS if candidate.name == tier]
-    if not found:
+    matches = [candidate for candidate in TIERS if candidate.name == tier]
+    if not matches:
         names = ", ".join(candidate.name for candidate in TIERS)
         raise BadInput(f"there is no tier {tier!r}. Tiers: {names}.")
-    return found
+    return matches

@@ -1,7 +1,7 @@
 """Log-probabilities of every probe: the one scoring function of the house.
 
-The callback, `learndyn score`, reference checks and judges all come here, so that what
-is seen online equals what is seen offline.
+The callback, `learndyn score` and reference checks all come here, so that numbers
+online equal numbers offline.
 
 A `Scorer` is prepared once for a model and a probe set: the probes are laid out
 (`plan`), and the fastest way to read them that is right for the model is found by trial
@@ -38,7 +38,7 @@ WIDE_PACK = 16384
 
 
 class ScoreSettings(TypedDict, total=False):
-    """What `Scorer.attach`, and so all that scores, can be told."""
+    """The settings of `Scorer.attach`, and so of everything that scores."""
 
     exactness: Exactness
     """ "auto" (default) warns of a way that fails the self-test and takes the next one;
@@ -76,14 +76,15 @@ class Scorer:
         takes the fastest that is right to 2e-5 nats per token.
 
         Raises:
-            BadInput: if the model is no causal LM, if a number is out of range, if a
+            BadInput: if the model is not a causal LM, if a number is out of range, if a
                 pair has no token, is longer than the context or holds an unknown id,
                 or where strict exactness is broken.
         """
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         unknown = sorted(settings.keys() - ScoreSettings.__annotations__.keys())
         if unknown:
-            raise TypeError(f"there is no setting {', '.join(unknown)}")
+            known = ", ".join(ScoreSettings.__annotations__)
+            raise TypeError(f"unknown setting {', '.join(unknown)}; there are {known}")
         batch_size = settings.get("batch_size", 8)
         precision = settings.get("precision")
         check_batch_size(batch_size)
@@ -101,8 +102,8 @@ class Scorer:
                 )
         if precision is not None and exactness == "strict":
             raise BadInput(
-                f'exactness="strict" and precision {precision!r} exclude each other: '
-                "the first refuses what is not exact. Leave one out."
+                f'exactness="strict" refuses what is not exact, and precision '
+                f"{precision!r} is not. Leave one out."
             )
         check_fits(model, pairs)
         plan = ProbePlan(tuple(pairs))
@@ -133,19 +134,14 @@ class Scorer:
         count = len(self.plan.pairs)
         if not len(rows) or not all(0 <= i < count for i in rows):
             raise BadInput(
-                f"select needs positions from 0 to {count - 1}, at least one of them; "
-                f"it was given {list(rows)[:10]}."
+                f"select needs one or more positions from 0 to {count - 1}; it was "
+                f"given {list(rows)[:10]}."
             )
         plan = ProbePlan(tuple(self.plan.pairs[i] for i in rows))
         return Scorer(plan, self.reader, self.route)
 
     def on(self, pairs: Sequence[TokenizedPair]) -> "Scorer":
-        """The same way of scoring for other pairs; no new self-test.
-
-        Raises:
-            BadInput: if a pair has no token, is longer than the context or holds an
-                unknown id.
-        """
+        """The same way of scoring for other pairs; no new self-test."""
         check_fits(self.model, pairs)
         return Scorer(ProbePlan(tuple(pairs)), self.reader, self.route)
 
@@ -223,6 +219,8 @@ def _observation(
     def single(name: str) -> Float[np.ndarray, " token"]:
         return getattr(rows, name).numpy().astype(np.float32)
 
+    # Exact equality: a label that is the argmax has the argmax's very number. By value
+    # and not by id, so that a tie counts as top-1 whichever token was named.
     at_top = (rows.logp == rows.argmax_logp).double().numpy()
     return Observation(
         step=step,

@@ -11,15 +11,40 @@ rounding at pi_i = 1 - 1e-12 and far beyond, where 1 - pi_i itself is 0 in float
 point.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
+class Columns:
+    """A dataclass of tensors that share their first axis."""
+
+    @classmethod
+    def names(cls: Any) -> list[str]:
+        """The columns, in order."""
+        return [field.name for field in fields(cls)]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Join rows in order."""
+        columns = {n: torch.cat([getattr(p, n) for p in parts]) for n in cls.names()}
+        return cls(**columns)
+
+    def take(self, rows: Int[Tensor, " some"]) -> Self:
+        """Some rows, in any order and number."""
+        return type(self)(**{name: getattr(self, name)[rows] for name in self.names()})
+
+    def cpu(self) -> Self:
+        """The same on the CPU."""
+        return type(self)(**{name: getattr(self, name).cpu() for name in self.names()})
+
+
 @dataclass(frozen=True, slots=True)
-class RowStatistics:
+class RowStatistics(Columns):
     """One float64 per position, `argmax_id` aside; logs in nats."""
 
     logp: Float[Tensor, " row"]
@@ -39,36 +64,22 @@ class RowStatistics:
     argmax_id: Int[Tensor, " row"]
 
     @staticmethod
-    def concatenate(parts: list["RowStatistics"]) -> "RowStatistics":
-        """Join rows in order."""
-        names = [field.name for field in fields(RowStatistics)]
-        return RowStatistics(
-            **{name: torch.cat([getattr(p, name) for p in parts]) for name in names}
-        )
-
-    @staticmethod
     def empty(rows: int) -> "RowStatistics":
         """Room for `rows` rows on the CPU, NaN until they are put in."""
         values = torch.full((rows,), torch.nan, dtype=torch.float64)
-        names = [field.name for field in fields(RowStatistics)]
-        columns = {name: values.clone() for name in names}
+        columns = {name: values.clone() for name in RowStatistics.names()}
         columns["argmax_id"] = torch.full((rows,), -1)
         return RowStatistics(**columns)
 
-    def take(self, rows: Int[Tensor, " some"]) -> "RowStatistics":
-        """Some rows, in any order."""
-        names = [field.name for field in fields(RowStatistics)]
-        return RowStatistics(**{name: getattr(self, name)[rows] for name in names})
-
     def put(self, rows: Int[Tensor, " some"], other: "RowStatistics") -> None:
         """Write `other` over some rows."""
-        for name in (field.name for field in fields(RowStatistics)):
+        for name in self.names():
             column = getattr(self, name)
             column[rows] = getattr(other, name).to(column.device)
 
 
 @dataclass(frozen=True, slots=True)
-class VocabularySums:
+class VocabularySums(Columns):
     """What one sweep over the vocabulary leaves of each row, axis row.
 
     Sums run over all tokens but the argmax, of e = exp(z - reference). The reference is
@@ -85,11 +96,6 @@ class VocabularySums:
     """Sum of -e (z - reference)."""
     squares: Float[Tensor, " row"]
     """Sum of e^2."""
-
-    def take(self, rows: Int[Tensor, " label"]) -> "VocabularySums":
-        """Some rows, in any order and number."""
-        names = [field.name for field in fields(VocabularySums)]
-        return VocabularySums(**{name: getattr(self, name)[rows] for name in names})
 
     def statistics(
         self,

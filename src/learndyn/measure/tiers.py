@@ -89,11 +89,7 @@ class TreeTier:
         return plan.packs(limits.tokens, limits.rows)
 
     def read(self, forward: Forward, piece: Pack) -> Float[Tensor, "row last"]:
-        """One forward.
-
-        Raises:
-            RuntimeError: if the model attended in its own way.
-        """
+        """One forward."""
         pack = piece.to(forward.device)
         with attending(forward.model, pack) as layout:
             states = forward(
@@ -288,7 +284,7 @@ def _masks(model: nn.Module, pack: Pack, dtype: torch.dtype) -> Any:
     def mask(sliding: bool) -> Float[Tensor, "1 1 time time"]:
         visible = pack.visible(window if sliding else None)
         added = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        # Not -inf: a model that adds two masks would make NaN of a row without any.
+        # Not -inf, as in transformers' own masks: a fully masked row stays a number.
         added.masked_fill_(~visible, torch.finfo(dtype).min)
         return added[None, None]
 

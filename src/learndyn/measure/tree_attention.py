@@ -57,6 +57,8 @@ def attending(model: nn.Module, pack: Pack) -> Iterator[_Layout]:
     token = _LAYOUT.set(layout)
     try:
         for config in configs:
+            # Past the property, whose setter writes to all sub-configs too: they may
+            # name attention functions of their own, which would be lost.
             config._attn_implementation_internal = NAME
         yield layout
     finally:
@@ -67,12 +69,12 @@ def attending(model: nn.Module, pack: Pack) -> Iterator[_Layout]:
 
 def _configs(model: nn.Module) -> list[Any]:
     """Every config that a part of the model holds, once."""
-    found: dict[int, Any] = {}
+    configs: dict[int, Any] = {}
     for module in model.modules():
         config = getattr(module, "config", None)
         if hasattr(config, "_attn_implementation_internal"):
-            found[id(config)] = config
-    return list(found.values())
+            configs[id(config)] = config
+    return list(configs.values())
 
 
 def tree_attention(
@@ -97,9 +99,10 @@ def tree_attention(
     layout.calls += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
+    if groups > 1:  # grouped queries: each key serves `groups` heads in a row
         key = key.repeat_interleave(groups, 1)
         value = value.repeat_interleave(groups, 1)
+    # torch's fused attention knows neither caps nor sinks.
     plain = softcap is None and s_aux is None
     if plain and query.device.type == "cuda":
         return _flex(layout, query, key, value, scale, sliding_window), None
@@ -109,12 +112,12 @@ def tree_attention(
         keys, values = _before(key, segment), _before(value, segment)
         mask = _mask(layout, segment, own.dtype, sliding_window)
         if plain:
-            seen = functional.scaled_dot_product_attention(
+            attended = functional.scaled_dot_product_attention(
                 own, keys, values, attn_mask=mask, is_causal=mask is None, scale=scale
             )
         else:
-            seen = _written_out(own, keys, values, mask, scale, softcap, s_aux)
-        out[:, segment.own] = seen.transpose(1, 2)
+            attended = _written_out(own, keys, values, mask, scale, softcap, s_aux)
+        out[:, segment.own] = attended.transpose(1, 2)
     return out, None
 
 
@@ -122,6 +125,8 @@ def _before(states: Tensor, segment: Segment) -> Tensor:
     """The prompt and the segment itself."""
     if segment.is_prompt:
         return states[:, :, segment.own]
+    # Copied, since the prompt and its response do not lie side by side. A mask over the
+    # whole pack would need no copy, but time and memory in the square of its length.
     return torch.cat([states[:, :, segment.prompt], states[:, :, segment.own]], 2)
 
 
@@ -132,10 +137,11 @@ def _mask(
     own = segment.own.stop - segment.own.start
     before = 0 if segment.is_prompt else segment.prompt.stop - segment.prompt.start
     if window is not None and before + own <= window:
-        window = None
+        window = None  # too short for the window to bite
     if not before and window is None:
         return None
 
+    # By its shape, so that layers and segments of one length share a mask.
     of = (before, own, window, dtype)
     return layout.shared(of, lambda: _hiding(*of, layout.pack.ids.device))
 
@@ -177,6 +183,7 @@ def _written_out(
     if sinks is not None:
         column = sinks.to(scores.dtype).view(1, -1, 1, 1)
         scores = torch.cat([scores, column.expand(*scores.shape[:-1], 1)], -1)
+    # transformers' own eager attention takes this softmax in float32, too.
     wide = torch.promote_types(scores.dtype, torch.float32)
     weights = scores.softmax(-1, dtype=wide).to(value.dtype)
     return weights[..., : key.shape[-2]] @ value

@@ -10,9 +10,8 @@ prompt gets the same responses whatever the order of the rows.
 | random_permuted  | the words of chosen in another order; the white space stays       |
 | random_words     | as many words as chosen has, from all words of the training pairs |
 
-Borrowed texts get the white space that their prompt's chosen begins with.
-
-The texts of one row taken apart: white space, words, what a chat template adds.
+Borrowed texts get the white space that their prompt's chosen begins with, and what a
+chat template writes around an answer stays around the words that replace it.
 """
 
 import hashlib
@@ -121,14 +120,13 @@ def build_probes(
             n = min(prompts, len(rows)) if prompts and or_fewer else prompts
             picked += [(split, row) for row in _pick(rows, n, seed, split)]
     ids = _prompt_ids(picked, train, test)
-    held = {"train": train.kinds, "test": test.kinds if test is not None else []}
+    given = {"train": train.kinds, "test": test.kinds if test is not None else []}
     made = _Made()
     probes: list[Probe] = []
     for (split, row), prompt_id in zip(picked, ids, strict=True):
         responses = dict(row.responses)
         for kind in BUILT_KINDS:
-            wanted = kinds is None or kind in kinds
-            if not wanted or kind in held[split]:
+            if (kinds is not None and kind not in kinds) or kind in given[split]:
                 continue
             text = pools.build(kind, row, prompt_id, seed, made)
             if text is not None:
@@ -208,10 +206,10 @@ def _probes(
     split: str,
     kinds: Sequence[str] | None,
 ) -> list[Probe]:
-    wanted = set(responses) if kinds is None else set(responses) & set(kinds)
+    chosen = set(responses) if kinds is None else set(responses) & set(kinds)
     return [
         Probe(prompt_id, kind, row.prompt, responses[kind], split, row.rendered)
-        for kind in in_paper_order(wanted)
+        for kind in in_paper_order(chosen)
     ]
 
 
@@ -229,9 +227,11 @@ def _pick(rows: Sequence[Row], n: int | None, seed: int, name: str) -> list[Row]
             f"{n} prompts were asked for, and there are {len(rows)} usable {name} "
             f"rows. Ask for 1 to {len(rows)}, or give more data."
         )
+    # By a number of each row's own, not by one generator: a row that is added or left
+    # out of the data changes nothing about the others.
     draw = {row.row_id: _random(seed, row.row_id, "prompt").random() for row in rows}
-    kept = set(sorted(draw, key=lambda row_id: (draw[row_id], row_id))[:n])
-    return [row for row in rows if row.row_id in kept]
+    picked = set(sorted(draw, key=lambda row_id: (draw[row_id], row_id))[:n])
+    return [row for row in rows if row.row_id in picked]
 
 
 def _prompt_ids(
@@ -247,25 +247,25 @@ def _prompt_ids(
 
 
 def _check_kinds(kinds: Sequence[str] | None, train: Data, test: Data | None) -> None:
-    held = set(train.kinds) | (set(test.kinds) if test is not None else set())
     if kinds is None:
         return
-    possible = in_paper_order(held | set(BUILT_KINDS))
+    given = set(train.kinds) | (set(test.kinds) if test is not None else set())
+    possible = in_paper_order(given | set(BUILT_KINDS))
     unknown = [kind for kind in kinds if kind not in possible]
     if unknown:
         raise BadInput(
-            f"no row holds the kind {', '.join(unknown)}, and it cannot be made "
-            f"without a model. Possible here: {', '.join(possible)}."
+            f"no row has the kind {', '.join(unknown)}, and making it needs a model. "
+            f"Possible here: {', '.join(possible)}."
         )
-    if test is None and "irrelevant_test" in kinds and "irrelevant_test" not in held:
+    if test is None and "irrelevant_test" in kinds and "irrelevant_test" not in given:
         raise BadInput(
-            "irrelevant_test needs held-out rows and there are none. Give test=..., or "
-            "leave that kind out."
+            "irrelevant_test needs held-out rows, and there are none. Give test=..., "
+            "or leave that kind out."
         )
-    if "chosen" not in held and set(kinds) - held:
+    if "chosen" not in given and set(kinds) - given:
         raise BadInput(
-            f"{train.source} has no chosen responses, from which "
-            f"{', '.join(sorted(set(kinds) - held))} is made. Name the column with "
+            f"{train.source} has no chosen responses, and from them "
+            f"{', '.join(sorted(set(kinds) - given))} is made. Name the column with "
             "rename={...: 'chosen'}."
         )
 
@@ -308,8 +308,7 @@ class _Pools:
         if rows and len(known) == len(rows):
             raise BadInput(
                 f"each of the {len(rows)} test rows has a prompt or a chosen response "
-                "that occurs in the training rows, so nothing is held out. Give other "
-                "test data."
+                "of a training row, so nothing is held out. Give other test data."
             )
         if test is not None and train.rows[0].rendered != test.rows[0].rendered:
             raise BadInput(
@@ -360,9 +359,9 @@ class _Pools:
                 text = lender.responses["chosen"]
                 return text if row.rendered else lead(row) + text.lstrip()
         raise BadInput(
-            f"no row can lend {kind} to {prompt_id}: of {n} rows none has "
-            "another prompt and another chosen response. Give more data, or leave that "
-            "kind out of `kinds`."
+            f"no row can lend {kind} to {prompt_id}: none of {n} rows has another "
+            "prompt and another chosen response. Give more data, or leave that kind "
+            "out of `kinds`."
         )
 
 

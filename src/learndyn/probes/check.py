@@ -445,19 +445,19 @@ def _cut(cut: Sequence[Probe], max_length: int, n: int) -> list[Finding]:
 
 
 def _special_tokens(probes: ProbeSet, tokens: Sequence[str]) -> list[Finding]:
-    found: dict[str, list[str]] = {}
+    where: dict[str, list[str]] = {}
     for probe in probes:
         if probe.rendered:  # the template wrote them
             continue
         for token in tokens:
             if token in probe.response:
-                found.setdefault(token, []).append(f"{probe.prompt_id} ({probe.kind})")
+                where.setdefault(token, []).append(f"{probe.prompt_id} ({probe.kind})")
     return [
         Finding(
             "warning",
-            f"responses with the special token {token!r} in their text: {len(where)}",
-            f"{_names(where)}. It is encoded as ordinary text, save at the very end, "
+            f"responses with the special token {token!r} in their text: {len(names)}",
+            f"{_names(names)}. It is encoded as ordinary text, save at the very end, "
             "where end-of-text stands anyway. If a template left it, remove it.",
         )
-        for token, where in found.items()
+        for token, names in where.items()
     ]

@@ -1,7 +1,7 @@
 """Prompts and responses from files and datasets, checked at the door.
 
-Rows are read whole, all that is wrong with them is told at once, and nothing is left
-out in silence: `Data.dropped` names it.
+Rows are read whole, one error names all that is wrong with them, and nothing is left
+out in silence: `Data.dropped` lists it.
 """
 
 from collections import Counter
@@ -41,7 +41,7 @@ class Row:
     """Whether a chat template was applied."""
     frame: tuple[str, str] | None = ("", "")
     """What the chat template writes before and after the chosen answer's own text;
-    None where that cannot be told."""
+    None where they cannot be separated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +95,9 @@ def read_data(
     begin `score_`. A null, or an unquoted empty CSV field, is an absent response. If a
     file has a `split` column, rows of other splits are left out.
 
-    `rename` maps the source's column names to ours; `aliases` does so too, and need
-    not fit any column. `tokenizer` is needed for chat
-    messages, for its chat template. UltraFeedback, whose `prompt` is text beside
+    `rename` maps the source's column names to ours; `aliases` does so too, and may name
+    columns that are not there. Chat messages need a `tokenizer` with a chat template.
+    UltraFeedback, whose `prompt` is text beside
     messages, is written "Human: ...\nAssistant:" without one. `empty` says what to do
     with empty responses: "keep" scores end-of-text alone, "drop" leaves the response
     out. `mismatched` is for rows whose chosen and rejected answer different prompts.
@@ -117,22 +117,22 @@ def read_data(
     columns = read_columns(records)
     ids = _row_ids(records, split)
     parse = parser(columns, tokenizer, records.source)
-    reader = _Reader(records, ids, empty, mismatched)
+    collector = _Collector(records, ids, empty, mismatched)
     for record in records.rows:
         try:
-            reader.add(record, parse(record.columns), columns)
+            collector.add(record, parse(record.columns), columns)
         except Mismatched as error:
-            reader.mismatch(record, str(error))
+            collector.mismatch(record, str(error))
         except Unusable as error:
-            reader.problems.append(f"{record.where}, {error}")
-    rows = reader.finish()
-    dropped = reader.dropped()
+            collector.problems.append(f"{record.where}, {error}")
+    rows = collector.finish()
+    dropped = collector.dropped()
     if columns.left_out:
         dropped += (Dropped("column", "holds no response text", columns.left_out),)
     return Data(rows, records.source, split, records.sha256, dropped)
 
 
-class _Reader:
+class _Collector:
     """Collects rows, and all that is wrong with them."""
 
     def __init__(
@@ -220,14 +220,13 @@ def _renamed(
     records: Records, rename: Mapping[str, str], aliases: Mapping[str, str]
 ) -> Records:
     names = records.column_names
-    both = {**aliases, **rename}
-    found = {old: new for old, new in both.items() if old in names}
+    new_name = {old: new for old, new in {**aliases, **rename}.items() if old in names}
     if rename and not set(rename) & set(names):
         raise BadInput(
             f"rename names {', '.join(rename)}, but {records.source} has the columns "
             f"{', '.join(names)}."
         )
-    after = Counter(found.get(name, name) for name in names)
+    after = Counter(new_name.get(name, name) for name in names)
     twice = [name for name, count in after.items() if count > 1]
     if twice:
         raise BadInput(
@@ -235,7 +234,7 @@ def _renamed(
             f"{', '.join(twice)}. Rename one of them to something else."
         )
     rows = (
-        replace(row, columns={found.get(k, k): v for k, v in row.columns.items()})
+        replace(row, columns={new_name.get(k, k): v for k, v in row.columns.items()})
         for row in records.rows
     )
     return replace(records, rows=tuple(rows))
@@ -267,7 +266,7 @@ def _row_ids(records: Records, split: str) -> dict[int, str]:
     for row in records.rows:
         value = row.columns.get(column)
         if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "":
-            problems.append(f"{row.where}, field {column!r}: {value!r} is no id")
+            problems.append(f"{row.where}, field {column!r}: {value!r} is not an id")
             continue
         name = str(value)
         if name in first:
@@ -278,7 +277,7 @@ def _row_ids(records: Records, split: str) -> dict[int, str]:
         ids[row.position] = name
     if problems:
         raise BadInput(
-            f"{records.source}: {len(problems)} of {len(records.rows)} rows have no id "
+            f"{records.source}: {len(problems)} of {len(records.rows)} rows lack an id "
             f"of their own:\n{listed(problems)}\nMake the ids unique, or number the "
             f'rows by position with rename={{{column!r}: "source"}}.'
         )

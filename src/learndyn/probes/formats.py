@@ -83,18 +83,14 @@ def is_messages(value: Any) -> bool:
 
 
 def read_columns(records: Records) -> Columns:
-    """Decide the format of a source, and which of its columns are kinds.
-
-    Raises:
-        BadInput: if the columns that are needed are not there.
-    """
+    """Decide the format of a source, and which of its columns are kinds."""
     names = records.column_names
-    found = _format(records, names)
-    if found is None:
+    layout = _format(records, names)
+    if layout is None:
         raise BadInput(
             f"{records.source} has the columns {', '.join(names) or '(none)'}. Needed: "
             "prompt and at least one response such as chosen; or chosen and rejected "
-            "that share their prompt. Where they have other names, give them: "
+            "that share their prompt. If they have other names, give "
             'rename={"instruction": "prompt", "output": "chosen"}.'
         )
     left_out: list[str] = []
@@ -102,15 +98,15 @@ def read_columns(records: Records) -> Columns:
     for name in names:
         if name == "prompt" or is_reserved(name):
             continue
-        held = _holds(found, name, records.rows)
-        (kinds if held else left_out).append(name)
+        is_kind = _is_kind(layout, name, records.rows)
+        (kinds if is_kind else left_out).append(name)
     if not kinds:
         raise BadInput(
-            f"{records.source} has a prompt but no response: of its columns "
-            f"{', '.join(names)} none is a text that answers it. Needed: at least one, "
-            'such as chosen. Where it has another name: rename={"output": "chosen"}.'
+            f"{records.source} has a prompt but no response: none of its columns "
+            f"{', '.join(names)} holds an answer's text. Needed: at least one, such as "
+            'chosen. If it has another name, give rename={"output": "chosen"}.'
         )
-    return Columns(found, tuple(kinds), tuple(left_out))
+    return Columns(layout, tuple(kinds), tuple(left_out))
 
 
 def is_reserved(name: str) -> bool:
@@ -139,7 +135,7 @@ def _format(records: Records, names: Sequence[str]) -> Format | None:
     return "shared start"
 
 
-def _holds(found: Format, name: str, rows: Sequence[Record]) -> bool:
+def _is_kind(layout: Format, name: str, rows: Sequence[Record]) -> bool:
     """Whether a column is a kind.
 
     One that never holds text is not. In chat data a text column is a kind only under
@@ -148,7 +144,7 @@ def _holds(found: Format, name: str, rows: Sequence[Record]) -> bool:
     if name in PAPER_KINDS:
         return True
     values = (row.columns.get(name) for row in rows)
-    if found == "messages":
+    if layout == "messages":
         return any(is_messages(value) for value in values)
     return any(isinstance(value, str) for value in values)
 
@@ -156,11 +152,7 @@ def _holds(found: Format, name: str, rows: Sequence[Record]) -> bool:
 def parser(
     columns: Columns, tokenizer: "PreTrainedTokenizerBase | None", source: str
 ) -> Callable[[Mapping[str, Any]], Parsed]:
-    """The function that reads one row of this format.
-
-    Raises:
-        BadInput: if the rows are messages and no chat template is at hand.
-    """
+    """The function that reads one row of this format."""
     if columns.format == "wide":
         return lambda row: _wide(row, columns.kinds)
     if columns.format == "dialogues":
@@ -177,7 +169,7 @@ def parser(
         given = "none was given" if tokenizer is None else "the one given has none"
         raise BadInput(
             f"{source} holds chat messages, so it needs a tokenizer with a chat "
-            f"template, and {given}. Give that of the model to be observed: "
+            f"template, and {given}. Give the tokenizer of the model to observe: "
             "--tokenizer MODEL, or tokenizer=AutoTokenizer.from_pretrained(...)."
         )
 
@@ -200,7 +192,7 @@ def _texts(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
     wrong = [
         f"field {name!r}: {type(value).__name__} where text is expected"
         if not isinstance(value, str)
-        else f"field {name!r}: half of a surrogate pair, which is no text"
+        else f"field {name!r}: half of a surrogate pair, which is not text"
         for name, value in texts.items()
         if not _is_text(value)
     ]
@@ -253,7 +245,7 @@ def _shared_start(row: Mapping[str, Any], kinds: Sequence[str]) -> Parsed:
     texts = _pair(row, kinds)
     chosen, rejected = texts["chosen"], texts["rejected"]
     if chosen == rejected:
-        raise Unusable("chosen and rejected are the same, so no prompt can be told")
+        raise Unusable("chosen and rejected are the same: where does the prompt end?")
     shared = _shared(chosen, rejected)
     # As trl.extract_prompt: each side keeps one character, and a space before it.
     cut = max(0, min(shared, len(chosen) - 1, len(rejected) - 1))
@@ -281,20 +273,20 @@ def _conversation(
 ) -> tuple[_Messages, dict[str, _Messages]]:
     """Prompt and answers as messages; an answer that is text is the assistant's."""
     answers: dict[str, _Messages] = {}
-    told: list[str] = []  # kinds whose messages begin with the prompt's
+    with_prompt: list[str] = []  # kinds whose messages begin with the prompt's
     for kind in kinds:
         value = row.get(kind)
         if isinstance(value, str):
             answers[kind] = [{"role": "assistant", "content": value}]
         elif is_messages(value):
             answers[kind] = _checked(kind, value)
-            told.append(kind)
+            with_prompt.append(kind)
         elif value is not None:
             what = "an empty list" if value == [] else type(value).__name__
             raise Unusable(f"field {kind!r}: {what} where messages are expected")
     if is_messages(row.get("prompt")):
         return _checked("prompt", row["prompt"]), answers
-    pair = [answers[kind] for kind in ("chosen", "rejected") if kind in told]
+    pair = [answers[kind] for kind in ("chosen", "rejected") if kind in with_prompt]
     if not pair:
         raise Unusable("field 'chosen': no messages, so no prompt to share")
     # As trl.extract_prompt: each side keeps at least its last message.
@@ -304,10 +296,10 @@ def _conversation(
             cut = index
             break
     prompt = pair[0][:cut]
-    strange = [kind for kind in told if answers[kind][:cut] != prompt]
+    strange = [kind for kind in with_prompt if answers[kind][:cut] != prompt]
     if not prompt or strange:
         raise Mismatched("the answers begin with different messages: no common prompt")
-    return prompt, answers | {kind: answers[kind][cut:] for kind in told}
+    return prompt, answers | {kind: answers[kind][cut:] for kind in with_prompt}
 
 
 def _checked(name: str, messages: Any) -> _Messages:
@@ -370,7 +362,7 @@ def _tools(value: Any) -> Any:
     try:
         return json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError as error:
-        raise Unusable(f"field 'tools': no JSON list: {error}") from error
+        raise Unusable(f"field 'tools': not a JSON list: {error}") from error
 
 
 def _is_empty(answer: _Messages) -> bool:

@@ -2,8 +2,7 @@
 
 A kind is the paper's response type (Ren & Sutherland 2025, Section 4.1 and
 Appendix D.1). Kinds are open strings: any further column of a wide file is a kind.
-
-How Ren & Sutherland's published files spell the kinds of response.
+`AUTHORS_KINDS` has the spellings of the paper's published files.
 """
 
 PAPER_KINDS: tuple[str, ...] = (

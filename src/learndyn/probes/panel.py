@@ -1,9 +1,8 @@
 """The panel: a fixed sample of the prompts, scored between full observations.
 
-To score all prompts at every observation is dear; to score other prompts each time
-would mix what differs between prompts into what changes between steps. So the same N
-prompts are scored throughout, and what is reported of them is their change, which is
-paired.
+Scoring all prompts at every observation is expensive, and scoring other prompts each
+time would mix differences between prompts into changes between steps. So the same N
+prompts are scored throughout, and reports show their change, which is paired.
 
 A prompt is in the panel by its rank: SHA-256 of the seed and its id. That depends
 neither on the order of the probes nor on any library's random numbers, and a smaller
@@ -52,11 +51,13 @@ class Panel:
         of = len(split_of)
         if size >= of:
             return cls(None, size, of, seed, full_every)
-        shares = _shares({split: len(found) for split, found in splits.items()}, size)
+        shares = _shares(
+            {split: len(prompts) for split, prompts in splits.items()}, size
+        )
         drawn = [
             prompt
-            for split, found in splits.items()
-            for prompt in sorted(found, key=lambda p: _rank(seed, p))[: shares[split]]
+            for split, prompts in splits.items()
+            for prompt in sorted(prompts, key=lambda p: _rank(seed, p))[: shares[split]]
         ]
         return cls(tuple(sorted(drawn)), size, of, seed, full_every)
 
@@ -85,19 +86,19 @@ class Panel:
 
     def to_info(self) -> dict[str, Any]:
         """What `run.json` keeps."""
-        kept: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "prompts": None if self.prompts is None else list(self.prompts),
             "seed": self.seed,
             "of": self.of,
             "full_every": self.full_every,
         }
         if self.prompts is None:
-            kept["asked"] = self.size
-            kept["note"] = (
+            entry["asked"] = self.size
+            entry["note"] = (
                 f"a panel of {self.size} was asked for and there are {self.of} "
                 "prompts: all of them are scored at every observation"
             )
-        return kept
+        return entry
 
     def __str__(self) -> str:
         """Its settings, as the callback takes them."""
@@ -115,13 +116,13 @@ def _shares(counts: Mapping[str, int], size: int) -> dict[str, int]:
     """How many of `size` each split gets: in proportion, largest remainders first, and
     at least one each where there are as many as splits."""
     total = sum(counts.values())
-    wanted = {split: size * count / total for split, count in counts.items()}
+    exact = {split: size * count / total for split, count in counts.items()}
     least = 1 if size >= len(counts) else 0
-    shares = {split: max(least, int(part)) for split, part in wanted.items()}
+    shares = {split: max(least, int(part)) for split, part in exact.items()}
     while (missing := size - sum(shares.values())) != 0:
         # the split that is furthest from its share, by name where two are as far
         one = 1 if missing > 0 else -1
         free = [s for s, n in shares.items() if one > 0 or n > least]
-        worst = max(sorted(free), key=lambda s: one * (wanted[s] - shares[s]))
+        worst = max(sorted(free), key=lambda s: one * (exact[s] - shares[s]))
         shares[worst] += one
     return shares

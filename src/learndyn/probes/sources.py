@@ -27,7 +27,7 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row as it was found."""
+    """One row as it stands in its source."""
 
     where: str
     """File and line, or source and row: what an error message points to."""
@@ -75,8 +75,8 @@ def _file(path: Path) -> Records:
     ending = path.suffix.lower()
     if ending not in FILE_TYPES:
         raise BadInput(
-            f"{path} ends in {ending or 'nothing'!r}; files of {', '.join(FILE_TYPES)} "
-            "can be read. Convert it, or give the file the ending of what it holds."
+            f"{path} ends in {ending or 'nothing'!r}, not in {', '.join(FILE_TYPES)}. "
+            "Convert the file, or rename it if it holds one of these."
         )
     try:
         content = path.read_bytes()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _BEFORE = ("\n", ".", "a")
+"""What a text is encoded after, where a tokenizer puts a space before any text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,7 @@ class TokenizedProbes:
         return [len(pair.response_ids) for pair in self.pairs]
 
     def select(self, rows: Sequence[int]) -> "TokenizedProbes":
-        """Only the probes at these positions, in the order given.
-
-        Raises:
-            BadInput: if none is given, or one twice.
-        """
+        """Only the probes at these positions, in the order given."""
         probes = ProbeSet(tuple(self.probes[i] for i in rows), self.probes.manifest)
         return TokenizedProbes(
             probes, tuple(self.pairs[i] for i in rows), self.tokenizer_hash
@@ -138,7 +135,7 @@ class PairTokenizer:
         """
         prompt_ids = self._prompt(prompt, rendered)
         response_ids = self._response(response, rendered)
-        kept_prompt = self._keep_end(prompt_ids)
+        cut_prompt = self._keep_end(prompt_ids)
         if not response_ids:  # a chat template may write nothing after it, not even EOS
             raise BadInput(
                 f"the response {response[:60]!r} to the prompt {prompt[-60:]!r} has no "
@@ -146,13 +143,13 @@ class PairTokenizer:
                 f"max_length {self.max_length}. Leave out empty responses "
                 "(--empty drop), or use a chat template that ends an answer."
             )
-        kept = response_ids[: self.max_length - len(kept_prompt)]
-        truncated = len(kept_prompt) < len(prompt_ids) or len(kept) < len(response_ids)
+        cut_response = response_ids[: self.max_length - len(cut_prompt)]
+        whole = cut_prompt == prompt_ids and cut_response == response_ids
         return TokenizedPair(
-            tuple(kept_prompt),
-            tuple(kept),
-            truncated,
-            has_eos=self.tokenizer.eos_token_id in kept,
+            tuple(cut_prompt),
+            tuple(cut_response),
+            truncated=not whole,
+            has_eos=self.tokenizer.eos_token_id in cut_response,
         )
 
     def _prompt(self, text: str, rendered: bool) -> list[int]:
@@ -202,6 +199,7 @@ class PairTokenizer:
         )
 
     def _adds_space(self) -> bool:
+        # By what comes out: tokenizers have no flag that says so for all of them.
         joined = self._encode("a", False) + self._encode("b", False)
         return self.tokenizer.decode(joined) != "ab"
 

@@ -151,6 +151,8 @@ def state_sums(
             states, targets = reader.tier.read(reader.forward, piece), piece.targets
             if not sums.numel():
                 sums = torch.zeros(len(pairs), states.shape[-1], dtype=torch.float64)
+            # A state counts once for each label that it predicts: the prompt's last one
+            # belongs to every answer that starts there.
             flat = torch.from_numpy(targets.flat)
             source = torch.from_numpy(targets.source)[counted[flat]].to(states.device)
             owner = answer[flat[counted[flat]]]
@@ -165,6 +167,8 @@ def _tapping(reader: Reader) -> Reader:
 
     Where a model's head cannot be learnt, `Scorer` reads whole logits.
     """
+    # The input of the output embedding, and not `output_hidden_states[-1]`: some models
+    # scale between the two, and the states of all layers would be kept.
     tap = output_embedding(reader.forward.model)
     return replace(reader, forward=replace(reader.forward, tap=tap))
 
@@ -184,7 +188,8 @@ def _masked_sums(
     states: Float[Tensor, "pair time d"], mask: Bool[Tensor, "pair time"]
 ) -> tuple[Float[Tensor, "pair d"], Int[np.ndarray, " pair"]]:
     """Sums in float64, one answer's states at a time."""
-    rows = [one[kept].double().sum(0) for one, kept in zip(states, mask, strict=True)]
+    # By index and not by multiplying with the mask: NaN times 0 is NaN.
+    rows = [one[here].double().sum(0) for one, here in zip(states, mask, strict=True)]
     return torch.stack(rows).cpu(), mask.sum(-1).cpu().numpy()
 
 
@@ -201,17 +206,17 @@ def _of_sums(
             f"counts, the first at position {bare[0]}. An empty answer has its EOS "
             'alone: leave such pairs out, or count EOS with eos="include".'
         )
-    found = Ches(
+    scores = Ches(
         torch.linalg.vecdot(chosen, rejected).numpy(),
         torch.linalg.vecdot(chosen, chosen).numpy(),
         n_chosen,
         n_rejected,
     )
-    lost = np.flatnonzero(~np.isfinite(found.ches))
-    if len(lost):
+    bad = np.flatnonzero(~np.isfinite(scores.ches))
+    if len(bad):
         raise BadInput(
-            f"the hidden states of {len(lost)} of {len(n_chosen)} pairs are not "
-            f"finite, the first at position {lost[0]}. Check the model's weights; in "
+            f"the hidden states of {len(bad)} of {len(n_chosen)} pairs are not "
+            f"finite, the first at position {bad[0]}. Check the model's weights; in "
             "float16 they may overflow: load it in float32."
         )
-    return found
+    return scores

@@ -1,10 +1,8 @@
 """Which preference pairs are likely to squeeze: asked of the model before training.
 
-Each pair is looked at twice: what would a push on its rejected answer do to the softmax
+Two questions for each pair: what would a push on its rejected answer do to the softmax
 (`learndyn.forces.foresight.tau`), and how alike are both answers to the model
 (`learndyn.forces.foresight.ches`)? Nothing is trained, and the model is left as it was.
-
-What foresight says of preference pairs: sentences that carry their numbers.
 """
 
 from dataclasses import dataclass
@@ -45,77 +43,13 @@ def median(values: np.ndarray) -> float:
     return float(np.median(known)) if len(known) else float("nan")
 
 
-def said(found: "Foresight") -> list[str]:
-    """What the numbers say, each in a plain sentence."""
-    columns = found.columns
-    per_token = columns["rejected_logp"] / columns["rejected_tokens"]
-    off, winners, rate = (
-        median(columns[name]) for name in ("off_target", "winners", "favourite_rate")
-    )
-    score = columns["ln_ches"]
-    lines = [
-        f"Rejected has a log-probability of {nats(median(per_token), 2)} nats per "
-        f"token, and at {off:.0%} of its tokens the model prefers another one "
-        "(medians over pairs, here and below).",
-    ]
-    if np.isfinite(winners):
-        lines.append(
-            "There a push down takes probability from the token and gives it to the "
-            f"favourite and to whatever else is above tau: to {winners:g} of "
-            f"{found.vocabulary} tokens. Softmax theory has the favourite gain "
-            f"{nats(rate, 2)} nats per unit of push; its direction is more reliable "
-            "than its size."
-        )
-    lines.append(
-        "LN-CHES, how alike both answers are to the model, goes from "
-        f"{figures(score.min())} to {figures(score.max())}, around "
-        f"{figures(median(score))}. It has no calibrated zero: it ranks pairs of one "
-        "model."
-    )
-    if found.left_out:
-        lines.append(f"{found.left_out} rows lack chosen or rejected: left out.")
-    if found.truncated:
-        lines.append(
-            f"{found.truncated} of {len(found)} pairs are longer than the limit and "
-            "were cut: a cut answer has no EOS."
-        )
-    if len(found) < FEW_PAIRS:
-        pairs = "1 pair" if len(found) == 1 else f"{len(found)} pairs"
-        lines.append(f"Only {pairs}: a rank among so few says little.")
-    return lines
-
-
-def ranked(found: "Foresight") -> list[str]:
-    """The pairs to look at first, and what may be done about them."""
-    first: list[int] = found.worst[:LISTED].tolist()
-    wide = max(6, *(len(found.row_ids[i]) for i in first))
-    lines = [
-        "To look at first, or to leave out: the pairs of the highest LN-CHES.",
-        f"{'row':{wide}} {'LN-CHES':>10} {'CHES':>12} {'off-target':>10} "
-        f"{'winners':>8} {'nats/token':>10}",
-    ]
-    for i in first:
-        at = {name: float(values[i]) for name, values in found.columns.items()}
-        lines.append(
-            f"{found.row_ids[i]:{wide}} {figures(at['ln_ches'], 4):>10} "
-            f"{figures(at['ches'], 5):>12} {at['off_target']:10.0%} "
-            f"{at['winners']:8g} "
-            f"{nats(at['rejected_logp'] / at['rejected_tokens'], 2):>10}"
-        )
-    return [
-        *lines,
-        "To leave such pairs out is the remedy of Razin et al. (arXiv 2410.08847), who "
-        "on refusal data trained on the 5 % of pairs with the lowest LN-CHES. That is "
-        "literature. In learndyn's embedded world LN-CHES ranked pairs by the later "
-        "drop of chosen, but weakly (rank correlation 0.1 to 0.2), the tau test did "
-        "not, and chosen's own log-probability did better than both (0.7): "
-        "docs/foresight.md.",
-    ]
-
-
 @dataclass(frozen=True)
 class Foreseen:
-    """What to look at, and as what."""
+    """Which pairs to look at, with which model.
+
+    Raises:
+        BadInput: if `pairs` is below 1 or `dtype` unknown.
+    """
 
     model: str
     data: str
@@ -203,9 +137,9 @@ class Foresight:
             f"Before any training: {len(self)} pairs of {self.settings.data}, as "
             f"{self.settings.model} stands.",
             "",
-            *said(self),
+            *sentences(self),
             "",
-            *ranked(self),
+            *ranking(self),
         ]
         if self.settings.out is not None:
             lines += ["", f"every pair: {self.settings.out}"]
@@ -263,7 +197,7 @@ def foresee(settings: Foreseen, *, overwrite: bool = False) -> Foresight:
     )
     scorer = Scorer.attach(model, (*chosen, *rejected))
     end: Any = tokenizer.eos_token_id
-    found = Foresight(
+    foresight = Foresight(
         settings,
         tuple(row.row_id for row in rows),
         columns_of(scorer, settings.eos, end),
@@ -273,21 +207,17 @@ def foresee(settings: Foreseen, *, overwrite: bool = False) -> Foresight:
     )
     if settings.out is not None:
         settings.out.parent.mkdir(parents=True, exist_ok=True)
-        table = found.to_table()
+        table = foresight.to_table()
         write_whole(
             settings.out, lambda path: pq.write_table(table, path, compression="zstd")
         )
-    return found
+    return foresight
 
 
 def columns_of(
     scorer: Scorer, eos: Eos = "include", eos_id: int | None = None
 ) -> dict[str, np.ndarray]:
-    """All `COLUMNS` of the pairs of a scorer of all chosen, then all rejected answers.
-
-    Raises:
-        BadInput: as `ches_with`.
-    """
+    """All `COLUMNS`, from a scorer of all chosen and then all rejected answers."""
     half = len(scorer.plan.pairs) // 2
     similar = ches_with(scorer, eos, eos_id)
     both = TokenLogps.of(scorer)
@@ -319,6 +249,8 @@ def _of_rejected(logps: TokenLogps, pushed: PushDown) -> dict[str, np.ndarray]:
         total = logps.summed(off * getattr(pushed, name).numpy())
         return np.where(count == 0, np.nan, total / np.maximum(count, 1))
 
+    # At off-target tokens alone: where the label is the favourite itself, a push down
+    # lifts the runner-up, which is no squeeze.
     counts = np.where(off > 0, pushed.winners.double().numpy(), np.nan)
     rising = np.split(counts, logps.offsets[1:-1])
     return {
@@ -352,3 +284,71 @@ def _preferences(data: Data, most: int) -> tuple[list[Row], int]:
             f"{', '.join(have)}. Name the columns so, or give preference data."
         )
     return rows, left_out
+
+
+def sentences(foresight: Foresight) -> list[str]:
+    """What the numbers mean, each in a plain sentence."""
+    columns = foresight.columns
+    per_token = columns["rejected_logp"] / columns["rejected_tokens"]
+    off, winners, rate = (
+        median(columns[name]) for name in ("off_target", "winners", "favourite_rate")
+    )
+    score = columns["ln_ches"]
+    lines = [
+        f"Rejected has a log-probability of {nats(median(per_token), 2)} nats per "
+        f"token, and at {off:.0%} of its tokens the model prefers another one "
+        "(medians over pairs, here and below).",
+    ]
+    if np.isfinite(winners):
+        lines.append(
+            "There a push down takes probability from the token and gives it to the "
+            f"favourite and to whatever else is above tau: to {winners:g} of "
+            f"{foresight.vocabulary} tokens. Softmax theory has the favourite gain "
+            f"{nats(rate, 2)} nats per unit of push; its direction is more reliable "
+            "than its size."
+        )
+    lines.append(
+        "LN-CHES, how alike both answers are to the model, goes from "
+        f"{figures(score.min())} to {figures(score.max())}, around "
+        f"{figures(median(score))}. It has no calibrated zero: it ranks pairs of one "
+        "model."
+    )
+    if foresight.left_out:
+        lines.append(f"{foresight.left_out} rows lack chosen or rejected: left out.")
+    if foresight.truncated:
+        lines.append(
+            f"{foresight.truncated} of {len(foresight)} pairs are longer than the "
+            "limit and were cut: a cut answer has no EOS."
+        )
+    if len(foresight) < FEW_PAIRS:
+        pairs = "1 pair" if len(foresight) == 1 else f"{len(foresight)} pairs"
+        lines.append(f"Only {pairs}: a rank among so few says little.")
+    return lines
+
+
+def ranking(foresight: Foresight) -> list[str]:
+    """The pairs to look at first, and what may be done about them."""
+    first: list[int] = foresight.worst[:LISTED].tolist()
+    wide = max(6, *(len(foresight.row_ids[i]) for i in first))
+    lines = [
+        "To look at first, or to leave out: the pairs of the highest LN-CHES.",
+        f"{'row':{wide}} {'LN-CHES':>10} {'CHES':>12} {'off-target':>10} "
+        f"{'winners':>8} {'nats/token':>10}",
+    ]
+    for i in first:
+        at = {name: float(values[i]) for name, values in foresight.columns.items()}
+        lines.append(
+            f"{foresight.row_ids[i]:{wide}} {figures(at['ln_ches'], 4):>10} "
+            f"{figures(at['ches'], 5):>12} {at['off_target']:10.0%} "
+            f"{at['winners']:8g} "
+            f"{nats(at['rejected_logp'] / at['rejected_tokens'], 2):>10}"
+        )
+    return [
+        *lines,
+        "To leave such pairs out is the remedy of Razin et al. (arXiv 2410.08847), who "
+        "on refusal data trained on the 5 % of pairs with the lowest LN-CHES. That is "
+        "literature. In learndyn's embedded world LN-CHES ranked pairs by the later "
+        "drop of chosen, but weakly (rank correlation 0.1 to 0.2), the tau test did "
+        "not, and chosen's own log-probability did better than both (0.7): "
+        "docs/foresight.md.",
+    ]

@@ -16,14 +16,14 @@ Real kernels are no multiple of the identity: take the direction from this, not 
 (docs/foresight.md has both measured).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from learndyn.forces.gradients import TokenLogps
+from learndyn.measure.statistics import Columns
 
 
 SHARE = 8
@@ -32,7 +32,7 @@ eight times their bytes, exist at once."""
 
 
 @dataclass(frozen=True, eq=False)
-class PushDown:
+class PushDown(Columns):
     """What a push down on each label would do; float64, rates per unit of s."""
 
     logp: Float[Tensor, " label"]
@@ -54,24 +54,12 @@ class PushDown:
     favourite_gain: Float[Tensor, " label"]
     """d pi of the favourite: the probability that it receives."""
 
-    @staticmethod
-    def concatenate(parts: Sequence["PushDown"]) -> "PushDown":
-        """Join labels in order."""
-        names = [field.name for field in fields(PushDown)]
-        return PushDown(
-            **{name: torch.cat([getattr(p, name) for p in parts]) for name in names}
-        )
-
-    def take(self, labels: Int[Tensor, " some"]) -> "PushDown":
-        """Some labels, in any order, on the CPU."""
-        names = [field.name for field in fields(PushDown)]
-        return PushDown(**{n: getattr(self, n)[labels].cpu() for n in names})
-
 
 def push_down(
     logits: Float[Tensor, "label vocab"], labels: Int[Tensor, " label"]
 ) -> PushDown:
     """The tau test of each row of logits and its label. Needs two tokens or more."""
+    # In float64: pi - tau of small tokens is a difference of numbers near 1e-5.
     pi = logits.double().softmax(-1)
     where = labels[:, None]
     label = pi.gather(-1, where)
@@ -81,7 +69,7 @@ def push_down(
     best, best_id = others.max(-1, keepdim=True)
     # where the favourite has all but 1e-16 of the mass, pi - tau is rounding alone
     winners = (others > tau).sum(-1).clamp(min=1)
-    rate = (best - norm2 + label).clamp(min=0)
+    rate = (best - norm2 + label).clamp(min=0)  # >= 0 but for rounding
     wide = logits.double()
     logp = wide.gather(-1, where) - wide.logsumexp(-1, keepdim=True)
     return PushDown(
@@ -110,4 +98,4 @@ def push_down_all(logps: TokenLogps) -> PushDown:
                 logits, labels = rows.logits.split(size), rows.labels.split(size)
                 parts += [push_down(*part) for part in zip(logits, labels, strict=True)]
                 flat.append(rows.flat)
-    return PushDown.concatenate(parts).take(torch.cat(flat).argsort())
+    return PushDown.concatenate(parts).cpu().take(torch.cat(flat).argsort())

@@ -54,6 +54,7 @@ class Kernel:
     @property
     def cosine(self) -> Float[np.ndarray, "probe probe"]:
         """Cosines between gradients, -1 to 1; the diagonal is 1."""
+        # A sketched kernel has the sketch's own norms, so that no cosine is above 1.
         norms = np.sqrt(self.kernel.diagonal())
         cosine = self.kernel / (norms[:, None] * norms)
         np.fill_diagonal(cosine, 1.0)
@@ -75,20 +76,20 @@ def entk(
 
     Gradients are by the trainable parameters (an adapter's, where there is one), or
     those of them in whose name the regular expression `parameters` is found. `size` and
-    `seed` are the sketch's. `memory` is how many bytes of gradients may be held; where
-    that is less than all, "exact" and "ghost" take gradients anew, N^2 / 2b in all
-    where b fit. "auto" takes the first that needs no gradient twice: "exact", else
+    `seed` belong to the sketch. At most `memory` bytes of gradients exist at once;
+    where all need more, "exact" and "ghost" compute gradients again, N^2 / 2b in all
+    where b fit. "auto" takes the first that computes no gradient twice: "exact", else
     "ghost" where it is right for the model, else "sketch". `settings` are those of
     `Scorer.attach`.
 
     Raises:
-        BadInput: if `method` is no method, or "ghost" is not right for the model; if a
+        BadInput: if `method` is unknown, or "ghost" is wrong for the model; if a
             gradient is zero or not finite (names the probes); as `ProbeGradients.of`,
             `CountSketch` and `Scorer.attach`.
     """
     if method not in get_args(KernelMethod):
         known = ", ".join(get_args(KernelMethod))
-        raise BadInput(f"there is no method {method!r}: choose {known}.")
+        raise BadInput(f"method is {method!r}: choose from {known}.")
     sketch = CountSketch(size, seed)  # refuses a wrong size before any work
     logps = TokenLogps.of(Scorer.attach(model, probes.pairs, **settings))
     gradients = ProbeGradients.of(logps, parameters)
@@ -98,8 +99,8 @@ def entk(
         sketches = gradients.sketches(sketch).double()
         kernel = sketches @ sketches.T
     elif ghost is not None:
-        held = ghost_bytes(ghost)
-        kernel = streamed(ghost.__getitem__, products, len(gradients), memory // held)
+        most = memory // ghost_bytes(ghost)
+        kernel = streamed(ghost.__getitem__, products, len(gradients), most)
     else:
         most = memory // gradients.n_bytes
         kernel = streamed(gradients.flat, dense_products, len(gradients), most)
@@ -119,28 +120,30 @@ def _choose(
     if method in ("exact", "sketch"):
         return method, "asked for", None
     count, each = len(gradients), gradients.n_bytes
-    asked = f"{count} gradients of {gradients.size} numbers are {count * each} bytes"
+    size = f"{count} gradients of {gradients.size} numbers are {count * each} bytes"
     if method == "auto" and count * each <= memory:
-        return "exact", f"{asked}, which fit into {memory}", None
+        return "exact", f"{size}, which fit into {memory}", None
     try:
         ghost = Ghost.attach(gradients)
     except NotCovered as error:
         if method == "ghost":
             raise BadInput(
-                f"ghost is not right for {type(gradients.logps.model).__name__}: "
+                f"method ghost is wrong for {type(gradients.logps.model).__name__}: "
                 f"{error}. Take method exact or sketch."
             ) from error
-        return "sketch", f"{asked}, over {memory}; ghost: {error}", None
+        return "sketch", f"{size}, over {memory}; ghost: {error}", None
     if method == "ghost":
         return "ghost", "asked for", ghost
-    held = count * ghost_bytes(ghost)
-    if held > memory:
-        return "sketch", f"{asked}, their factors up to {held}: over {memory}", None
-    return "ghost", f"{asked}, over {memory}; their factors at most {held}", ghost
+    factors = count * ghost_bytes(ghost)
+    if factors > memory:
+        return "sketch", f"{size}, their factors up to {factors}: over {memory}", None
+    return "ghost", f"{size}, over {memory}; their factors at most {factors}", ghost
 
 
 def ghost_bytes(ghost: Ghost) -> int:
     """Bytes of the factors of the longest pair."""
+    # Of the longest pair: inputs and output gradients grow with its tokens, prompt
+    # included, and how much a layer keeps is known only by running it.
     pairs = ghost.gradients.logps.plan.pairs
     lengths = [len(pair.prompt_ids) + len(pair.response_ids) for pair in pairs]
     return ghost[int(np.argmax(lengths))].n_bytes
@@ -152,21 +155,23 @@ def streamed(
     count: int,
     most: int,
 ) -> Float[Tensor, "pair pair"]:
-    """All products of `count` items, of which `most` (at least two) are held at once.
+    """All products of `count` items, of which `most` (at least two) exist at once.
 
-    A block of rows is held, and the items after it pass by, a few at a time.
+    A block of rows stays, and the items after it pass by, a few at a time.
     """
+    # Every block reads all later items again: a large block costs fewer gradients, and
+    # an eighth of the memory is enough to multiply by matrices instead of vectors.
     passing = max(1, most // 8)
     size = count if count <= most else max(1, most - passing)
     total = torch.zeros(count, count, dtype=torch.float64)
     for start in range(0, count, size):
         stop = min(start + size, count)
-        held = [read(row) for row in range(start, stop)]
-        total[start:stop, start:stop] = multiply(held, held)
+        block = [read(row) for row in range(start, stop)]
+        total[start:stop, start:stop] = multiply(block, block)
         for first in range(stop, count, passing):
             last = min(first + passing, count)
             other = [read(row) for row in range(first, last)]
-            total[start:stop, first:last] = multiply(held, other)
+            total[start:stop, first:last] = multiply(block, other)
             total[first:last, start:stop] = total[start:stop, first:last].T
     return (total + total.T) / 2  # a product of matrices is symmetric to rounding only
 
@@ -174,7 +179,11 @@ def streamed(
 def dense_products(
     rows: Sequence[Float[Tensor, " _"]], columns: Sequence[Float[Tensor, " _"]]
 ) -> Float[Tensor, "row column"]:
-    """Products of flat gradients, in float64 on the CPU."""
+    """Products of flat gradients, in float64 on the CPU.
+
+    float64, since the products of a billion numbers nearly cancel where gradients are
+    nearly orthogonal; by COLUMNS, since a float64 copy of all would double the memory.
+    """
     total = torch.zeros(len(rows), len(columns), dtype=torch.float64)
     for first in range(0, len(rows[0]), COLUMNS):
         part = slice(first, first + COLUMNS)
@@ -188,11 +197,7 @@ def dense_products(
 def _check_gradients(
     squares: Float[np.ndarray, " probe"], probes: TokenizedProbes
 ) -> None:
-    """Refuse probes whose gradient is zero or not finite.
-
-    Raises:
-        BadInput: naming the probes.
-    """
+    """Refuse probes whose gradient is zero or not finite."""
     wrong = np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))
     if not len(wrong):
         return

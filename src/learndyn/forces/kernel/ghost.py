@@ -96,20 +96,18 @@ class Ghost:
             }
             if own:
                 owners[module] = own
-        found = cls(gradients, owners)
-        found._check()
-        return found
+        ghost = cls(gradients, owners)
+        ghost._check()
+        return ghost
 
     def __getitem__(self, row: int) -> Factored:
-        """The gradient of one pair.
-
-        Raises:
-            NotCovered: as `attach`.
-        """
+        """The gradient of one pair."""
         one = self.gradients.logps.select([row])
         with one.measuring(), torch.enable_grad():
             with _recording(self.owners) as calls:
                 logp = torch.cat([one.logp(piece) for piece in one.pieces]).sum()
+            # At the outputs alone: the parameters' own gradients, each of a parameter's
+            # size, are never computed.
             outputs = [call.output for call in calls]
             deltas = torch.autograd.grad(logp, outputs, allow_unused=True)
             outer: dict[str, list[Outer]] = {}
@@ -117,6 +115,8 @@ class Ghost:
             for call, delta in zip(calls, deltas, strict=True):
                 if delta is not None:  # else its output was not used
                     self._add(call, delta, outer, formed)
+        # One parameter in factors by one module and formed by another: their products
+        # with each other would be missing.
         both = outer.keys() & formed.keys()
         if both:
             raise NotCovered(f"{min(both)} is shared by modules of different kinds")
@@ -140,10 +140,11 @@ class Ghost:
             _accumulate(formed, own.pop("bias"), value)
         if not own:
             return
+        # The rest is differentiated at the recorded input, one small module at a time.
         large = [n for n in own if call.module.get_parameter(n).numel() > SMALL]
         if large:
             kind = type(call.module).__name__
-            raise NotCovered(f"{own[large[0]]} belongs to {kind}, which is not known")
+            raise NotCovered(f"{own[large[0]]} belongs to {kind}, an unknown layer")
         parameters = [call.module.get_parameter(name) for name in own]
         parts = torch.autograd.grad(
             call.module(call.input), parameters, delta, allow_unused=True
@@ -153,18 +154,19 @@ class Ghost:
                 _accumulate(formed, name, part.to(wide))
 
     def _check(self) -> None:
+        # Two pairs: their cross product fails where one-hot rows or tied weights are
+        # paired up wrongly, which a single pair's norm may hide.
         rows = range(min(2, len(self.gradients)))
         exact = [self.gradients[row] for row in rows]
         own = [self[row] for row in rows]
         true = torch.tensor([[_dot(a, b) for b in exact] for a in exact])
-        found = products(own, own)
         size = true.diagonal().sqrt()
-        miss = float(((found - true).abs() / (size[:, None] * size)).max())
+        error = (products(own, own) - true).abs() / (size[:, None] * size)
         allowed = max(AGREEMENT, 4 * coarsest(self.gradients.logps.model).eps)
-        if miss > allowed:
+        if float(error.max()) > allowed:
             raise NotCovered(
-                f"products of two responses' gradients are off by {miss:.1e} of their "
-                "norms: a weight is used outside its own module"
+                f"products of two responses' gradients are off by {error.max():.1e} of "
+                "their norms: a weight is used outside its own module"
             )
 
 
@@ -227,6 +229,7 @@ def _outer_products(
     for j, others in enumerate(columns):
         above = int(torch.searchsorted(owner, j, right=True)) if same else len(owner)
         for other in others:
+            # [rows' tokens, column's tokens]: the one array that grows with T^2.
             each = _gram(left[:above], other.left) * (right[:above] @ other.right.T)
             each = each.sum(1, dtype=torch.float64).cpu()
             total[:, j].index_add_(0, owner[:above], each)
@@ -271,9 +274,10 @@ def _recording(modules: dict[nn.Module, dict[str, str]]) -> Iterator[list[_Call]
         if len(given) != 1 or not isinstance(output, Tensor):
             name = next(iter(modules[module].values()))
             raise NotCovered(
-                f"{name} belongs to {type(module).__name__}, which is given more than "
-                "one tensor or makes more than one"
+                f"{name} belongs to {type(module).__name__}, which takes more than one "
+                "tensor or returns more than one"
             )
+        # The input without its graph, the output with it: only deltas flow back.
         calls.append(_Call(module, given[0].detach(), output))
 
     handles = [m.register_forward_hook(note, with_kwargs=True) for m in modules]
@@ -300,8 +304,8 @@ def _embedding(module: Any, given: Tensor, delta: Tensor) -> Outer:
         raise NotCovered("an embedding scales its gradient, or its weights, by itself")
     ids, rows = given.flatten(), delta.flatten(0, -2)
     if module.padding_idx is not None:
-        kept = ids != module.padding_idx
-        ids, rows = ids[kept], rows[kept]
+        real = ids != module.padding_idx
+        ids, rows = ids[real], rows[real]
     return Outer(ids, rows)
 
 

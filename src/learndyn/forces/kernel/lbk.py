@@ -15,8 +15,8 @@ so that (Ren & Sutherland 2025, App. C.2, Eq. 23-31)
     ||G||_F^2  =  sum_l  push_l^2 (1 - 2 pi_{y_l} + ||pi_l||^2)
 
 All norms are of the whole tensors: positions add up. With a mean over positions in
-place of ||A||_F^2 the bound would not hold. A and G are those before the step. (The
-paper writes G_o in Eq. 23-26; it is that of the trained response.)
+place of ||A||_F^2 the bound would not hold. A and G are taken before the step. (The
+paper writes G_o in Eq. 23-26; it is the trained response's.)
 """
 
 from collections.abc import Sequence
@@ -80,6 +80,8 @@ def proxies(
     total = logps.plan.n_tokens
     change2, mean, a_norm2 = np.zeros(total), np.zeros(total), np.zeros(total)
     for flat, before, after in at_two_points(logps, direction, (0.0, 1.0)):
+        # In float64: of the differences of V log-probabilities most are near rounding,
+        # and SignDelta is their mean. torch's float32 log_softmax is biased by 4e-6.
         logp = before.double().log_softmax(-1)
         change = after.double().log_softmax(-1) - logp
         change2[flat] = change.square().sum(-1).cpu().numpy()
@@ -99,15 +101,12 @@ def proxies(
 def a_norm_squared(logp: Float[Tensor, "label vocab"]) -> Float[Tensor, " label"]:
     """||A||_F^2 = V - 2 + V ||pi||^2 of A = I - 1 pi^T, at each position."""
     vocabulary = logp.shape[-1]
+    # sum over i, j of ([i = j] - pi_j)^2: V ones, minus 2 sum pi, plus V ||pi||^2
     return vocabulary - 2 + vocabulary * logp.exp().square().sum(-1)
 
 
 def _g_norm2(logps: TokenLogps, push: Float[np.ndarray, " token"]) -> float:
-    """sum_l push_l^2 ||pi_l - e_{y_l}||^2 of all trained tokens.
-
-    Raises:
-        BadInput: if there are not as many pushes as tokens, or all are zero.
-    """
+    """sum_l push_l^2 ||pi_l - e_{y_l}||^2 of all trained tokens."""
     if push.shape != (logps.plan.n_tokens,):
         raise BadInput(
             f"push has {push.shape[0]} entries, the trained responses have "
@@ -118,14 +117,14 @@ def _g_norm2(logps: TokenLogps, push: Float[np.ndarray, " token"]) -> float:
     with logps.measuring():
         for piece in logps.pieces:
             for rows in logps.rows(piece):
-                residual = rows.logits.double().softmax(-1)
+                residual = rows.logits.double().softmax(-1)  # pi, and then pi - e_y
                 label = rows.labels[:, None]
                 residual.scatter_add_(1, label, -residual.new_ones(label.shape))
                 each = residual.square().sum(-1).cpu().numpy()
                 total += float((push[rows.flat.numpy()] ** 2 * each).sum())
     if not np.isfinite(total) or total == 0:
         raise BadInput(
-            f"||G||_F^2 of the trained responses is {total}: nothing pushes, or the "
-            "model has diverged, so LBK has no meaning. Check push and the weights."
+            f"||G||_F^2 of the trained responses is {total}, and LBK divides by it: "
+            "nothing pushes, or the model has diverged. Check push and the weights."
         )
     return total

@@ -31,8 +31,8 @@ from learndyn.measure.score import ScoreSettings
 from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes
 
 
-HELD = 2**27
-"""Bytes of logits that are held between two readings."""
+LOGIT_BYTES = 2**27
+"""Bytes of logits that exist between two readings."""
 
 STEEP = 0.1
 """Share of the usual probing step that is taken here. Along the gradient of its own
@@ -90,6 +90,8 @@ def kernel_norm(
     trained = ProbeGradients.of(predictor.logps.on(train_pairs), parameters)
     chance = torch.Generator().manual_seed(seed)
     squares = np.zeros((vectors, len(probes), len(train_pairs)))
+    # One-sided, ||K r||^2, and not (r_o^T K r_u)^2: with 8 vectors the norm's median
+    # error was 11 % against 17 %, and one pass serves all probes.
     for u in range(len(train_pairs)):
         for i in range(vectors):
             direction = random_pullback(trained, u, chance)
@@ -97,6 +99,7 @@ def kernel_norm(
     mean = squares.mean(0)
     spread = squares.std(0, ddof=1) / np.sqrt(vectors)
     size = np.sqrt(mean)
+    # Delta method: d sqrt(x) = dx / (2 sqrt(x)); 0 where a probe does not move at all.
     error = np.divide(spread, 2 * size, out=np.zeros_like(size), where=size > 0)
     return KernelNorm(size, error, predictor.method)
 
@@ -115,50 +118,52 @@ def random_pullback(
         total = torch.zeros((), device=next(iter(parameters.values())).device)
         for piece in one.pieces:
             for rows in one.rows(piece):
+                # Signs, not normals: among vectors with E r r^T = I they have the least
+                # variance of || K r ||^2.
                 signs = torch.randint(0, 2, rows.logits.shape, generator=chance)
                 signs = (2 * signs - 1).to(rows.logits)
                 total = total + (signs * rows.logits).sum()
         parts = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-    found = {
+    direction = {
         name: part
         for name, part in zip(parameters, parts, strict=True)
         if part is not None
     }
-    size = norm(found.values())
+    size = norm(direction.values())
     if not np.isfinite(size) or size == 0:
         raise BadInput(
             f"the random gradient at training response {row} of "
             f"{type(model).__name__} has norm {size}: K has no direction there. Zero: "
             "the chosen parameters do not touch it. Not finite: the model has diverged."
         )
-    return found
+    return direction
 
 
 def _squared_changes(
     predictor: Predictor, direction: Direction
 ) -> Float[np.ndarray, " probe"]:
     """||J(o) v||^2 of each probe, over all its positions and the whole vocabulary."""
-    found = np.zeros(predictor.logps.plan.n_tokens)
+    squares = np.zeros(predictor.logps.plan.n_tokens)
     if predictor.forward_mode is not None:
 
         def read(rows: Rows) -> None:
             change = forward_ad.unpack_dual(rows.logits).tangent
             if change is not None:
                 square = change.double().square().sum(-1)
-                found[rows.flat.numpy()] = square.cpu().numpy()
+                squares[rows.flat.numpy()] = square.cpu().numpy()
 
         predictor.forward_mode.along(direction, read)
-        return predictor.logps.summed(found)
+        return predictor.logps.summed(squares)
     parameters = dict(predictor.model.named_parameters())
     weights = norm(parameters[name] for name in direction)
     step = default_step(predictor.scorer)
-    if step != COARSE_STEP:  # there rounding allows no smaller one
+    if step != COARSE_STEP:  # in half precision rounding allows no smaller one
         step *= STEEP
     factor = step * (weights or 1.0) / norm(direction.values())
     for flat, low, high in at_two_points(predictor.logps, direction, (-factor, factor)):
         change = (high.double() - low.double()) / (2 * factor)
-        found[flat] = change.square().sum(-1).cpu().numpy()
-    return predictor.logps.summed(found)
+        squares[flat] = change.square().sum(-1).cpu().numpy()
+    return predictor.logps.summed(squares)
 
 
 def at_two_points(
@@ -167,23 +172,24 @@ def at_two_points(
     """Logits at all labels with the model moved by one factor, and by the other.
 
     Yields where the labels stand in the flat order, and both; a few pairs at a time, so
-    that at most about `HELD` bytes are kept. Parameters are bit-identical afterwards.
+    that about `LOGIT_BYTES` exist at most. Parameters are bit-identical afterwards.
     """
     for rows in _few(np.diff(logps.offsets) * logps.vocabulary * 4):
         part = logps.select(rows)
         spans = [np.arange(*logps.offsets[i : i + 2]) for i in rows]
-        found = []
+        logits = []
         for factor in factors:
             with moved(logps.model, direction, factor):
-                found.append(_logits(part))
-        yield np.concatenate(spans), found[0], found[1]
+                logits.append(_logits(part))
+        # Outside `moved`: the caller's code runs with the model's own parameters.
+        yield np.concatenate(spans), logits[0], logits[1]
 
 
 def _few(sizes: Int[np.ndarray, " pair"]) -> Iterator[list[int]]:
-    """Positions of neighbours that hold at most `HELD` bytes together, or of one."""
+    """Positions of neighbours with at most `LOGIT_BYTES` bytes together, or of one."""
     rows: list[int] = []
     for row in range(len(sizes)):
-        if rows and sizes[rows].sum() + sizes[row] > HELD:
+        if rows and sizes[rows].sum() + sizes[row] > LOGIT_BYTES:
             yield rows
             rows = []
         rows.append(row)

@@ -37,7 +37,7 @@ class CountSketch:
     """Sketches named tensors, always the same way.
 
     Raises:
-        BadInput: if `size` is no power of two from 2 to 2^24.
+        BadInput: if `size` is not a power of two from 2 to 2^24.
     """
 
     size: int
@@ -48,7 +48,7 @@ class CountSketch:
         """Refuse other lengths: the hash's lowest bits are the bucket."""
         if not 2 <= self.size <= 2**24 or self.size & (self.size - 1):
             raise BadInput(
-                f"a sketch of {self.size} numbers: the length must be a power of two "
+                f"the length of a sketch is {self.size}; it must be a power of two "
                 "from 2 to 16777216, such as 4096, 8192 or 16384."
             )
 
@@ -75,6 +75,8 @@ class CountSketch:
     ) -> Iterator[tuple[int, Int[Tensor, " block"]]]:
         """32 random bits for each number of a parameter, block by block."""
         for first in range(0, count, BLOCK):
+            # The name and not the parameter's place: another order of parameters, or an
+            # adapter beside them, leaves the sketch of each as it was.
             where = f"{self.seed}\0{name}\0{first}".encode()
             digest = hashlib.sha256(where).digest()
             keys = [
@@ -90,6 +92,7 @@ class CountSketch:
 
 def _mix(bits: Int[Tensor, " block"]) -> None:
     """Spread the information of every bit over all 32, in place."""
+    # torch shifts int32 with its sign: the mask makes it the shift of a plain number.
     for shift, factor in zip((16, 13), _FACTORS, strict=True):
         bits.bitwise_xor_((bits >> shift) & (2 ** (32 - shift) - 1)).mul_(factor)
     bits.bitwise_xor_((bits >> 16) & 0xFFFF)
@@ -110,7 +113,7 @@ class ProbeGradients:
         `pattern` is a regular expression that is searched in the parameters' names.
 
         Raises:
-            BadInput: if no parameter is trainable, none matches, or `pattern` is no
+            BadInput: if no parameter is trainable, none matches, or `pattern` is not a
                 regular expression.
         """
         model = logps.model
@@ -126,12 +129,12 @@ class ProbeGradients:
             chosen = {n: p for n, p in trainable.items() if re.search(pattern, n)}
         except re.error as error:
             raise BadInput(
-                f"parameters={pattern!r} is no regular expression: {error}. To find a "
-                "name as it is written, give re.escape(name)."
+                f"parameters={pattern!r} is not a regular expression: {error}. To find "
+                "a name as it is written, give re.escape(name)."
             ) from error
         if not chosen:
             raise BadInput(
-                f"parameters={pattern!r} is found in none of the {len(trainable)} "
+                f"parameters={pattern!r} matches none of the {len(trainable)} "
                 f"trainable parameters of {type(model).__name__}. They are named like "
                 f"{', '.join(_examples(list(trainable)))}."
             )
@@ -182,8 +185,7 @@ class ProbeGradients:
 
     def sketches(self, sketch: CountSketch) -> Float[Tensor, "pair size"]:
         """Sketches of all pairs' gradients, on the CPU."""
-        found = [sketch(self[row]).cpu() for row in range(len(self))]
-        return torch.stack(found)
+        return torch.stack([sketch(self[row]).cpu() for row in range(len(self))])
 
 
 def _examples(names: Iterable[str]) -> list[str]:

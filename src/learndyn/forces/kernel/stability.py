@@ -1,7 +1,7 @@
 r"""Does the kernel stay the same while the model learns?
 
 Ren & Sutherland 2025 (Section 3.1) let K "change slowly" between updates, and reason
-with one kernel for a whole run. Here that is looked at: gradients of the same pairs are
+with one kernel for a whole run. Here that is measured: gradients of the same pairs are
 sketched now and then, always by the same hash, and compared with the first ones.
 """
 
@@ -25,7 +25,7 @@ from learndyn.probes.tokenize import TokenizedPair
 
 
 METADATA = b"learndyn_sketch"
-"""Key of a table's metadata under which stands what its sketches are of."""
+"""Key of a table's metadata: the seed, and which pairs and parameters were sketched."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +62,14 @@ class Sketches:
         """Inverse of `to_table`, also through a Parquet file.
 
         Raises:
-            BadInput: if the table is none of these.
+            BadInput: if `to_table` did not make the table.
         """
         text = (table.schema.metadata or {}).get(METADATA)
         if text is None or table.column_names != ["pair", "sketch"] or not len(table):
             raise BadInput(
                 f"a table with the columns {', '.join(table.column_names)} and "
-                f"{len(table)} rows holds no sketches: give one that Sketches.to_table "
-                "made, with its metadata."
+                f"{len(table)} rows holds no sketches: give a table that "
+                "Sketches.to_table made, with its metadata."
             )
         known = json.loads(text)
         flat = table["sketch"].combine_chunks().flatten().to_numpy()
@@ -79,11 +79,7 @@ class Sketches:
 
 @dataclass(frozen=True)
 class KernelWatch:
-    """Looks at the kernel of a set of pairs, always in the same way.
-
-    Raises:
-        BadInput: as `CountSketch`.
-    """
+    """Looks at the kernel of a set of pairs, always in the same way."""
 
     size: int = 4096
     """Length of a sketch: 4 bytes each for every pair."""
@@ -148,17 +144,17 @@ def drift(first: Sketches, now: Sketches) -> Drift:
         first.values.shape != now.values.shape
     ):
         raise BadInput(
-            "two sketches that cannot be compared: the first is of "
-            f"{_said(first)}; the other of {_said(now)}. Look at the same pairs and "
-            "parameters with the same KernelWatch."
+            f"the two sketches cannot be compared: the first is of {_label(first)}; "
+            f"the other of {_label(now)}. Look at the same pairs and parameters with "
+            "the same KernelWatch."
         )
     if len(first.values) < 3:
         raise BadInput(
-            f"drift needs three or more pairs, there are {len(first.values)}: it "
-            "compares the order of cosines between them."
+            f"drift needs three or more pairs, and there are {len(first.values)}: it "
+            "compares the order of the cosines between them."
         )
     then, here = (_unit(sketches) for sketches in (first, now))
-    above = np.triu_indices(len(then), 1)
+    above = np.triu_indices(len(then), 1)  # each pair once; the diagonal is 1
     kernels = first.kernel, now.kernel
     sizes = [np.linalg.norm(kernel) for kernel in kernels]
     return Drift(
@@ -169,11 +165,7 @@ def drift(first: Sketches, now: Sketches) -> Drift:
 
 
 def _unit(sketches: Sketches) -> Float[np.ndarray, "pair size"]:
-    """Sketches of length 1, in float64.
-
-    Raises:
-        BadInput: if one is zero or not finite.
-    """
+    """Sketches of length 1, in float64."""
     wide = sketches.values.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1)
     wrong = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
@@ -186,12 +178,13 @@ def _unit(sketches: Sketches) -> Float[np.ndarray, "pair size"]:
     return wide / norms[:, None]
 
 
-def _said(sketches: Sketches) -> str:
+def _label(sketches: Sketches) -> str:
     count, size = sketches.values.shape
     return f"{count} pairs, {size} numbers, seed {sketches.seed}, {sketches.what[:12]}"
 
 
 def _what(gradients: ProbeGradients) -> str:
     shapes = [[name, *p.shape] for name, p in gradients.parameters.items()]
+    # Not the weights: they are what changes between the two.
     pairs = [[p.prompt_ids, p.response_ids] for p in gradients.logps.plan.pairs]
     return hashlib.sha256(json.dumps([shapes, pairs]).encode()).hexdigest()

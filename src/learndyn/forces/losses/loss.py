@@ -70,11 +70,7 @@ class Responses:
     def check_tokens(
         self, logp: Float[Tensor, " token"], name: str = "logp"
     ) -> Float[Tensor, " token"]:
-        """`logp` again, if it has as many tokens as the responses together.
-
-        Raises:
-            BadInput: if it has not, or is on another device.
-        """
+        """`logp` again, if it has as many tokens as the responses together."""
         total = int(self.n_tokens.sum())
         if len(logp) != total:
             raise BadInput(
@@ -96,23 +92,16 @@ class Responses:
 
     def sums(self, logp: Float[Tensor, " token"]) -> Float[Tensor, " response"]:
         """log pi(response | prompt): summed over tokens, nats; 0 without tokens."""
+        # index_add and not a split: one differentiable kernel, in the order of tokens.
         empty = logp.new_zeros(len(self.n_tokens))
         return empty.index_add(0, self.owner(), logp)
 
     def means(self, logp: Float[Tensor, " token"]) -> Float[Tensor, " response"]:
-        """Mean over the tokens of each response, nats per token.
-
-        Raises:
-            BadInput: if a response has no token.
-        """
+        """Mean over the tokens of each response, nats per token."""
         return self.sums(logp) / self.lengths(logp)
 
     def lengths(self, like: Float[Tensor, " any"]) -> Float[Tensor, " response"]:
-        """Tokens of each response in the dtype of `like`, to divide by.
-
-        Raises:
-            BadInput: if a response has no token.
-        """
+        """Tokens of each response in the dtype of `like`, to divide by."""
         return _no_zeros(self.n_tokens).to(like)
 
     def spread(
@@ -122,11 +111,7 @@ class Responses:
         return per_response[self.owner()]
 
     def log_ratios(self, logp: Float[Tensor, " token"]) -> Float[Tensor, " response"]:
-        """log pi(y | x) - log pi_ref(y | x), summed over tokens, nats.
-
-        Raises:
-            BadInput: if the reference was not given.
-        """
+        """log pi(y | x) - log pi_ref(y | x), summed over tokens, nats."""
         if self.reference is None:
             raise BadInput(
                 "this loss compares with a reference model: give the summed "
@@ -135,11 +120,9 @@ class Responses:
         return self.sums(logp) - self.reference.to(logp)
 
     def pairs(self) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
-        """Indices (chosen, rejected): the i-th chosen with the i-th rejected.
-
-        Raises:
-            BadInput: if there are not as many chosen as rejected.
-        """
+        """Indices (chosen, rejected): the i-th chosen with the i-th rejected."""
+        # By order among their kind, so that chosen and rejected may come in blocks (as
+        # TRL concatenates them) or in turns.
         chosen = self.chosen.nonzero()[:, 0]
         rejected = (~self.chosen).nonzero()[:, 0]
         if len(chosen) != len(rejected):
@@ -202,6 +185,7 @@ class Loss(ABC):
                     f"{self.name}: {field.name} is {value!r}: choose from "
                     f"{', '.join(choices)}."
                 )
+            # beta 0 would divide by 0 in IPO and SPPO, and push nothing in DPO.
             if field.name in self.positive and value <= 0:
                 raise BadInput(
                     f"{self.name}: {field.name} is {value:g}: give a number above 0."
@@ -226,11 +210,7 @@ class Loss(ABC):
     def push(
         self, logp: Float[Tensor, " token"], responses: Responses
     ) -> Float[Tensor, " token"]:
-        """dL/dlogp of each token, per nat; without a graph.
-
-        Raises:
-            BadInput: as `value`.
-        """
+        """dL/dlogp of each token, per nat; without a graph."""
         leaf = logp.detach().requires_grad_()
         with torch.enable_grad():  # callers measure under no_grad
             (slope,) = torch.autograd.grad(self.value(leaf, responses), leaf)
@@ -269,12 +249,7 @@ class Pairs:
 
     @classmethod
     def of(cls, logp: Float[Tensor, " token"], responses: Responses) -> "Pairs":
-        """The pairs of a batch.
-
-        Raises:
-            BadInput: if there are not as many chosen as rejected, or `logp` does not
-                fit the responses.
-        """
+        """The pairs of a batch."""
         return cls(responses.check_tokens(logp), responses, *responses.pairs())
 
     def sums(self) -> tuple[Float[Tensor, " pair"], Float[Tensor, " pair"]]:
@@ -282,35 +257,19 @@ class Pairs:
         return self.split(self.responses.sums(self.logp))
 
     def means(self) -> tuple[Float[Tensor, " pair"], Float[Tensor, " pair"]]:
-        """log pi(y | x) / tokens of chosen and rejected, nats per token.
-
-        Raises:
-            BadInput: if a response has no token.
-        """
+        """log pi(y | x) / tokens of chosen and rejected, nats per token."""
         return self.split(self.responses.means(self.logp))
 
     def lengths(self) -> tuple[Float[Tensor, " pair"], Float[Tensor, " pair"]]:
-        """Tokens of chosen and rejected, to divide by.
-
-        Raises:
-            BadInput: if a response has no token.
-        """
+        """Tokens of chosen and rejected, to divide by."""
         return self.split(self.responses.lengths(self.logp))
 
     def log_ratios(self) -> tuple[Float[Tensor, " pair"], Float[Tensor, " pair"]]:
-        """log pi/pi_ref of chosen and rejected, summed over tokens, nats.
-
-        Raises:
-            BadInput: if there is no reference.
-        """
+        """log pi/pi_ref of chosen and rejected, summed over tokens, nats."""
         return self.split(self.responses.log_ratios(self.logp))
 
     def margin(self) -> Float[Tensor, " pair"]:
-        """log-ratio of the chosen minus that of the rejected, nats.
-
-        Raises:
-            BadInput: if there is no reference.
-        """
+        """log-ratio of the chosen minus that of the rejected, nats."""
         chosen, rejected = self.log_ratios()
         return chosen - rejected
 
@@ -338,10 +297,5 @@ class PairLoss(Loss):
     def value(
         self, logp: Float[Tensor, " token"], responses: Responses
     ) -> Float[Tensor, ""]:
-        """Mean over pairs, differentiable in `logp` (nats).
-
-        Raises:
-            BadInput: if the numbers of chosen and rejected differ, `logp` does not fit,
-                or what the loss compares with is missing.
-        """
+        """Mean over pairs, differentiable in `logp` (nats)."""
         return self.each(Pairs.of(logp, responses)).mean()

@@ -100,6 +100,8 @@ def _lowered(loss: Loss, role: str) -> Lowered:
         stretches = _stretches(loss, lambda own: lowers(own, np.zeros_like(own)))
         decided = stretches in ((), everywhere)
         return Lowered(role, None if decided else _coordinate(loss, "own"), stretches)
+    # A whole plane of states first: along one line a push that turns with the other
+    # response could seem to be never or always above 0.
     axis = np.linspace(-loss.reach, loss.reach, COARSE)
     own, other = np.meshgrid(axis, axis, indexing="ij")
     plane = lowers(own.ravel(), other.ravel()).reshape(COARSE, COARSE)
@@ -186,6 +188,7 @@ def _lowers(loss: Loss, role: str) -> Lowers:
     n_tokens = 1 if loss.averages else math.ceil(2 * loss.reach)
     start = -2 * loss.reach  # log pi_ref: the policy's stays below 0
     sides = 2 if loss.layout == "pairs" else 1
+    # The role's own response first: every `sides`-th one is looked at.
     flags = torch.tensor([loss.roles[role], not loss.roles[role]][:sides])
 
     def in_one_batch(own: States, other: States) -> Bool[np.ndarray, " state"]:

@@ -63,6 +63,8 @@ class CDPO(PairLoss):
 
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
         """A mixture of DPO with the labels as given and swapped."""
+        # logsigmoid of both signs: log(1 - sigmoid(x)) would be log 0 from x = 17 on in
+        # float32.
         score, smooth = self.beta * pairs.margin(), self.label_smoothing
         return -(1 - smooth) * logsigmoid(score) - smooth * logsigmoid(-score)
 
@@ -332,12 +334,9 @@ class GateDPO(PairLoss):
     positive = ("beta", "alpha")
 
     def gate(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        """Share of the push on the rejected response that passes, 0 to 1.
-
-        Raises:
-            BadInput: if a response has no token.
-        """
+        """Share of the push on the rejected response that passes, 0 to 1."""
         _, mean = pairs.means()
+        # Detached: the gate scales the gradient, and has none of its own.
         if self.probability == "sequence":
             likely = mean.detach().exp()
         else:
@@ -380,11 +379,7 @@ class CWDPO(PairLoss):
     positive = ("beta", "tau")
 
     def weights(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        """The cooling weight of each rejected response, 0 to 1.
-
-        Raises:
-            BadInput: if a response has no token.
-        """
+        """The cooling weight of each rejected response, 0 to 1."""
         _, mean = pairs.means()
         return torch.sigmoid((mean.detach() - self.floor) / self.tau)
 

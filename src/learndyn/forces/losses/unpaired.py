@@ -109,6 +109,8 @@ class NPO(Loss):
         self, logp: Float[Tensor, " token"], responses: Responses
     ) -> Float[Tensor, ""]:
         """Mean over responses."""
+        # logsigmoid: sigmoid(-beta r) itself is 0 in float32 from r = 890 nats on at
+        # beta 0.1, and its logarithm -inf.
         ratio = responses.log_ratios(responses.check_tokens(logp))
         return -2 / self.beta * logsigmoid(-self.beta * ratio).mean()
 
@@ -138,6 +140,8 @@ class Unlikelihood(Loss):
     ) -> Float[Tensor, ""]:
         """Mean over responses."""
         responses.check_tokens(logp)
+        # Both branches are computed: where `chosen` is taken the other must be finite,
+        # or autograd would multiply its infinite slope by 0.
         unlikely = self.alpha * log_one_minus_exp(below_zero(logp))
         gain = torch.where(responses.chosen[responses.owner()], logp, unlikely)
         return -responses.sums(gain).mean()
@@ -186,8 +190,8 @@ class KTO(Loss):
         weight = torch.full_like(ratio, self.undesirable)
         weight = weight.masked_fill(responses.chosen, self.desirable)
         # exp(logsigmoid(x)), not sigmoid(x): torch differentiates that as y (1 - y),
-        # which in float32 is 0 from x = 17 on (the push of a hopeless response, 1e-11
-        # at |r| = 250 nats and beta 0.1, came out as 0; in float64 it was 5e-6 off).
+        # which in float32 is 0 from x = 17 on. At 250 nats and beta 0.1 a response's
+        # push, 1e-12, came out as 0, and 5e-6 of it were lost in float64.
         return (weight * logsigmoid(loss).exp()).mean()
 
 
