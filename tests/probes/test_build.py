@@ -233,7 +233,7 @@ def test_kinds_restrict_the_set():
     [
         ({"prompts": 31}, "31 prompts were asked for, and there are 30 usable train"),
         ({"prompts": 0}, "Ask for 1 to 30"),
-        ({"kinds": ["chosen_semantic"]}, "no row holds the kind chosen_semantic"),
+        ({"kinds": ["chosen_semantic"]}, "no row has the kind chosen_semantic"),
         ({"kinds": ["irrelevant_test"]}, "irrelevant_test needs held-out rows"),
     ],
 )

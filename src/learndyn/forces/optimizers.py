@@ -93,7 +93,7 @@ def adam(
     lr, decay, beta1 = options["lr"], options["weight_decay"], options["beta1"]
     steps = float(new["step"])
     second = new["max_exp_avg_sq" if options["amsgrad"] else "exp_avg_sq"]
-    # torch's own order, so that both round alike: sqrt(v / (1 - beta2^t)), then eps.
+    # torch's own order, so that both round alike: root, correction, then eps.
     root = wide(second).sqrt() / (1 - options["beta2"] ** steps) ** 0.5
     rate = lr / (1 - beta1**steps) / (root + options["eps"])
     remembered = _times(old.get("exp_avg"), -beta1)

@@ -62,8 +62,8 @@ class PlainForward:
         vocabulary = 0
         for i, pair in enumerate(sample.pairs):
             n = len(pair.response_ids)
-            # Both ends: an ignored window shows late in a response, a prompt that is out
-            # of sight at its start.
+            # Both ends: an ignored window shows late in a response, a prompt that is
+            # out of sight at its start.
             at = np.unique([*range(n)[: CHECKED // 2], *range(n)[-CHECKED // 2 :]])
             statistics, vocabulary = _read(forward, pair, at)
             values.append(statistics)
