@@ -65,7 +65,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer; one without padding token pads with EOS.
 
-    Padding is masked everywhere, so which token pads decides no number.
+    Padding is masked everywhere, so no number depends on the token that pads.
 
     Raises:
         BadInput: if nothing loadable is there, or it has no EOS token.

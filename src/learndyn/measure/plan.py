@@ -110,10 +110,10 @@ class ProbePlan:
     @cached_property
     def trees(self) -> tuple[Tree, ...]:
         """One tree per distinct prompt, longest first: memory peaks at once."""
-        found: dict[tuple[int, ...], list[int]] = {}
+        by_prompt: dict[tuple[int, ...], list[int]] = {}
         for i, pair in enumerate(self.pairs):
-            found.setdefault(pair.prompt_ids, []).append(i)
-        trees = [Tree(ids, tuple(pairs)) for ids, pairs in found.items()]
+            by_prompt.setdefault(pair.prompt_ids, []).append(i)
+        trees = [Tree(ids, tuple(pairs)) for ids, pairs in by_prompt.items()]
         return tuple(sorted(trees, key=self._size, reverse=True))
 
     def targets(

@@ -306,7 +306,7 @@ def _find_head(trial: _Trial, limits: Limits) -> tuple[Reader, str]:
     else:
         kind = type(head.module)
         rejected.dropped["tiles"] = (
-            f"the output embedding is no plain linear layer: {kind.__module__}."
+            f"the output embedding is not a plain linear layer: {kind.__module__}."
             f"{kind.__qualname__}"
         )
     for reader in ways:
@@ -325,5 +325,5 @@ def _named(tier: str) -> list[Tier]:
     matches = [candidate for candidate in TIERS if candidate.name == tier]
     if not matches:
         names = ", ".join(candidate.name for candidate in TIERS)
-        raise BadInput(f"there is no tier {tier!r}. Tiers: {names}.")
+        raise BadInput(f"unknown tier {tier!r}. Tiers: {names}.")
     return matches

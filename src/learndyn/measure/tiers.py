@@ -135,7 +135,7 @@ class Branching:
 
     prompt: Int[Tensor, "1 prompt"]
     batches: tuple[tuple[Int[Tensor, "_ _"], Bool[Tensor, "_ _"]], ...]
-    """Ids, padded on the right, and where they are no padding. Each token predicts the
+    """Ids, padded on the right, and where they are real. Each token predicts the
     next one, the last its response's end."""
     targets: Targets
 
@@ -146,7 +146,7 @@ class CachedTier:
     name = "cached"
 
     def why_not(self, model: nn.Module) -> str | None:
-        """A recurrent state is no list of keys and values."""
+        """A recurrent state cannot be repeated like keys and values."""
         return _sequential(model)
 
     def pieces(self, plan: ProbePlan, limits: Limits) -> list[Branching]:

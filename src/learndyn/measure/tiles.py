@@ -208,7 +208,7 @@ class _Fold:
 
     def add(self, tile: Float[Tensor, "row tile"], number: int) -> None:
         """Fold one tile of logits, which is overwritten."""
-        # A tile of nothing but masked tokens has -inf, and -inf - -inf is no number.
+        # A tile of nothing but masked tokens has -inf, and -inf - -inf is NaN.
         top = tile.amax(-1).clamp(min=torch.finfo(tile.dtype).min)
         # On a CPU an argmax costs ten times a maximum, and few rows have a new one.
         rows = (top > self.best).nonzero().squeeze(-1)
@@ -217,7 +217,7 @@ class _Fold:
         self.argmax_id[rows] = new.argmax(-1) + self.begins[number]
         torch.maximum(self.best, top, out=self.best)
 
-        # some models mask tokens with -inf, and -inf times 0 is no number
+        # Some models mask tokens with -inf, and -inf times 0 is NaN.
         back = tile.sub_(top[:, None]).mul_(LOG2_E).clamp_(min=NOTHING)
         # exp2 takes a quarter of the time of exp on a CPU (torch 2.13)
         below = torch.exp2(back, out=spare).neg_()

@@ -64,7 +64,7 @@ file but `chosen_selfr`."""
 NOT_AS_NAMED: dict[str, str] = {
     "irrelevant_test": "irrelevant_test (published as irr_test) is drawn from other "
     "rows of the same split: for training probes it is training text",
-    "random_words": "random_words (published as random_nonhum) is no random text but "
+    "random_words": "random_words (published as random_nonhum) is not random text but "
     "a shuffle of the words of irr_test",
 }
 """Our kind -> why the authors' column does not hold what that name says."""

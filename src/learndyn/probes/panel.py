@@ -107,7 +107,7 @@ class Panel:
 
 
 def _rank(seed: int, prompt: str) -> bytes:
-    # a lone surrogate in an id is no UTF-8
+    # An id may hold a lone surrogate, which UTF-8 refuses.
     text = f"{seed}\n{prompt}".encode("utf-8", "surrogatepass")
     return hashlib.sha256(text).digest()
 

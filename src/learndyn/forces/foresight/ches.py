@@ -17,7 +17,7 @@ Which states: those that predict the answer's tokens. That is from the prompt's 
 token on, without the state of the answer's own last token, as in the published code. An
 answer ends in EOS here, so the state that predicts EOS counts (`eos="include"`).
 `eos="exclude"` leaves out the state that predicts the answer's last EOS and those that
-predict what a chat template writes after it; without `eos_id`, that of the last token.
+predict what a chat template writes after it; without `eos_id`, the last token's state.
 A cut answer has no EOS and keeps all its states.
 
 Each term is thousands of products that nearly cancel. They are summed in float64,

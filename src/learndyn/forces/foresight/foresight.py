@@ -91,7 +91,7 @@ class Foresight:
     left_out: int
     """Rows that lack chosen or rejected, among those that were gone through."""
     truncated: int
-    """Pairs of which something was cut."""
+    """Pairs with an answer or prompt that was cut."""
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -250,7 +250,7 @@ def _of_rejected(logps: TokenLogps, pushed: PushDown) -> dict[str, np.ndarray]:
         return np.where(count == 0, np.nan, total / np.maximum(count, 1))
 
     # At off-target tokens alone: where the label is the favourite itself, a push down
-    # lifts the runner-up, which is no squeeze.
+    # lifts the runner-up, and that is not the squeezing effect.
     counts = np.where(off > 0, pushed.winners.double().numpy(), np.nan)
     rising = np.split(counts, logps.offsets[1:-1])
     return {

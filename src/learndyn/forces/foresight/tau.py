@@ -12,8 +12,8 @@ always rises. What differs between positions is by how much, and with how many o
 the peakier pi and the less likely the label, the fewer tokens are above tau. Where mass
 goes to one favourite and nearly all other tokens lose, that is the squeezing effect.
 
-Real kernels are no multiple of the identity: take the direction from this, not the size
-(docs/foresight.md has both measured).
+Real kernels are not multiples of the identity: take the direction from this, not the
+size (docs/foresight.md has both measured).
 """
 
 from dataclasses import dataclass

@@ -52,8 +52,8 @@ def loss_named(name: str, **options: Any) -> Loss:
     """The loss of that name; options as text (from a command line) or as they are.
 
     Raises:
-        BadInput: if there is no such loss or option (close ones are named), or the
-            value of an option cannot be used.
+        BadInput: if the loss or option is unknown (close ones are named), or the value
+            of an option cannot be used.
     """
     if name not in LOSSES:
         raise BadInput(

@@ -269,7 +269,7 @@ class Pairs:
         return self.split(self.responses.log_ratios(self.logp))
 
     def margin(self) -> Float[Tensor, " pair"]:
-        """log-ratio of the chosen minus that of the rejected, nats."""
+        """log-ratio of chosen minus log-ratio of rejected, nats."""
         chosen, rejected = self.log_ratios()
         return chosen - rejected
 

@@ -1,9 +1,9 @@
 """When a loss has a negative gradient: computed from its push, not asserted.
 
-A response is lowered where push > 0. Which states those are is found by evaluating
-`push` over states of a policy around its reference (or around the policy that sampled),
-and by bisection where its sign turns. A state is a log-ratio of each response; whether
-the sign goes by the margin or by a response's own log-ratio is seen from the values.
+A response is lowered where push > 0. To find those states, `push` is evaluated over
+states of a policy around its reference (or around the policy that sampled), and its
+zeros are bisected. A state is a log-ratio of each response; the values themselves show
+whether the sign goes by the margin or by a response's own log-ratio.
 """
 
 import math
