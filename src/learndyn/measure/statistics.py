@@ -13,11 +13,14 @@ point.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+C = TypeVar("C", bound="Columns")  # not Self, which the tests' type checker refuses
 
 
 class Columns:
@@ -29,16 +32,16 @@ class Columns:
         return [field.name for field in fields(cls)]
 
     @classmethod
-    def concatenate(cls, parts: Sequence[Self]) -> Self:
+    def concatenate(cls: type[C], parts: Sequence[C]) -> C:
         """Join rows in order."""
         columns = {n: torch.cat([getattr(p, n) for p in parts]) for n in cls.names()}
         return cls(**columns)
 
-    def take(self, rows: Int[Tensor, " some"]) -> Self:
+    def take(self: C, rows: Int[Tensor, " some"]) -> C:
         """Some rows, in any order and number."""
         return type(self)(**{name: getattr(self, name)[rows] for name in self.names()})
 
-    def cpu(self) -> Self:
+    def cpu(self: C) -> C:
         """The same on the CPU."""
         return type(self)(**{name: getattr(self, name).cpu() for name in self.names()})
 
