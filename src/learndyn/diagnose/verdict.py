@@ -102,7 +102,7 @@ class Diagnosis:
     def _repr_html_(self) -> str:
         shown = sentences_html(self.run, verdict(self))
         if self.advice:
-            shown += sentences_html("What may be done", [a.do for a in self.advice])
+            shown += sentences_html("What to do", [a.do for a in self.advice])
         return shown
 
     def to_dict(self) -> dict[str, Any]:
