@@ -18,12 +18,12 @@ from learndyn.paper.digits import (
     measure as lab_digits,
     page as digits_page,
 )
+from learndyn.paper.digits.claims import digits_claims
 from learndyn.paper.digits.figures import digit_plates
 from learndyn.paper.digits.images import Digits, load_digits, read_idx, split
 from learndyn.paper.digits.measure import (
     HELD,
     SETS,
-    digits_claims,
     measure_digits,
 )
 from learndyn.paper.digits.network import (

@@ -10,8 +10,9 @@ import torch
 from hypothesis import assume, given, settings, strategies as st
 
 from learndyn.errors import BadInput
+from learndyn.paper.claims import Measured
 from learndyn.paper.softmax import claims as claims_module
-from learndyn.paper.softmax.claims import CLAIMS, RESOLVED, softmax_claims
+from learndyn.paper.softmax.claims import RESOLVED, STATEMENTS, softmax_claims
 from learndyn.paper.softmax.scenes import (
     Cases,
     by_probability,
@@ -428,7 +429,7 @@ UPSIDE_DOWN = {  # pulled up for pushed down
 
 
 @pytest.mark.parametrize(
-    "test", [test for test, _ in CLAIMS if test.__name__ in UPSIDE_DOWN]
+    "test", [s.measure for s in STATEMENTS if s.measure.__name__ in UPSIDE_DOWN]
 )
 def test_a_claim_fails_where_the_step_has_the_other_sign(test, monkeypatch):
     real = claims_module.taken
@@ -437,9 +438,9 @@ def test_a_claim_fails_where_the_step_has_the_other_sign(test, monkeypatch):
         return real(Cases(cases.logits, cases.y, -cases.strength))
 
     monkeypatch.setattr(claims_module, "taken", other_way)
-    value, holds = test(0)
-    assert not holds
-    assert value > 0 or test.__name__ == "flat_lifts_most"
+    one = test(0)
+    assert not one.holds
+    assert one.value > 0 or test.__name__ == "flat_lifts_most"
 
 
 def test_the_claim_on_peaky_distributions_fails_on_flat_ones(monkeypatch):
@@ -447,14 +448,14 @@ def test_the_claim_on_peaky_distributions_fails_on_flat_ones(monkeypatch):
     monkeypatch.setattr(
         claims_module, "normal_cases", lambda rng, std, **k: real(rng, 4.05 - std, **k)
     )
-    assert not claims_module.peaky_lifts_few(0)[1]
-    assert not claims_module.flat_lifts_most(0)[1]
+    assert not claims_module.peaky_lifts_few(0).holds
+    assert not claims_module.flat_lifts_most(0).holds
 
 
 def test_the_claims_on_an_unlikely_y_turn_where_probabilities_do(monkeypatch):
     monkeypatch.setattr(claims_module, "UNLIKELY", claims_module.UNLIKELY[::-1])
-    assert claims_module.unlikely_drains_rest(0) == (0, False)
-    assert claims_module.unlikely_lifts_favourite(0) == (1, True)
+    assert claims_module.unlikely_drains_rest(0) == Measured(0, 0, False)
+    assert claims_module.unlikely_lifts_favourite(0) == Measured(0, 1, True)
 
 
 def test_neither_theory_nor_figures_load_anything_heavy():

@@ -5,9 +5,13 @@ a claim that holds on two of three seeds has not been reproduced. What a model, 
 set or a recorded run cannot show is not applicable, with the reason.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
+
+T = TypeVar("T")
+"""What a claim is tested on: the runs of one seed, or what was measured with it."""
 
 Outcome = Literal["PASS", "FAIL", "N-A"]
 
@@ -23,6 +27,11 @@ class Measured:
     low: float | None = None
     """Lower limit of the 95 % interval over prompts, where there is one."""
     high: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `claims.json`."""
+        names = ("seed", "value", "low", "high", "holds")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -67,18 +76,61 @@ class Claim:
             "unit": self.unit,
             "held": self.held,
             "seeds": len(self.measured),
-            "measured": [vars_of(one) for one in self.measured],
+            "measured": [one.to_dict() for one in self.measured],
             "plate": self.plate,
             "note": self.note,
         }
 
 
-def vars_of(one: Measured) -> dict[str, Any]:
-    """The fields of one measurement."""
-    return {
-        "seed": one.seed,
-        "value": one.value,
-        "low": one.low,
-        "high": one.high,
-        "holds": one.holds,
-    }
+class Absent(Exception):
+    """A seed has nothing to test a statement on; the text says what is missing."""
+
+
+@dataclass(frozen=True)
+class Statement(Generic[T]):
+    """One statement of the paper with its test; see `Claim` for the fields."""
+
+    name: str
+    source: str
+    says: str
+    rule: str
+    measure: Callable[[T], Measured]
+    """Tests one seed; raises `Absent`."""
+    plate: str
+    unit: str = "nats"
+    note: str = ""
+
+    def claim(self, seeds: Sequence[T], none: str) -> Claim:
+        """Tested on the seeds that can test it; `none` says why there is no seed."""
+        measured: list[Measured] = []
+        reasons: dict[str, None] = {}
+        for one in seeds:
+            try:
+                measured.append(self.measure(one))
+            except Absent as reason:
+                reasons[str(reason)] = None
+        note = self.note
+        if not measured:
+            note = "; ".join(reasons) or none
+        elif reasons:
+            left_out = f"{len(seeds) - len(measured)} of {len(seeds)}"
+            note += f" Not measured on {left_out}: {'; '.join(reasons)}."
+        return Claim(
+            self.name,
+            self.source,
+            self.says,
+            self.rule,
+            self.unit,
+            tuple(measured),
+            self.plate,
+            note.strip(),
+        )
+
+
+def claims_of(
+    statements: Sequence[Statement[T]],
+    seeds: Sequence[T],
+    none: str = "no run was made",
+) -> tuple[Claim, ...]:
+    """Every statement as a claim, tested on each seed that can test it."""
+    return tuple(statement.claim(seeds, none) for statement in statements)

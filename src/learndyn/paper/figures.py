@@ -242,17 +242,17 @@ class Plate:
             return True
 
 
-def drawn(plate: Plate, folder: Path) -> str:
-    """A plate as HTML, for both widths, with its line below; its files go to `folder`.
-
-    `folder` must be there.
-    """
+def embedded(plate: Plate, folder: Path) -> str:
+    """A figure as HTML, for both widths; its files go to `folder`, which must exist."""
     wide = plate.wide
     save(wide, folder / plate.name)
-    return (
-        figure(wide, plate.narrow, wide.title)
-        + f"<p class='muted'>{text(plate.paper)}. {text(plate.about)}</p>"
-    )
+    return figure(wide, plate.narrow, wide.title)
+
+
+def drawn(plate: Plate, folder: Path) -> str:
+    """`embedded`, and what the figure is below it."""
+    about = f"{text(plate.paper)}. {text(plate.about)}"
+    return f"{embedded(plate, folder)}<p class='muted'>{about}</p>"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from learndyn.diagnose.numbers import figures
 from learndyn.paper.claims import Claim, Measured, Outcome
-from learndyn.paper.figures import Plate, plain
+from learndyn.paper.figures import Plate, embedded, plain
 from learndyn.record.files import write_whole
-from learndyn.show.chart import INK, LINE, MUTED, TEXT, save
+from learndyn.show.chart import INK, LINE, MUTED, TEXT
 from learndyn.show.page import (
     Markup,
     document,
-    figure,
     plain_table,
     table,
     text,
@@ -160,13 +159,11 @@ def _digits(claim: Claim) -> int | None:
 
 def _plate(plate: Plate, claims: Sequence[Claim], folder: Path) -> str:
     """One figure with the claims that it shows."""
-    wide = plate.wide
-    save(wide, folder / plate.name)
     about = f"<p class='muted'>{text(plate.about)}</p>" if plate.about else ""
     shown = "".join(_beside(one) for one in claims if one.plate == plate.name)
     return (
         f"<h3 id='{text(plate.name)}'>{text(plate.paper)}</h3>"
-        f"{figure(wide, plate.narrow, wide.title)}{about}{shown}"
+        f"{embedded(plate, folder)}{about}{shown}"
     )
 
 

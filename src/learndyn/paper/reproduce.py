@@ -438,7 +438,7 @@ def theory(out: Path, seeds: Sequence[int]) -> Part:
 
 def digits(out: Path, seeds: Sequence[int]) -> Part:
     """The paper's first figure."""
-    from learndyn.paper.digits.measure import digits_claims
+    from learndyn.paper.digits.claims import digits_claims
     from learndyn.paper.digits.result import DigitsResult
 
     paths = [out / "digits" / f"{seed}.json" for seed in seeds]

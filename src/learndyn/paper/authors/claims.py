@@ -16,9 +16,8 @@ import numpy as np
 from learndyn.diagnose.paths import GREEDY, mean_path
 from learndyn.errors import BadInput
 from learndyn.paper.authors.import_folder import import_folder
-from learndyn.paper.claims import Claim, Measured
+from learndyn.paper.claims import Absent, Claim, Measured, Statement, claims_of
 from learndyn.paper.finetuning.recorded import Recorded, path_of
-from learndyn.paper.finetuning.statements import Absent, Statement, tested
 from learndyn.probes.kinds import AUTHORS_KINDS
 from learndyn.record.run_directory import RunDirectory, is_run
 from learndyn.record.run_info import RunInfo
@@ -178,7 +177,7 @@ ANCHORS = (
 
 def anchor_claims(seeds: Sequence[Recorded]) -> tuple[Claim, ...]:
     """Both anchors, tested on imported runs."""
-    return tested(ANCHORS, seeds)
+    return claims_of(ANCHORS, seeds)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ fail there without a fault of the theory.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
 
-from learndyn.paper.claims import Claim, Measured
+from learndyn.paper.claims import Claim, Measured, Statement, claims_of
 from learndyn.paper.digits.result import DigitsResult
 
 
@@ -21,17 +22,20 @@ BRIGHT = 9
 RISE = 0.01
 """Probability by which a path must rise above both its ends to count as a zig-zag."""
 
-Test = tuple[Claim, Callable[[DigitsResult], float], Callable[[float], bool]]
-
 _SECTION = "Section 2, Figure 1"
 _OF_MNIST = (
     "Which digits look alike depends on the images; the paper's pairs are MNIST's."
 )
 
 
-def claims_of(results: Sequence[DigitsResult]) -> list[Claim]:
+def digits_claims(results: Sequence[DigitsResult]) -> tuple[Claim, ...]:
     """The claims on these results; without any they are not applicable."""
-    return [_tested(*test, results) for test in _TESTS]
+    claims = claims_of(_STATEMENTS, results, "No images of digits were learnt.")
+    sources = [f"{source}." for source in sorted({one.source for one in results})]
+    return tuple(
+        replace(claim, note=" ".join([*sources, claim.note]).strip())
+        for claim in claims
+    )
 
 
 def rank_of_nine(result: DigitsResult) -> float:
@@ -75,119 +79,98 @@ def pull_up(result: DigitsResult, digit: int) -> Float[np.ndarray, " class"]:
     return np.sum([p.paths[digit, -1] - p.paths[digit, 0] for p in result.looks], 0)
 
 
-def _tested(
-    claim: Claim,
-    measure: Callable[[DigitsResult], float],
-    holds: Callable[[float], bool],
-    results: Sequence[DigitsResult],
-) -> Claim:
-    measured = []
-    for result in results:
+def _is(
+    measure: Callable[[DigitsResult], float], holds: Callable[[float], bool]
+) -> Callable[[DigitsResult], Measured]:
+    def test(result: DigitsResult) -> Measured:
         value = measure(result)
-        measured.append(Measured(result.seed, value, bool(holds(value))))
-    sources = sorted({result.source for result in results})
-    note = " ".join([*(f"{source}." for source in sources), claim.note]).strip()
-    if not results:
-        note = "No images of digits were learnt."
-    known = {**vars(claim), "measured": tuple(measured), "note": note}
-    return Claim(**known)
+        return Measured(result.seed, value, bool(holds(value)))
+
+    return test
 
 
-_TESTS: tuple[Test, ...] = (
-    (
-        Claim(
-            "digits-first-order",
-            "Section 2, Proposition 1",
-            "One update changes every answer by -eta A K G, up to an error of order "
-            "eta squared.",
-            "slope of log error on log learning rate, over four decades: 2.0 +- 0.1",
-            "order",
-            plate="digits_first_order",
+_STATEMENTS: tuple[Statement[DigitsResult], ...] = (
+    Statement(
+        "digits-first-order",
+        "Section 2, Proposition 1",
+        "One update changes every answer by -eta A K G, up to an error of order "
+        "eta squared.",
+        "slope of log error on log learning rate, over four decades: 2.0 +- 0.1",
+        _is(
+            lambda result: result.one_update.order, lambda value: abs(value - 2) <= 0.1
         ),
-        lambda result: result.one_update.order,
-        lambda value: abs(value - 2) <= 0.1,
+        "digits_first_order",
+        "order",
     ),
-    (
-        Claim(
-            "digits-kernel-ranks-influence",
-            "Section 2, Proposition 1",
-            "The kernel says which digits learning a digit will influence.",
-            "Spearman of first-order and actual influence over 90 pairs of different "
-            "digits, summed over training: at least 0.8",
-            "rank correlation",
-            plate="digits_influence",
-            note="First-order: A K G of other images than those learnt and observed.",
+    Statement(
+        "digits-kernel-ranks-influence",
+        "Section 2, Proposition 1",
+        "The kernel says which digits learning a digit will influence.",
+        "Spearman of first-order and actual influence over 90 pairs of different "
+        "digits, summed over training: at least 0.8",
+        _is(
+            lambda result: result.accumulated["predicted, actual"],
+            lambda value: value >= 0.8,
         ),
-        lambda result: result.accumulated["predicted, actual"],
-        lambda value: value >= 0.8,
+        "digits_influence",
+        "rank correlation",
+        "First-order: A K G of other images than those learnt and observed.",
     ),
-    (
-        Claim(
-            "digits-kernel-and-confusion",
-            _SECTION,
-            "Digits with a large kernel between them are the ones that are confused.",
-            "Spearman of the mean norm of K and the mean wrong answer over 90 pairs, "
-            "over training: at least 0.3",
-            "rank correlation",
-            plate="digits_confusion",
+    Statement(
+        "digits-kernel-and-confusion",
+        _SECTION,
+        "Digits with a large kernel between them are the ones that are confused.",
+        "Spearman of the mean norm of K and the mean wrong answer over 90 pairs, "
+        "over training: at least 0.3",
+        _is(
+            lambda result: result.accumulated["norms, confused"],
+            lambda value: value >= 0.3,
         ),
-        lambda result: result.accumulated["norms, confused"],
-        lambda value: value >= 0.3,
+        "digits_confusion",
+        "rank correlation",
     ),
-    (
-        Claim(
-            "digits-nine-for-four",
-            _SECTION,
-            "After training, images of a 4 keep a bump of probability on 9.",
-            "place of 9 among the wrong answers to 4s: first or second",
-            "place",
-            plate="digits_confusion",
-            note=_OF_MNIST,
-        ),
-        rank_of_nine,
-        lambda value: value <= 2,
+    Statement(
+        "digits-nine-for-four",
+        _SECTION,
+        "After training, images of a 4 keep a bump of probability on 9.",
+        "place of 9 among the wrong answers to 4s: first or second",
+        _is(rank_of_nine, lambda value: value <= 2),
+        "digits_confusion",
+        "place",
+        _OF_MNIST,
     ),
-    (
-        Claim(
-            "digits-similar-pairs",
-            _SECTION,
-            "The pairs 4 and 9, 3 and 5, 5 and 8 are brighter than other pairs.",
-            "lowest place of the three among all 45 pairs by mean wrong answer: "
-            f"{BRIGHT} or better",
-            "place",
-            plate="digits_confusion",
-            note=_OF_MNIST,
-        ),
-        worst_rank,
-        lambda value: value <= BRIGHT,
+    Statement(
+        "digits-similar-pairs",
+        _SECTION,
+        "The pairs 4 and 9, 3 and 5, 5 and 8 are brighter than other pairs.",
+        "lowest place of the three among all 45 pairs by mean wrong answer: "
+        f"{BRIGHT} or better",
+        _is(worst_rank, lambda value: value <= BRIGHT),
+        "digits_confusion",
+        "place",
+        _OF_MNIST,
     ),
-    (
-        Claim(
-            "digits-pull-up",
-            _SECTION,
-            "Learning 4s lifts the answer 4 on images of 9.",
-            "place of 9s among other digits by the rise of pi(4): first or second",
-            "place",
-            plate="digits_pull_up",
-            note=_OF_MNIST,
-        ),
-        rank_of_pull_up,
-        lambda value: value <= 2,
+    Statement(
+        "digits-pull-up",
+        _SECTION,
+        "Learning 4s lifts the answer 4 on images of 9.",
+        "place of 9s among other digits by the rise of pi(4): first or second",
+        _is(rank_of_pull_up, lambda value: value <= 2),
+        "digits_pull_up",
+        "place",
+        _OF_MNIST,
     ),
-    (
-        Claim(
-            "digits-zig-zag",
-            "Section 2",
-            "The most probable wrong answer rises early in training, and falls again "
-            "later.",
-            "digits whose main wrong answer rises by 0.01 above both ends of its path: "
-            "at least 5 of 10",
-            "digits of 10",
-            plate="digits_paths",
-            note="The paper says so of similar digits; whether less similar answers do "
-            "it less is not tested.",
-        ),
-        zigzags,
-        lambda value: value >= 5,
+    Statement(
+        "digits-zig-zag",
+        "Section 2",
+        "The most probable wrong answer rises early in training, and falls again "
+        "later.",
+        "digits whose main wrong answer rises by 0.01 above both ends of its path: "
+        "at least 5 of 10",
+        _is(zigzags, lambda value: value >= 5),
+        "digits_paths",
+        "digits of 10",
+        "The paper says so of similar digits; whether less similar answers do "
+        "it less is not tested.",
     ),
 )

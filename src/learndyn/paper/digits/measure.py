@@ -8,7 +8,7 @@ the kernel, and the prediction is tested on other images than it was made from.
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from learndyn.diagnose.intervals import spearman
-from learndyn.paper.claims import Claim
-from learndyn.paper.digits.claims import claims_of
 from learndyn.paper.digits.images import CLASSES, Digits, load_digits, split
 from learndyn.paper.digits.network import (
     ByClass,
@@ -131,11 +129,6 @@ def _facts(
         "looked at every": EVERY,
         "their learning rate": CAREFUL * plan.lr,
     }
-
-
-def digits_claims(results: Sequence[DigitsResult]) -> list[Claim]:
-    """What Section 2 says of its first figure, tested on each seed's result."""
-    return claims_of(results)
 
 
 def _bytes(images: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:

@@ -78,7 +78,8 @@ def write_digits(
         BadInput: if `out` is a file or holds a page that is not ours and `overwrite` is
             false, scikit-learn is missing, or the images cannot be read.
     """
-    from learndyn.paper.digits.measure import digits_claims, measure_digits
+    from learndyn.paper.digits.claims import digits_claims
+    from learndyn.paper.digits.measure import measure_digits
 
     folder = Path(out)
     page = page_in(folder, "digits.html", overwrite=overwrite)

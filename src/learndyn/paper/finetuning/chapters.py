@@ -6,7 +6,7 @@ Every claim about finetuned models, tested on the runs of some seeds.
 from collections.abc import Callable, Sequence
 
 from learndyn.diagnose.paths import GREEDY
-from learndyn.paper.claims import Claim
+from learndyn.paper.claims import Claim, claims_of
 from learndyn.paper.figures import Plate
 from learndyn.paper.finetuning import (
     dpo as paper_dpo,
@@ -20,7 +20,6 @@ from learndyn.paper.finetuning.dpo import DPO_STATEMENTS
 from learndyn.paper.finetuning.extend import EXTEND_STATEMENTS
 from learndyn.paper.finetuning.recorded import Recorded, learnt_by
 from learndyn.paper.finetuning.sft import SFT_STATEMENTS
-from learndyn.paper.finetuning.statements import tested
 from learndyn.show.chart import Sheet
 
 
@@ -171,4 +170,4 @@ STATEMENTS = (*SFT_STATEMENTS, *DPO_STATEMENTS, *EXTEND_STATEMENTS)
 
 def paper_claims(seeds: Sequence[Recorded]) -> tuple[Claim, ...]:
     """All statements about SFT, DPO and extend, in the paper's order."""
-    return tested(STATEMENTS, seeds)
+    return claims_of(STATEMENTS, seeds)

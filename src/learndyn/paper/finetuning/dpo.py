@@ -12,7 +12,7 @@ from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.paths import GREEDY, mean_path
 from learndyn.diagnose.squeeze import squeeze_evidence
 from learndyn.diagnose.state import DELTA, state_of
-from learndyn.paper.claims import Measured
+from learndyn.paper.claims import Absent, Measured, Statement
 from learndyn.paper.figures import Line, small_multiples
 from learndyn.paper.finetuning.lines import (
     ends,
@@ -32,9 +32,7 @@ from learndyn.paper.finetuning.recorded import (
 )
 from learndyn.paper.finetuning.sft import CHANGE, of_seeds
 from learndyn.paper.finetuning.statements import (
-    Absent,
     Measure,
-    Statement,
     above,
     along_chosen,
     below,

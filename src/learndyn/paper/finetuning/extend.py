@@ -18,7 +18,7 @@ from learndyn.diagnose.compare import By, Difference, compare
 from learndyn.diagnose.intervals import Interval, paired_bootstrap
 from learndyn.diagnose.paths import GREEDY
 from learndyn.diagnose.state import state_of
-from learndyn.paper.claims import Measured
+from learndyn.paper.claims import Absent, Measured, Statement
 from learndyn.paper.figures import Panel, small_multiples
 from learndyn.paper.finetuning.dpo import ROLES, compared
 from learndyn.paper.finetuning.lines import ends, line, lines, sentence, told
@@ -30,9 +30,7 @@ from learndyn.paper.finetuning.recorded import (
 )
 from learndyn.paper.finetuning.sft import of_seeds
 from learndyn.paper.finetuning.statements import (
-    Absent,
     Measure,
-    Statement,
     above,
     along_chosen,
     below,

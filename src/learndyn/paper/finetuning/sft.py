@@ -9,7 +9,7 @@ import numpy as np
 
 from learndyn.diagnose.intervals import spearman
 from learndyn.diagnose.paths import GREEDY, Paths, mean_path
-from learndyn.paper.claims import Measured
+from learndyn.paper.claims import Absent, Measured, Statement
 from learndyn.paper.figures import small_multiples
 from learndyn.paper.finetuning.learning_one_kind import (
     notebook_lbk,
@@ -32,8 +32,6 @@ from learndyn.paper.finetuning.recorded import (
     probed_split,
 )
 from learndyn.paper.finetuning.statements import (
-    Absent,
-    Statement,
     above,
     below,
     falls,

@@ -10,13 +10,12 @@ distribution of the others, y* gains less, the less likely y was. The second for
 listed as it stands, and fails.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from learndyn.paper.claims import Claim, Measured
+from learndyn.paper.claims import Claim, Measured, Statement, claims_of
 from learndyn.paper.softmax.scenes import (
     Cases,
     by_probability,
@@ -36,9 +35,6 @@ UNLIKELY = (0.5, 0.2, 0.05, 0.01, 0.001)
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Strengths in the test of Claim 5."""
 
-Test = Callable[[int], tuple[float, bool]]
-"""From a seed to its number and whether the claim holds there."""
-
 
 def taken(cases: Cases) -> Float[np.ndarray, "case label"]:
     """Change of log pi by the step itself: gradient, new logits, softmax."""
@@ -48,28 +44,28 @@ def taken(cases: Cases) -> Float[np.ndarray, "case label"]:
     return log_softmax(cases.logits + cases.strength[:, None] * gradient) - before
 
 
-def pushed_falls(seed: int) -> tuple[float, bool]:
+def pushed_falls(seed: int) -> Measured:
     """Claim 1: violations."""
     cases = random_cases(np.random.default_rng(seed), CASES)
     own = taken(cases)[np.arange(CASES), cases.y]
-    return _none(own > RESOLVED)
+    return _none(seed, own > RESOLVED)
 
 
-def favourite_rises(seed: int) -> tuple[float, bool]:
+def favourite_rises(seed: int) -> Measured:
     """Claim 2: violations."""
     cases = random_cases(np.random.default_rng(seed), CASES)
     best = favourites(log_softmax(cases.logits), cases.y)
-    return _none(taken(cases)[np.arange(CASES), best] < -RESOLVED)
+    return _none(seed, taken(cases)[np.arange(CASES), best] < -RESOLVED)
 
 
-def flat_lifts_most(seed: int) -> tuple[float, bool]:
+def flat_lifts_most(seed: int) -> Measured:
     """Claim 3A: mean share of the other 49 that rise; logit std 0.05."""
     cases = normal_cases(np.random.default_rng(seed), 0.05, cases=CASES)
     share = _others_that_rise(cases) / 49
-    return share, share >= 0.9
+    return Measured(seed, share, share >= 0.9)
 
 
-def rich_get_richer(seed: int) -> tuple[float, bool]:
+def rich_get_richer(seed: int) -> Measured:
     """Claim 3B: pairs of neighbours in pi where the likelier one gains less."""
     cases = random_cases(np.random.default_rng(seed), CASES)
     moved, others = taken(cases), cases.present
@@ -77,32 +73,32 @@ def rich_get_richer(seed: int) -> tuple[float, bool]:
     order = np.where(others, cases.logits, -np.inf).argsort(axis=1)
     rise = np.diff(np.take_along_axis(moved, order, axis=1), axis=1)
     from_others = np.take_along_axis(others, order, axis=1)[:, :-1]
-    return _none((rise < -RESOLVED) & from_others)
+    return _none(seed, (rise < -RESOLVED) & from_others)
 
 
-def peaky_lifts_few(seed: int) -> tuple[float, bool]:
+def peaky_lifts_few(seed: int) -> Measured:
     """Claim 3C: mean number of the other 49 that rise; logit std 4, y in a valley."""
     rng = np.random.default_rng(seed)
     cases = normal_cases(rng, 4.0, cases=CASES, place="valley")
     rise = _others_that_rise(cases)
-    return rise, rise <= 4.9
+    return Measured(seed, rise, rise <= 4.9)
 
 
-def unlikely_drains_rest(seed: int) -> tuple[float, bool]:
+def unlikely_drains_rest(seed: int) -> Measured:
     """Claim 4, on the labels other than y and y*: share of draws."""
     rest, _ = _by_probability(seed)
     share = float((np.diff(rest, axis=1) < 0).all(axis=1).mean())
-    return share, share == 1
+    return Measured(seed, share, share == 1)
 
 
-def unlikely_lifts_favourite(seed: int) -> tuple[float, bool]:
+def unlikely_lifts_favourite(seed: int) -> Measured:
     """Claim 4, on y*: share of draws."""
     _, best = _by_probability(seed)
     share = float((np.diff(best, axis=1) > 0).all(axis=1).mean())
-    return share, share == 1
+    return Measured(seed, share, share == 1)
 
 
-def larger_is_stronger(seed: int) -> tuple[float, bool]:
+def larger_is_stronger(seed: int) -> Measured:
     """Claim 5: violations by y, by y* and by labels that already fell."""
     rng, wrong = np.random.default_rng(seed), 0
     cases = random_cases(rng, CASES // len(STRENGTHS))
@@ -116,121 +112,101 @@ def larger_is_stronger(seed: int) -> tuple[float, bool]:
         wrong += int((more[at, best] < -RESOLVED).sum())
         wrong += int(((before < -RESOLVED) & (more > RESOLVED) & cases.present).sum())
         before = now
-    return float(wrong), wrong == 0
+    return Measured(seed, float(wrong), wrong == 0)
 
 
 _COUNT = f"violations in {CASES:,} random cases"
 
-CLAIMS: tuple[tuple[Test, Claim], ...] = (
-    (
+STATEMENTS: tuple[Statement[int], ...] = (
+    Statement(
+        "softmax-pushed-falls",
+        "Appendix E, Claim 1",
+        "A label that is pushed down becomes less likely.",
+        "log π(y) never rises",
         pushed_falls,
-        Claim(
-            "softmax-pushed-falls",
-            "Appendix E, Claim 1",
-            "A label that is pushed down becomes less likely.",
-            "log π(y) never rises",
-            _COUNT,
-            plate="softmax_scenes",
-            note="Exact for every distribution and strength.",
-        ),
+        "softmax_scenes",
+        _COUNT,
+        "Exact for every distribution and strength.",
     ),
-    (
+    Statement(
+        "softmax-favourite-rises",
+        "Appendix E, Claim 2",
+        "The likeliest other label, y*, becomes likelier.",
+        "log π(y*) never falls",
         favourite_rises,
-        Claim(
-            "softmax-favourite-rises",
-            "Appendix E, Claim 2",
-            "The likeliest other label, y*, becomes likelier.",
-            "log π(y*) never falls",
-            _COUNT,
-            plate="softmax_ratio",
-            note="Exact for every distribution and strength.",
-        ),
+        "softmax_ratio",
+        _COUNT,
+        "Exact for every distribution and strength.",
     ),
-    (
+    Statement(
+        "softmax-flat-lifts-most",
+        "Appendix E, Claim 3A",
+        "Where the distribution is flat, most other labels become likelier.",
+        "mean share of the other 49 labels that rise ≥ 0.9; logit std 0.05, s = 1",
         flat_lifts_most,
-        Claim(
-            "softmax-flat-lifts-most",
-            "Appendix E, Claim 3A",
-            "Where the distribution is flat, most other labels become likelier.",
-            "mean share of the other 49 labels that rise ≥ 0.9; logit std 0.05, s = 1",
-            "share of labels",
-            plate="softmax_peakiness",
-        ),
+        "softmax_peakiness",
+        "share of labels",
     ),
-    (
+    Statement(
+        "softmax-rich-get-richer",
+        "Appendix E, Claim 3B",
+        "Of two other labels the likelier one always fares better.",
+        "π'/π never decreases with π, y aside",
         rich_get_richer,
-        Claim(
-            "softmax-rich-get-richer",
-            "Appendix E, Claim 3B",
-            "Of two other labels the likelier one always fares better.",
-            "π'/π never decreases with π, y aside",
-            _COUNT,
-            plate="softmax_ratio",
-            note="Exact: the ratio is exp(s π_i) times one number for all.",
-        ),
+        "softmax_ratio",
+        _COUNT,
+        "Exact: the ratio is exp(s π_i) times one number for all.",
     ),
-    (
+    Statement(
+        "softmax-peaky-lifts-few",
+        "Appendix E, Claim 3C",
+        "Where the distribution is peaky, hardly any label but y* gains.",
+        "mean number of the other 49 that rise ≤ 4.9; logit std 4, y of the less "
+        "likely half, s = 1",
         peaky_lifts_few,
-        Claim(
-            "softmax-peaky-lifts-few",
-            "Appendix E, Claim 3C",
-            "Where the distribution is peaky, hardly any label but y* gains.",
-            "mean number of the other 49 that rise ≤ 4.9; logit std 4, y of the less "
-            "likely half, s = 1",
-            "labels",
-            plate="softmax_peakiness",
-        ),
+        "softmax_peakiness",
+        "labels",
     ),
-    (
+    Statement(
+        "softmax-unlikely-drains-rest",
+        "Appendix E, Claim 4",
+        "The less likely the pushed label, the worse for all but y*.",
+        "log π of all but y and y*, together, changes less favourably at each "
+        "smaller π(y); others' conditional fixed, s = 1; in every draw",
         unlikely_drains_rest,
-        Claim(
-            "softmax-unlikely-drains-rest",
-            "Appendix E, Claim 4",
-            "The less likely the pushed label, the worse for all but y*.",
-            "log π of all but y and y*, together, changes less favourably at each "
-            "smaller π(y); others' conditional fixed, s = 1; in every draw",
-            "share of draws",
-            plate="softmax_unlikely",
-        ),
+        "softmax_unlikely",
+        "share of draws",
     ),
-    (
+    Statement(
+        "softmax-unlikely-lifts-favourite",
+        "Appendix E, Claim 4",
+        "The less likely the pushed label, the more y* gains.",
+        "log π'(y*)/π(y*) grows at each smaller π(y); others' conditional fixed, "
+        "s = 1; in every draw",
         unlikely_lifts_favourite,
-        Claim(
-            "softmax-unlikely-lifts-favourite",
-            "Appendix E, Claim 4",
-            "The less likely the pushed label, the more y* gains.",
-            "log π'(y*)/π(y*) grows at each smaller π(y); others' conditional fixed, "
-            "s = 1; in every draw",
-            "share of draws",
-            plate="softmax_unlikely",
-            note="Not true, and not expected to pass: with the others' conditional "
-            "fixed, y* gains less, the less likely y is, since y has less to give. "
-            "What does grow is the loss of all the others.",
-        ),
+        "softmax_unlikely",
+        "share of draws",
+        "Not true, and not expected to pass: with the others' conditional "
+        "fixed, y* gains less, the less likely y is, since y has less to give. "
+        "What does grow is the loss of all the others.",
     ),
-    (
+    Statement(
+        "softmax-larger-is-stronger",
+        "Appendix E, Claim 5",
+        "A larger step amplifies it.",
+        "from s = 0.1 to 10 y falls more, y* rises more, and what fell falls more",
         larger_is_stronger,
-        Claim(
-            "softmax-larger-is-stronger",
-            "Appendix E, Claim 5",
-            "A larger step amplifies it.",
-            "from s = 0.1 to 10 y falls more, y* rises more, and what fell falls more",
-            f"violations in {CASES // len(STRENGTHS):,} random cases",
-            plate="softmax_ratio",
-            note="A label other than y* that rises at a small step may fall at a "
-            "larger one: τ grows with s.",
-        ),
+        "softmax_ratio",
+        f"violations in {CASES // len(STRENGTHS):,} random cases",
+        "A label other than y* that rises at a small step may fall at a "
+        "larger one: τ grows with s.",
     ),
 )
-"""Each with the test of one seed."""
 
 
-def softmax_claims(seeds: Sequence[int]) -> list[Claim]:
+def softmax_claims(seeds: Sequence[int]) -> tuple[Claim, ...]:
     """Every claim of Appendix E, tested with each seed; about a second per seed."""
-    return [
-        replace(claim, measured=tuple(Measured(seed, *test(seed)) for seed in seeds))
-        for test, claim in CLAIMS
-    ]
+    return claims_of(STATEMENTS, seeds)
 
 
 def _others_that_rise(cases: Cases) -> float:
@@ -251,5 +227,5 @@ def _by_probability(
     return by_probability(std * rng.standard_normal((CASES, 49)), UNLIKELY)
 
 
-def _none(wrong: np.ndarray) -> tuple[float, bool]:
-    return float(wrong.sum()), not wrong.any()
+def _none(seed: int, wrong: np.ndarray) -> Measured:
+    return Measured(seed, float(wrong.sum()), not wrong.any())

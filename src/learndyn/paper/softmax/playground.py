@@ -1,13 +1,14 @@
 """playground.html: the squeezing effect on one softmax, in figures and to play with.
 
 The figures, the sentences and the claims are complete where scripts are off. The part
-to play with computes in the reader's browser, with the formulas of `lab/softmax.py` in
+to play with computes in the reader's browser, with the formulas of `softmax/step.py` in
 a script of ours that stands in the page itself. The page's policy names that script by
 its hash, so no other one runs, and nothing is fetched.
 """
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from learndyn.paper.claims import Claim
@@ -173,7 +174,7 @@ def with_script(page: str, style: str, script: str) -> str:
     )
 
 
-def _claims(claims: list[Claim]) -> str:
+def _claims(claims: Sequence[Claim]) -> str:
     rows = [
         [
             _running(claim.says),

@@ -1,18 +1,13 @@
-"""The claims of the paper's theory: those of `theory_statements` and about kernels.
+"""The claims of the paper's theory, each with its test on what one seed measured.
 
-The tests themselves are in `theory_checks`.
-
-One number for each claim of the theory, and whether it is enough.
-
-Thresholds that the paper does not give are this package's; they stand in each rule.
-
-What a statement of the theory is, and those about one step and about residuals.
+`STEPS` are about one step, residuals and where they lead; `KERNELS` about the kernel,
+its proxies, peaks and the sign rule. Thresholds that the paper does not give are this
+package's; they stand in each rule.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from learndyn.paper.claims import Claim, Measured
+from learndyn.paper.claims import Absent, Claim, Measured, Statement, claims_of
 from learndyn.paper.theory.result import (
     Numbers,
     Order,
@@ -33,28 +28,20 @@ TRACKS = 0.7
 """Rank correlation from which on a proxy counts as one."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """One seed's number, whether the claim holds, and its interval."""
+Test = Callable[[TheoryResult], Measured]
+"""Tests one seed; raises `Absent` where its runs cannot say."""
 
-    value: float
-    holds: bool
-    low: float | None = None
-    high: float | None = None
-
-
-Test = Callable[[TheoryResult], Found | None]
-"""None where a seed's runs cannot say."""
+NOTHING = "The runs that were measured have nothing to test it on"
 
 
 def second_order(loss: str, model: str, decades: float) -> Test:
     """Whether the error goes with the square of the step."""
 
-    def test(result: TheoryResult) -> Found | None:
+    def test(result: TheoryResult) -> Measured:
         for order in result.orders:
             if (order.loss, order.model) == (loss, model):
-                return Found(order.slope, _is_second(order, decades))
-        return None
+                return Measured(result.seed, order.slope, _is_second(order, decades))
+        raise Absent(NOTHING)
 
     return test
 
@@ -63,53 +50,53 @@ def _is_second(order: Order, decades: float) -> bool:
     return abs(order.slope - 2) <= 0.1 and order.decades >= decades
 
 
-def parts_add_up(result: TheoryResult) -> Found:
+def parts_add_up(result: TheoryResult) -> Measured:
     """How far pull and push together are from the change as it was."""
     miss = result.kernels.relative_error
-    return Found(miss, miss <= 0.1)
+    return Measured(result.seed, miss, miss <= 0.1)
 
 
-def push_lifts_favourites(result: TheoryResult) -> Found:
+def push_lifts_favourites(result: TheoryResult) -> Measured:
     """What the part of y- does to the favourites along y+."""
     kernels = result.kernels
     pushed = kernels.greedy_push
-    return Found(pushed, pushed > max(0.0, kernels.greedy_pull))
+    return Measured(result.seed, pushed, pushed > max(0.0, kernels.greedy_pull))
 
 
-def push_reaches_rephrases(result: TheoryResult) -> Found | None:
+def push_reaches_rephrases(result: TheoryResult) -> Measured:
     """What the part of y- does to the rephrase of y-."""
     kernels = result.kernels
     if "rejected_semantic" not in kernels.kinds:
-        return None
+        raise Absent(NOTHING)
     pushed = kernels.push[kernels.kinds.index("rejected_semantic")]
-    return Found(pushed, pushed < 0)
+    return Measured(result.seed, pushed, pushed < 0)
 
 
 def printed(loss: str) -> Test:
     """How far the printed residual is from the gradient of its loss."""
 
-    def test(result: TheoryResult) -> Found:
+    def test(result: TheoryResult) -> Measured:
         miss = result.residuals.misses[loss]
-        return Found(miss, miss <= EXACT)
+        return Measured(result.seed, miss, miss <= EXACT)
 
     return test
 
 
-def pairs_push_down(result: TheoryResult) -> Found:
+def pairs_push_down(result: TheoryResult) -> Measured:
     """The least push on y- of DPO, IPO and SLiC where policy and reference agree."""
-    found = result.residuals
-    start = found.margins.index(min(found.margins, key=abs))
-    least = min(found.rejected[loss][start] for loss in ("dpo", "ipo", "slic"))
-    return Found(least, least > 0)
+    residuals = result.residuals
+    start = residuals.margins.index(min(residuals.margins, key=abs))
+    least = min(residuals.rejected[loss][start] for loss in ("dpo", "ipo", "slic"))
+    return Measured(result.seed, least, least > 0)
 
 
-def sppo_spares_rejected(result: TheoryResult) -> Found:
+def sppo_spares_rejected(result: TheoryResult) -> Measured:
     """Change of log pi(y-) per nat of y+ by a small step on SPPO."""
     change = result.residuals.sppo_rejected
-    return Found(change, change >= 0)
+    return Measured(result.seed, change, change >= 0)
 
 
-def path_turns(result: TheoryResult) -> Found | None:
+def path_turns(result: TheoryResult) -> Measured:
     """How much farther y- fell over DPO than y+ moved, either way.
 
     Its limits are those at which the intervals of both are nearest and farthest: wider
@@ -117,13 +104,13 @@ def path_turns(result: TheoryResult) -> Found | None:
     """
     walks = {walk.role: walk for walk in result.walks}
     if not {"sft", "dpo"} <= set(walks):
-        return None
+        raise Absent(NOTHING)
     sft, dpo = walks["sft"], walks["dpo"]
     mean, low, high = dpo.turn
     moved = abs(mean), max(-low, high), max(0.0, low, -high)  # as it is, most, least
     beyond = -dpo.fall[0] - moved[0]
     least, most = -_high(dpo.fall) - moved[1], -_low(dpo.fall) - moved[2]
-    return Found(beyond, _both_rise(sft) and least > 0, least, most)
+    return Measured(result.seed, beyond, _both_rise(sft) and least > 0, least, most)
 
 
 def _both_rise(walk: Walk) -> bool:
@@ -141,55 +128,57 @@ def _high(interval: Numbers) -> float:
 def kernel_keeps_order(start: str, end: str) -> Test:
     """Rank correlation of ||K(o, u)|| over o between two checkpoints."""
 
-    def test(result: TheoryResult) -> Found | None:
+    def test(result: TheoryResult) -> Measured:
         path = result.kernel_path
         if not {start, end} <= set(path.checkpoints):
-            return None
+            raise Absent(NOTHING)
         i, j = (path.checkpoints.index(name) for name in (start, end))
-        return Found(path.ranks[i][j], path.ranks[i][j] >= STABLE)
+        return Measured(result.seed, path.ranks[i][j], path.ranks[i][j] >= STABLE)
 
     return test
 
 
-def bound_exact(result: TheoryResult) -> Found:
+def bound_exact(result: TheoryResult) -> Measured:
     """Largest LBK / (eta^2 ||K||_F^2), K written out."""
-    return _bound(result.bounds.exact_lbk, result.bounds.exact_kernel)
+    most = _largest_ratio(result.bounds.exact_lbk, result.bounds.exact_kernel)
+    return Measured(result.seed, most, most <= 1)
 
 
-def bound_trained(result: TheoryResult) -> Found:
+def bound_trained(result: TheoryResult) -> Measured:
     """The same at the SFT checkpoint, ||K|| estimated."""
-    return _bound(result.bounds.lbk, result.bounds.kernel)
+    most = _largest_ratio(result.bounds.lbk, result.bounds.kernel)
+    return Measured(result.seed, most, most <= 1)
 
 
-def _bound(lbk: Numbers, kernel: Numbers) -> Found:
-    most = max(a / b for a, b in zip(lbk, kernel, strict=True))
-    return Found(most, most <= 1)
+def _largest_ratio(lbk: Numbers, kernel: Numbers) -> float:
+    return max(a / b for a, b in zip(lbk, kernel, strict=True))
 
 
-def lbk_ranks(result: TheoryResult) -> Found:
+def lbk_ranks(result: TheoryResult) -> Measured:
     """Rank correlation of LBK with ||K||_F."""
-    return Found(result.bounds.rank_lbk, result.bounds.rank_lbk >= TRACKS)
+    return Measured(
+        result.seed, result.bounds.rank_lbk, result.bounds.rank_lbk >= TRACKS
+    )
 
 
-def notebook_ranks(result: TheoryResult) -> Found:
+def notebook_ranks(result: TheoryResult) -> Measured:
     """Rank correlation of the notebook's LBK with ||K||_F."""
-    return Found(result.bounds.rank_notebook, result.bounds.rank_notebook >= TRACKS)
+    rank = result.bounds.rank_notebook
+    return Measured(result.seed, rank, rank >= TRACKS)
 
 
-def a_norm_identity(result: TheoryResult) -> Found:
+def a_norm_identity(result: TheoryResult) -> Measured:
     """Largest relative difference of ||A||_F^2 to its closed form."""
-    return Found(result.bounds.a_norm, result.bounds.a_norm <= 1e-12)
+    return Measured(result.seed, result.bounds.a_norm, result.bounds.a_norm <= 1e-12)
 
 
 def peakier(role: str) -> Test:
     """Change of ||A||_F along chosen over a run."""
 
-    def test(result: TheoryResult) -> Found | None:
+    def test(result: TheoryResult) -> Measured:
         peak = _peak(result, role)
-        if peak is None:
-            return None
         mean, low, high = peak.rise
-        return Found(mean, low > 0, low, high)
+        return Measured(result.seed, mean, low > 0, low, high)
 
     return test
 
@@ -197,27 +186,28 @@ def peakier(role: str) -> Test:
 def rest_falls(role: str) -> Test:
     """Slope of log(1 - pi*) on log pi* over a run's observations."""
 
-    def test(result: TheoryResult) -> Found | None:
+    def test(result: TheoryResult) -> Measured:
         peak = _peak(result, role)
-        if peak is None:
-            return None
-        return Found(peak.slope, peak.slope < 0 and peak.r2 >= 0.8)
+        return Measured(result.seed, peak.slope, peak.slope < 0 and peak.r2 >= 0.8)
 
     return test
 
 
-def _peak(result: TheoryResult, role: str) -> Peak | None:
-    return next((peak for peak in result.peaks if peak.role == role), None)
+def _peak(result: TheoryResult, role: str) -> Peak:
+    for peak in result.peaks:
+        if peak.role == role:
+            return peak
+    raise Absent(NOTHING)
 
 
 def pushed_down(pushed: str, value: Callable[[SignRule], float], least: float) -> Test:
     """A share of the sign rule, where it has to be at least `least`."""
 
-    def test(result: TheoryResult) -> Found | None:
+    def test(result: TheoryResult) -> Measured:
         for rule in result.sign_rules:
             if rule.pushed == pushed:
-                return Found(value(rule), value(rule) >= least)
-        return None
+                return Measured(result.seed, value(rule), value(rule) >= least)
+        raise Absent(NOTHING)
 
     return test
 
@@ -227,41 +217,27 @@ def balanced(rule: SignRule) -> float:
     return (rule.above + 1 - rule.below) / 2
 
 
-@dataclass(frozen=True)
-class Statement:
-    """One claim and its test; the fields are those of `Claim`."""
-
-    name: str
-    source: str
-    says: str
-    rule: str
-    unit: str
-    plate: str
-    test: Test
-    note: str = ""
-
-
 FIRST_ORDER = "Section 2, Proposition 1; Section 3.1, Eq. 5"
 
-STEPS: tuple[Statement, ...] = (
+STEPS: tuple[Statement[TheoryResult], ...] = (
     Statement(
         "first-order-sft",
         FIRST_ORDER,
         "One step changes all log-probabilities by -eta A K G up to O(eta^2): SFT.",
         "The error goes with the step to the power 2.0 +- 0.1 over at least 3 decades; "
         "A, K, G written out, float64.",
-        "power of the step",
-        "theory_order",
         second_order("sft", "tiny", 3.0),
+        "theory_order",
+        "power of the step",
     ),
     Statement(
         "first-order-dpo",
         "Section 3.2, Eq. 7; Appendix B.2.2",
         "The same for DPO, with a kernel for y+ and one for y-.",
         "As for SFT.",
-        "power of the step",
-        "theory_order",
         second_order("dpo", "tiny", 3.0),
+        "theory_order",
+        "power of the step",
     ),
     Statement(
         "first-order-sft-trained",
@@ -269,18 +245,18 @@ STEPS: tuple[Statement, ...] = (
         "It holds for a pretrained model along the gradient of real SFT answers.",
         "Power 2.0 +- 0.1 over at least 0.9 decades that are clear of float32's "
         "rounding.",
-        "power of the step",
-        "theory_order",
         second_order("sft", "trained", 0.9),
+        "theory_order",
+        "power of the step",
     ),
     Statement(
         "first-order-dpo-trained",
         "Section 3.2, Eq. 7",
         "It holds for a finetuned model along the gradient of real DPO pairs.",
         "As for SFT on a pretrained model.",
-        "power of the step",
-        "theory_order",
         second_order("dpo", "trained", 0.9),
+        "theory_order",
+        "power of the step",
     ),
     Statement(
         "two-kernels-add-up",
@@ -288,9 +264,9 @@ STEPS: tuple[Statement, ...] = (
         "A DPO update is a pull by K(o, u+) and a push by K(o, u-), nothing else.",
         "The two parts together are within 10 % of the actual change of all probes, "
         "for a step that adds 0.02 nats of margin.",
-        "share of the change",
-        "theory_two_kernels",
         parts_add_up,
+        "theory_two_kernels",
+        "share of the change",
     ),
     Statement(
         "push-lifts-favourites",
@@ -298,18 +274,18 @@ STEPS: tuple[Statement, ...] = (
         "It is the push on y- that makes the most probable tokens more probable.",
         "At the SFT checkpoint the push raises the favourites along y+, and by more "
         "than the pull does.",
-        "nats",
-        "theory_two_kernels",
         push_lifts_favourites,
+        "theory_two_kernels",
+        "nats",
     ),
     Statement(
         "push-reaches-rephrases",
         "Section 4.2, Figure 4",
         "The kernel carries the push on y- to responses that are like y-.",
         "The push lowers the rephrases of y-.",
-        "nats",
-        "theory_two_kernels",
         push_reaches_rephrases,
+        "theory_two_kernels",
+        "nats",
     ),
     *(
         Statement(
@@ -318,9 +294,9 @@ STEPS: tuple[Statement, ...] = (
             says,
             "The printed residual is autograd's, to 1e-9 of the largest, on random "
             "logits.",
-            "share of the residual",
-            "theory_residuals",
             printed(loss),
+            "theory_residuals",
+            "share of the residual",
             note,
         )
         for loss, source, says, note in (
@@ -356,18 +332,18 @@ STEPS: tuple[Statement, ...] = (
         "Section 3.2; Appendix B.2",
         "DPO, IPO and SLiC push y- down: they have a negative gradient.",
         "dL/dlogp of y- is above 0 for all three where training starts.",
-        "per nat",
-        "theory_residuals",
         pairs_push_down,
+        "theory_residuals",
+        "per nat",
     ),
     Statement(
         "sppo-spares-rejected",
         "Appendix B.2, after Eq. 22",
         "SPPO has no negative gradient.",
         "A small step from the reference does not lower log pi(y-).",
-        "nats per nat of y+",
-        "theory_residuals",
         sppo_spares_rejected,
+        "theory_residuals",
+        "nats per nat of y+",
         "It follows from the sign of Eq. 22 as printed. SPPO pushes y- down until its "
         "log-ratio is -eta/2.",
     ),
@@ -377,59 +353,28 @@ STEPS: tuple[Statement, ...] = (
         "SFT on y+ raises y- too; DPO then turns, and lowers y- more than it moves y+.",
         "95 % intervals: both rise over SFT; over DPO that of y- is below zero, and "
         "all of it farther from zero than any of that of y+.",
-        "nats",
-        "theory_walk",
         path_turns,
+        "theory_walk",
+        "nats",
     ),
 )
 """About one step, what losses ask for, and where that leads."""
-
-
-def theory_claims(results: Sequence[TheoryResult]) -> list[Claim]:
-    """Every claim of the theory; not applicable where no seed was measured."""
-    return [_claim(statement, results) for statement in (*STEPS, *KERNELS)]
-
-
-def _claim(statement: Statement, results: Sequence[TheoryResult]) -> Claim:
-    measured = []
-    for result in results:
-        found = statement.test(result)
-        if found is not None:
-            one = Measured(result.seed, found.value, found.holds, found.low, found.high)
-            measured.append(one)
-    note = statement.note
-    if not measured:
-        note = (
-            "The runs that were measured have nothing to test it on."
-            if results
-            else "It needs the weights of an SFT and a DPO run; none were measured."
-        )
-    return Claim(
-        statement.name,
-        statement.source,
-        statement.says,
-        statement.rule,
-        statement.unit,
-        tuple(measured),
-        statement.plate,
-        note,
-    )
 
 
 LBK = "Appendix C.2, Eq. 23 to 31"
 STABILITY = "Appendix C.1, Figures 6 and 7"
 PEAKS = "Appendix C, Figure 9"
 
-KERNELS: tuple[Statement, ...] = (
+KERNELS: tuple[Statement[TheoryResult], ...] = (
     *(
         Statement(
             name,
             STABILITY,
             says,
             f"Spearman's correlation of ||K(o, u)||_F over o is at least {STABLE}.",
-            "rank correlation",
-            "theory_kernel",
             kernel_keeps_order(start, end),
+            "theory_kernel",
+            "rank correlation",
             note,
         )
         for name, says, start, end, note in (
@@ -468,18 +413,18 @@ KERNELS: tuple[Statement, ...] = (
         LBK,
         "LBK is a lower bound of eta^2 ||K||_F^2.",
         "LBK / (eta^2 ||K||_F^2) is at most 1 on every pair; K written out, float64.",
-        "largest ratio",
-        "theory_lbk",
         bound_exact,
+        "theory_lbk",
+        "largest ratio",
     ),
     Statement(
         "lbk-bound-trained",
         LBK,
         "The same for a finetuned model.",
         "At most 1 on every pair; ||K|| estimated by random vectors.",
-        "largest ratio",
-        "theory_lbk",
         bound_trained,
+        "theory_lbk",
+        "largest ratio",
         "The bound is far from tight: it can be no proof of a large kernel.",
     ),
     Statement(
@@ -487,18 +432,18 @@ KERNELS: tuple[Statement, ...] = (
         LBK,
         "LBK can stand for ||K||: where it is large, so is the kernel.",
         f"Spearman's correlation over o is at least {TRACKS}, mean over u.",
-        "rank correlation",
-        "theory_lbk",
         lbk_ranks,
+        "theory_lbk",
+        "rank correlation",
     ),
     Statement(
         "notebook-lbk-tracks-kernel",
         "Reference notebook of Figure 8",
         "LBK as the reference notebook computes it can stand for ||K||.",
         f"Spearman's correlation over o is at least {TRACKS}, mean over u.",
-        "rank correlation",
-        "theory_lbk",
         notebook_ranks,
+        "theory_lbk",
+        "rank correlation",
         "It sees the label's log-probability alone.",
     ),
     Statement(
@@ -506,9 +451,9 @@ KERNELS: tuple[Statement, ...] = (
         "Appendix C.2",
         "||A||_F^2 = V - 2 + V ||pi||^2.",
         "To 1e-12 of A written out.",
-        "share of ||A||_F^2",
-        "theory_lbk",
         a_norm_identity,
+        "theory_lbk",
+        "share of ||A||_F^2",
     ),
     *(
         Statement(
@@ -516,9 +461,9 @@ KERNELS: tuple[Statement, ...] = (
             PEAKS,
             f"Distributions along y+ get peakier over {role.upper()}: ||A||_F grows.",
             "Its change from first to last observation is above 0, 95 % interval.",
-            "||A||_F",
-            "theory_peakiness",
             peakier(role),
+            "theory_peakiness",
+            "||A||_F",
         )
         for role in ("sft", "dpo")
     ),
@@ -529,9 +474,9 @@ KERNELS: tuple[Statement, ...] = (
             f"As the argmax gains over {role.upper()}, all else loses, on one line.",
             "The slope of log(1 - pi*) on log pi*, per token, is negative and its "
             "r2 at least 0.8.",
-            "nats per nat",
-            "theory_rest",
             rest_falls(role),
+            "theory_rest",
+            "nats per nat",
             "Sums of log(1 - pi*) are ruled by tokens that are nearly certain.",
         )
         for role in ("sft", "dpo")
@@ -541,27 +486,27 @@ KERNELS: tuple[Statement, ...] = (
         "Section 3.3; Appendix E, Claim 1",
         "A token that is pushed down falls, in a language model too.",
         "At 95 % of the positions of y-, each pushed on its own.",
-        "share of positions",
-        "theory_sign",
         pushed_down("one", lambda rule: rule.label_falls, 0.95),
+        "theory_sign",
+        "share of positions",
     ),
     Statement(
         "favourite-rises",
         "Section 3.3; Appendix E, Claim 2",
         "The most probable other token rises.",
         "At 90 % of the positions of y-, each pushed on its own.",
-        "share of positions",
-        "theory_sign",
         pushed_down("one", lambda rule: rule.top_rises, 0.9),
+        "theory_sign",
+        "share of positions",
     ),
     Statement(
         "favourite-rises-whole",
         "Section 3.3; Appendix E, Claim 2",
         "It rises also where the whole response is pushed, as DPO does.",
         "At 90 % of the positions of y-, all pushed at once.",
-        "share of positions",
-        "theory_sign",
         pushed_down("all", lambda rule: rule.top_rises, 0.9),
+        "theory_sign",
+        "share of positions",
         "Positions share weights: what is pushed at one moves the others.",
     ),
     Statement(
@@ -570,9 +515,9 @@ KERNELS: tuple[Statement, ...] = (
         "Who is more probable than tau = ||pi||^2 - pi_y rises, the others fall.",
         "Balanced share of right signs over the vocabulary at least 0.8 (0.5 by "
         "chance); each position pushed on its own.",
-        "balanced share",
-        "theory_sign",
         pushed_down("one", balanced, 0.8),
+        "theory_sign",
+        "balanced share",
         "The condition is the theory's own, worked out for one softmax.",
     ),
     Statement(
@@ -580,9 +525,15 @@ KERNELS: tuple[Statement, ...] = (
         "Section 3.3; Appendix E, Claims 3A to 3C",
         "The same where the whole response is pushed.",
         "As before; all positions pushed at once.",
-        "balanced share",
-        "theory_sign",
         pushed_down("all", balanced, 0.8),
+        "theory_sign",
+        "balanced share",
     ),
 )
 """About the kernel, what stands for it, peaks, and who rises."""
+
+
+def theory_claims(results: Sequence[TheoryResult]) -> tuple[Claim, ...]:
+    """Every claim of the theory; not applicable where no seed was measured."""
+    none = "It needs the weights of an SFT and a DPO run; none were measured."
+    return claims_of((*STEPS, *KERNELS), results, none)

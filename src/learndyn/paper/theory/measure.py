@@ -1,13 +1,10 @@
 """The paper's theory, measured on one seed's model and runs.
 
 What Ren & Sutherland 2025 derive (Sections 2 and 3, Appendices B, C and E) is asked of
-a tiny model, where A, K and G are written out, and of the weights of real runs.
-`theory_claims` says which statements hold, `learndyn.paper.theory.figures` draws them.
-
-Paths of recorded runs: the walk of (y+, y-), and how peaky the answers became.
-
-From observations alone, so that any recorded run will do (Ren & Sutherland 2025,
-Sections 4.1 and 4.2, Figure 9).
+a tiny model, where A, K and G are written out, and of the weights of real runs. The
+walk of (y+, y-) and how peaky the answers became (Sections 4.1 and 4.2, Figure 9) need
+observations alone. `theory.claims` says which statements hold, `theory.figures` draws
+them.
 """
 
 from collections.abc import Mapping
@@ -24,7 +21,6 @@ from learndyn.forces.losses import loss_named
 from learndyn.forces.predict import Predictor
 from learndyn.measure.load import load_model
 from learndyn.paper.finetuning.recorded import probed_split
-from learndyn.paper.theory.claims import theory_claims
 from learndyn.paper.theory.kernel import (
     UPDATES,
     Weights,
@@ -114,8 +110,6 @@ def _change(values: Float[np.ndarray, "step prompt"]) -> Numbers:
     found = paired_bootstrap(values[-1] - values[0]).at()
     return [found.mean, found.low, found.high]
 
-
-__all__ = ["TheoryResult", "measure_theory", "theory_claims"]
 
 NEEDED = ("sft", "dpo")
 SFT_END = "SFT end"
