@@ -454,8 +454,8 @@ def test_the_claim_on_peaky_distributions_fails_on_flat_ones(monkeypatch):
 
 def test_the_claims_on_an_unlikely_y_turn_where_probabilities_do(monkeypatch):
     monkeypatch.setattr(claims_module, "UNLIKELY", claims_module.UNLIKELY[::-1])
-    assert claims_module.unlikely_drains_rest(0) == Measured(0, 0, False)
-    assert claims_module.unlikely_lifts_favourite(0) == Measured(0, 1, True)
+    assert claims_module.unlikely_drains_rest(0) == Measured(0, 0.0, False)
+    assert claims_module.unlikely_lifts_favourite(0) == Measured(0, 1.0, True)
 
 
 def test_neither_theory_nor_figures_load_anything_heavy():
