@@ -4,12 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from learndyn.paper.claims import Claim
 from learndyn.paper.digits.figures import digit_plates
+from learndyn.paper.digits.result import DigitsResult
 from learndyn.paper.figures import drawn, plain
 from learndyn.record.files import write_whole
 from learndyn.show.page import (
@@ -21,10 +22,6 @@ from learndyn.show.page import (
     table,
     text,
 )
-
-
-if TYPE_CHECKING:
-    from learndyn.paper.digits.result import DigitsResult
 
 
 SEEDS = 3
@@ -46,7 +43,7 @@ class DigitsPage:
     """What was found, and where the page is."""
 
     page: Path
-    results: tuple["DigitsResult", ...]
+    results: tuple[DigitsResult, ...]
     claims: tuple[Claim, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,7 +113,7 @@ def _writer(content: str) -> Any:
     return lambda path: path.write_text(content, encoding="utf-8")
 
 
-def _said(results: Sequence["DigitsResult"], claims: Sequence[Claim]) -> list[str]:
+def _said(results: Sequence[DigitsResult], claims: Sequence[Claim]) -> list[str]:
     held = sum(claim.outcome == "PASS" for claim in claims)
     ranks = ", ".join(f"{r.accumulated['predicted, actual']:.2f}" for r in results)
     right = np.mean([r.accuracy[-1] for r in results])
@@ -145,7 +142,7 @@ def _claims(claims: Sequence[Claim]) -> str:
     return table(("statement", "outcome", "seeds", "measured", "rule and note"), rows)
 
 
-def _agreements(results: Sequence["DigitsResult"]) -> str:
+def _agreements(results: Sequence[DigitsResult]) -> str:
     rows = []
     for result in results:
         moments = [(f"epoch {look.epoch}", look.agreement) for look in result.looks]
@@ -158,7 +155,7 @@ def _agreements(results: Sequence["DigitsResult"]) -> str:
     )
 
 
-def _facts(results: Sequence["DigitsResult"]) -> list[tuple[str, str]]:
+def _facts(results: Sequence[DigitsResult]) -> list[tuple[str, str]]:
     listed = [("images", results[0].source)]
     for name in results[0].facts:
         values = dict.fromkeys(result.facts[name] for result in results)
