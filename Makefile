@@ -12,7 +12,7 @@ TESTS  ?= tests
 AUTHORS ?=
 IMAGES ?=
 
-.PHONY: demo test quick lint format bench evidence reproduce clean
+.PHONY: demo test quick lint format package bench evidence reproduce clean
 
 demo: $(READY)  ## SFT -> DPO and extend -> DPO, watched; DATA= and MODEL= for one's own
 	$(BIN)/learndyn demo --out $(OUT) --overwrite \
@@ -32,6 +32,11 @@ lint: $(READY)  ## style and types
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+package: $(READY)  ## wheel and sdist; the wheel, without torch, reads a run
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python tests/support/try_wheel.py
 
 bench: $(READY)  ## what scoring, forces and reading cost: time, memory, error; PROBES= for a file
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/probing.py $(if $(PROBES),--probes $(PROBES))

@@ -147,7 +147,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         value: Any = importlib.import_module("importlib.metadata").version("learndyn")
     elif name in _MODULE_OF:
-        value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+        value = getattr(_load(_MODULE_OF[name]), name)
         room = sys.modules.get(f"{__name__}.{name}")
         if room is not None and isinstance(value, FunctionType):
             # `import learndyn.diagnose.intervals as intervals` looks for it here.
@@ -156,6 +156,16 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value  # found without this function from now on
     return value
+
+
+def _load(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = importlib.import_module("learndyn.errors").NotInstalled.of(error)
+        if missing is None:
+            raise
+        raise missing from error
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,7 @@
-"""The one exception that means: the input is at fault, and the message says how."""
+"""The exceptions whose message says what is at fault and what to do about it."""
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 
@@ -10,6 +11,44 @@ class BadInput(ValueError):
     The message says what is wrong, where, with which numbers, and what to do about
     it. The command line prints it without a traceback and exits with status 2.
     """
+
+
+EXTRA_OF = {
+    **dict.fromkeys(("torch", "transformers"), "measure"),
+    **dict.fromkeys(("trl", "datasets", "accelerate", "peft"), "train"),
+    "sklearn": "lab",
+}
+"""Which extra of ours installs a package that reading a run does without."""
+
+
+class NotInstalled(BadInput, ImportError):
+    """A package of an extra is needed and not installed; the message names both."""
+
+    @classmethod
+    def of(cls, error: ModuleNotFoundError) -> "NotInstalled | None":
+        """What to say of a failed import; None if no extra of ours has the package."""
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRA_OF:
+            return None
+        return cls(
+            f"{package} is not installed. Reading a run does not need it; this does. "
+            f"Install it with: pip install 'learndyn[{EXTRA_OF[package]}]'"
+        )
+
+
+def needs(*packages: str) -> None:
+    """Check that packages are installed, importing none.
+
+    A room that measures calls it before its first module imports torch.
+
+    Raises:
+        NotInstalled: if one of them is not.
+    """
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            missing = NotInstalled.of(ModuleNotFoundError(name=name))
+            assert missing is not None, name
+            raise missing
 
 
 def listed(problems: list[str], limit: int = 20) -> str:

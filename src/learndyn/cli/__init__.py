@@ -13,7 +13,7 @@ from importlib.metadata import version
 from learndyn.cli import completion, model, paper, probes, read, run
 from learndyn.cli.parser import Parser, check_names, dashed
 from learndyn.cli.parts import plain_warnings
-from learndyn.errors import BadInput
+from learndyn.errors import BadInput, NotInstalled
 
 
 def make_parser() -> Parser:
@@ -58,6 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             job(known)
     except BadInput as error:
         print(f"learndyn: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        missing = NotInstalled.of(error)
+        if missing is None:
+            raise
+        print(f"learndyn: {missing}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until the process ends
