@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,26 @@ def test_type_checkers_see_the_same_names():
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("learn"):
             typed |= {str(a.asname): str(node.module) for a in node.names}
     assert typed == learndyn._MODULE_OF
+
+
+def test_every_public_name_is_in_the_documents_or_an_example():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages += (ROOT / "examples").glob("*")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    missing = [n for n in learndyn._MODULE_OF if not re.search(rf"\b{n}\b", text)]
+    assert missing == []
+
+
+def test_documents_and_examples_import_from_the_door_alone():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages += (ROOT / "examples").glob("*")
+    deep = [
+        f"{page.name}: {line}"
+        for page in pages
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if re.search(r"(from|import) learndyn\.", line)
+    ]
+    assert deep == []
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():
@@ -194,3 +215,25 @@ def test_a_notebook_escapes_what_others_wrote(tmp_path):
     assert "&lt;script&gt;alert(1)" in probes._repr_html_()
     assert "&lt;script&gt;alert(2)" in run._repr_html_()
     assert "<td>chosen</td>" in run._repr_html_()
+
+
+# What is not installed.
+
+
+def test_what_measures_says_which_extra_it_needs():
+    code = """
+import sys
+sys.modules["torch"] = None  # importing it raises ImportError
+import learndyn
+from learndyn.cli import main
+for name in ("score", "LearningDynamicsCallback", "capture_step", "foresee"):
+    try:
+        getattr(learndyn, name)
+    except ImportError as error:
+        assert "pip install 'learndyn[measure]'" in str(error), error
+        assert isinstance(error, learndyn.BadInput)
+    else:
+        raise AssertionError(name)
+print(main(["score", "model", "--probes", "x"]))
+"""
+    assert fresh(code).splitlines()[-1] == "2"

@@ -1,5 +1,6 @@
 """What README.md says can be done, done."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,14 @@ def test_the_python_examples_run_in_order(tmp_path, monkeypatch, capsys):
         "tokenizer": AutoTokenizer.from_pretrained(folder),
         "dataset": Dataset.from_list(rows),
     }
-    watching, reading = blocks(README, "python")
+    first, watching, reading = blocks(README, "python")
     exec(watching, names)
     exec(reading, names)
-    assert "of 7" in capsys.readouterr().out
+    assert "What was looked for" in capsys.readouterr().out
+    shutil.copytree("runs/dpo", "runs/extend/dpo")
+    exec(first, names)
+    assert "dpo against" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "dpo" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("words", commands(README), ids=" ".join)
