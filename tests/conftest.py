@@ -25,6 +25,7 @@ SAVE = matplotlib.figure.Figure.savefig
 
 
 SLOW = {
+    "test_door.py": 50,
     "test_resume.py": 45,
     "test_reproduce.py": 45,
     "test_tiers.py": 40,
@@ -49,13 +50,18 @@ SLOW = {
     "test_real_data.py": 12,
     "test_planted_errors.py": 12,
     "test_losses.py": 12,
-    "test_paper_claims.py": 10,
     "test_run_kernel.py": 10,
     "test_scoring.py": 10,
     "test_seen.py": 10,
     "test_sign_split.py": 8,
     "test_digits.py": 8,
     "test_softmax.py": 8,
+    "test_akg.py": 8,
+    "test_route.py": 6,
+    "test_bad_runs.py": 6,
+    "test_noise.py": 5,
+    "test_loss_docs.py": 5,
+    "test_forces_docs.py": 5,
 }
 """Seconds on one core of the files that take longest. They are begun first, so that no
 process is left alone with one of them; `--quick` leaves out all that are not named."""
