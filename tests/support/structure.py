@@ -8,6 +8,7 @@ prints the measures; `test_architecture.py` holds them to the rules of the house
 import ast
 import collections
 import io
+import re
 import statistics
 import tokenize
 from collections.abc import Iterator
@@ -188,8 +189,25 @@ def _reachable(graph: dict[str, set[str]], start: str) -> set[str]:
 def unused_public() -> list[str]:
     """Public top-level names that no other module of the package uses.
 
-    What `learndyn/__init__.py` offers is used by it.
+    What `learndyn/__init__.py` offers is used by it. A name in the signature of a used
+    one is used with it: whoever calls a function holds what it takes and returns.
     """
+    used = _used_elsewhere()
+    for module_name, name in _door():
+        used[module_name].add(name)
+    return [
+        f"{module.file}:{line} {name}"
+        for module in modules()
+        if module.file not in ("__init__.py", "cli/__init__.py")
+        for used_here in [_with_signatures(module, used[module.dotted])]
+        for name, line in module.public.items()
+        # `python -m` runs main; nothing imports it
+        if name not in used_here and name != "main"
+    ]
+
+
+def _used_elsewhere() -> dict[str, set[str]]:
+    """For every module, the names that other modules take from it."""
     used = collections.defaultdict(set)
     for module in modules():
         aliases: dict[str, str] = {}
@@ -201,14 +219,43 @@ def unused_public() -> list[str]:
         for node in ast.walk(module.tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 used[aliases.get(node.value.id, "")].add(node.attr)
-    door = _door()
-    return [
-        f"{module.file}:{line} {name}"
-        for module in modules()
-        for name, line in module.public.items()
-        if name not in used[module.dotted] and (module.dotted, name) not in door
-        if module.file not in ("__init__.py", "cli/__init__.py")
-    ]
+    return used
+
+
+def _with_signatures(module: Module, names: set[str]) -> set[str]:
+    """`names`, and the module's own names in their signatures, theirs, and so on."""
+    own = {name: node for node in module.tree.body for name in _defined_by(node)}
+    seen, queue = set(names), [name for name in names if name in own]
+    while queue:
+        for name in _signature(own[queue.pop()]) & own.keys() - seen:
+            seen.add(name)
+            queue.append(name)
+    return seen
+
+
+def _defined_by(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _signature(node: ast.stmt) -> set[str]:
+    """Names in the annotations and bases of a definition, or in the value of an alias;
+    private methods are left out."""
+    parts: list[ast.AST | None] = []
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
+            if inner.name[0] != "_" or inner.name.startswith("__"):
+                arguments = (n for n in ast.walk(inner.args) if isinstance(n, ast.arg))
+                parts += [inner.returns, *(a.annotation for a in arguments)]
+        elif isinstance(inner, ast.AnnAssign):
+            parts.append(inner.annotation)
+    parts += node.bases if isinstance(node, ast.ClassDef) else []
+    parts += [node.value] if isinstance(node, ast.Assign) else []
+    texts = " ".join(ast.unparse(part) for part in parts if part is not None)
+    return set(re.findall(r"[A-Za-z_]\w*", texts))
 
 
 def _door() -> set[tuple[str, str]]:
