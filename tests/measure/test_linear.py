@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from models import tiny_model
-from test_score import probes
+from tiers import few_probes
 from torch.nn import functional
 from torch.overrides import _get_current_function_mode_stack
 
@@ -67,7 +67,7 @@ def test_nothing_is_left_behind_also_after_an_error(used):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
 def test_observations_are_the_same_by_either_library(family, used, monkeypatch):
-    model, tokenized = tiny_model(family), probes()
+    model, tokenized = tiny_model(family), few_probes()
     scorer = Scorer.attach(model, tokenized.pairs)
     fast = scorer.observe()
     assert used
@@ -81,7 +81,9 @@ def test_observations_are_the_same_by_either_library(family, used, monkeypatch):
 
 def test_lower_precision_stays_in_lower_precision(used):
     # Within autocast a float32 layer is one of bfloat16: the faster float32 is slower.
-    scorer = Scorer.attach(tiny_model("llama"), probes().pairs, precision="bfloat16")
+    scorer = Scorer.attach(
+        tiny_model("llama"), few_probes().pairs, precision="bfloat16"
+    )
     used.clear()
     scorer.observe()
     assert used == []
@@ -121,7 +123,7 @@ def test_a_library_that_is_too_rough_is_left_for_the_other(used, monkeypatch):
 
     for module in (linear, tiles):
         monkeypatch.setattr(module, "product", rough)
-    model, tokenized = tiny_model("llama"), probes()
+    model, tokenized = tiny_model("llama"), few_probes()
     scorer = Scorer.attach(model, tokenized.pairs)
     assert (scorer.route.name, scorer.route.head) == ("tree", "tiles")
     assert scorer.route.error < 2e-6  # and no warning, which would be an error here

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 from models import tiny_model
-from test_score import probes
-from tiers import PAIRS, assert_right, truth_of
+from tiers import PAIRS, assert_right, few_probes, truth_of
 
 from learndyn.errors import BadInput
 from learndyn.measure import route as route_module
@@ -154,7 +153,7 @@ def test_the_graph_that_training_compiled_is_left_alone():
         graphs.append(len(graph.graph.nodes))
         return graph.forward
 
-    model, tokenized = tiny_model("llama"), probes()
+    model, tokenized = tiny_model("llama"), few_probes()
     model.compile(backend=backend)
     ids = torch.arange(1, 30)[None]
     model(input_ids=ids, use_cache=False)

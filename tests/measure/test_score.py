@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from models import byte_tokenizer, save_tiny, tiny_model
+from models import save_tiny, tiny_model
+from tiers import few_probes
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -23,26 +24,8 @@ from learndyn.measure.neutral import undisturbed
 from learndyn.measure.score import Scorer, score
 from learndyn.measure.statistics import row_statistics
 from learndyn.measure.tiles import Tiles
-from learndyn.probes.probe import Probe, ProbeSet
-from learndyn.probes.tokenize import TokenizedProbes, tokenize
+from learndyn.probes.tokenize import TokenizedProbes
 from learndyn.record.observation import PROBE_COLUMNS
-
-
-def probes(reverse: bool = False) -> TokenizedProbes:
-    responses = {
-        "chosen": " Rub it with vinegar and a cloth until it shines.",
-        "rejected": " Whatever.",
-        "irrelevant_train": " Some hay, twice a day, and fresh water for the rabbit.",
-        "random_words": "",
-    }
-    items = [
-        Probe(f"p{i}", kind, f"\n\nHuman: {question}\n\nAssistant:", text)
-        for i, question in enumerate(["How do I clean a copper kettle?", "Why?"])
-        for kind, text in responses.items()
-    ]
-    return tokenize(
-        ProbeSet(tuple(items[::-1] if reverse else items)), byte_tokenizer()
-    )
 
 
 def loop(model, tokenized: TokenizedProbes) -> np.ndarray:
@@ -61,7 +44,7 @@ def loop(model, tokenized: TokenizedProbes) -> np.ndarray:
 
 def test_float64_gpt2_equals_a_per_token_loop_to_1e9():
     model = tiny_model("gpt2", torch.float64)
-    tokenized = probes()
+    tokenized = few_probes()
     seen = score(model, tokenized)
     np.testing.assert_allclose(seen.logp, loop(model, tokenized), rtol=0, atol=1e-9)
 
@@ -70,7 +53,7 @@ def test_float64_gpt2_equals_a_per_token_loop_to_1e9():
     "family", ["gpt2", "gpt_neox", "llama", "qwen2", "gemma2", "cohere", "mamba2"]
 )
 def test_families_equal_a_per_token_loop(family):
-    model, tokenized = tiny_model(family), probes()
+    model, tokenized = tiny_model(family), few_probes()
     seen = score(model, tokenized)
     per_token = np.abs(seen.logp - loop(model, tokenized)) / seen.n_tokens
     assert per_token.max() < 2e-5
@@ -81,13 +64,13 @@ def test_families_equal_a_per_token_loop(family):
 @pytest.mark.parametrize("change", ["batch_size", "padding_side", "order"])
 def test_batch_padding_and_order_change_nothing(family, change):
     model = tiny_model(family)
-    base = score(model, probes(), tier="padded", batch_size=1)
+    base = score(model, few_probes(), tier="padded", batch_size=1)
     if change == "batch_size":
-        other = score(model, probes(), tier="padded", batch_size=5)
+        other = score(model, few_probes(), tier="padded", batch_size=5)
     elif change == "padding_side":
-        other = score(model, probes(), tier="padded", padding_side="left")
+        other = score(model, few_probes(), tier="padded", padding_side="left")
     else:
-        other = score(model, probes(reverse=True))
+        other = score(model, few_probes(reverse=True))
     for name in PROBE_COLUMNS:
         expected, got = getattr(base, name), getattr(other, name)
         got = got[::-1] if change == "order" else got
@@ -98,24 +81,24 @@ def test_batch_padding_and_order_change_nothing(family, change):
 @pytest.mark.filterwarnings("ignore:.* its own logits are read")
 def test_row_chunks_change_nothing(head, monkeypatch):
     model = tiny_model("gpt2", torch.float64)
-    tiled = score(model, probes())
+    tiled = score(model, few_probes())
     if head == "rows":
         monkeypatch.setattr(Tiles, "of", lambda *_: None)
     else:
         monkeypatch.setattr(route_module, "learn_head", lambda *_: None)
-    assert Scorer.attach(model, probes().pairs).route.head == head
-    whole = score(model, probes())
+    assert Scorer.attach(model, few_probes().pairs).route.head == head
+    whole = score(model, few_probes())
     np.testing.assert_allclose(whole.logp, tiled.logp, rtol=1e-12)
     monkeypatch.setattr(reader, "ROW_CHUNK_BYTES", 1)
-    np.testing.assert_allclose(score(model, probes()).logp, whole.logp, rtol=1e-12)
+    np.testing.assert_allclose(score(model, few_probes()).logp, whole.logp, rtol=1e-12)
 
 
 def test_real_logits_are_used_when_the_head_cannot_be_taken_apart(monkeypatch):
     model = tiny_model("gpt2", torch.float64)
-    expected = score(model, probes())
+    expected = score(model, few_probes())
     monkeypatch.setattr(route_module, "learn_head", lambda *_: None)
     with pytest.warns(UserWarning, match="GPT2LMHeadModel: .* its own logits are read"):
-        got = score(model, probes())
+        got = score(model, few_probes())
     for name in PROBE_COLUMNS:
         np.testing.assert_allclose(getattr(got, name), getattr(expected, name), 1e-9)
 
@@ -143,11 +126,11 @@ def test_a_head_that_nothing_explains_is_not_learnt():
     model.forward = warped.__get__(model)
     assert not learnt(model).is_exact
     with pytest.warns(UserWarning, match=r"LlamaForCausalLM: .* misses by \d\.\de-0"):
-        route = Scorer.attach(model, probes().pairs).route
+        route = Scorer.attach(model, few_probes().pairs).route
     assert (route.name, route.head) == ("tree", "logits")
     assert route.error < 1e-5
     Scorer.attach(
-        model, probes().pairs
+        model, few_probes().pairs
     )  # warned once: a second warning would be an error
 
 
@@ -176,7 +159,7 @@ def one_process():
 
 def test_a_model_that_fsdp2_shards_is_scored_from_its_own_logits(one_process):
     # The head's weight is gathered only within the model's own forward.
-    model, tokenized = tiny_model("llama"), probes()
+    model, tokenized = tiny_model("llama"), few_probes()
     expected = score(model, tokenized).logp
     for part in (*model.model.layers, model):
         fully_shard(part, mesh=one_process, reshard_after_forward=True)
@@ -206,7 +189,7 @@ def test_an_adapter_is_loaded_in_the_precision_asked_for(tmp_path, monkeypatch):
 
 
 def test_a_probe_without_response_tokens_is_refused_and_takes_no_others_numbers():
-    tokenized, model = probes(), tiny_model("gpt2")
+    tokenized, model = few_probes(), tiny_model("gpt2")
     bare = replace(tokenized.pairs[1], response_ids=())
     pairs = (tokenized.pairs[0], bare, *tokenized.pairs[2:])
     with pytest.raises(BadInput, match=r"1 of 8 pairs lack .* at position 1"):
@@ -222,7 +205,7 @@ def test_a_probe_without_response_tokens_is_refused_and_takes_no_others_numbers(
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_holds_at_least_one_sequence(batch_size):
     with pytest.raises(BadInput, match=f"batch_size is {batch_size}; it must be"):
-        score(tiny_model("gpt2"), probes(), batch_size=batch_size)
+        score(tiny_model("gpt2"), few_probes(), batch_size=batch_size)
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -287,7 +270,7 @@ def test_rest_keeps_its_digits_when_the_model_is_sure(gap):
 
 
 def test_start_ids_follow_the_first_argmax_not_the_present_one():
-    model, tokenized = tiny_model("llama"), probes()
+    model, tokenized = tiny_model("llama"), few_probes()
     first = score(model, tokenized)
     np.testing.assert_array_equal(first.token_start_logp, first.token_argmax_logp)
     with torch.no_grad():
@@ -307,7 +290,7 @@ def test_scoring_leaves_model_and_random_state_as_they_were():
     model.transformer.h[0].eval()  # a module the user froze must stay in eval
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = torch.get_rng_state()
-    score(model, probes())
+    score(model, few_probes())
     assert model.training
     assert not model.transformer.h[0].training
     assert torch.equal(torch.get_rng_state(), state)
@@ -321,7 +304,7 @@ def test_the_head_is_restored_after_an_error(monkeypatch):
     def fail(*_):
         raise RuntimeError("stop")
 
-    scorer = Scorer.attach(model, probes().pairs)
+    scorer = Scorer.attach(model, few_probes().pairs)
     monkeypatch.setattr(Tiles, "__call__", fail)
     with pytest.raises(RuntimeError, match="stop"):
         scorer.observe()
@@ -334,16 +317,16 @@ def test_a_model_that_is_no_causal_lm_is_refused():
 
     config = AutoConfig.for_model("gpt2", n_embd=32, n_layer=1, n_head=2)
     with pytest.raises(BadInput, match="not a causal language model"):
-        score(AutoModel.from_config(config), probes())
+        score(AutoModel.from_config(config), few_probes())
 
 
 def test_probes_longer_than_the_context_are_refused_with_the_numbers():
     model = tiny_model("gpt2", n_positions=16)
     with pytest.raises(BadInput, match=r"has \d+ tokens, the model's context is 16"):
-        score(model, probes())
+        score(model, few_probes())
 
 
 def test_probes_of_a_larger_vocabulary_are_refused():
     model = tiny_model("gpt2", vocab_size=260)
     with pytest.raises(BadInput, match=r"token id \d+, but the model has 260"):
-        score(model, probes())
+        score(model, few_probes())

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from models import shared_model
+from models import byte_tokenizer, shared_model
 from transformers import AttentionInterface
 
 from learndyn.measure import tree_attention as tree_module
 from learndyn.measure.tree_attention import NAME
-from learndyn.probes.tokenize import TokenizedPair
+from learndyn.probes.probe import Probe, ProbeSet
+from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes, tokenize
 from learndyn.record.observation import PROBE_COLUMNS, Observation
 
 
@@ -174,3 +175,21 @@ def replace_attention(monkeypatch, function: Callable[..., Any]) -> None:
 def told_of(family: str, name: str) -> str:
     """What a warning must match: the model's class, the culprit and a number."""
     return rf"(?s){type(shared_model(family)).__name__}.*{name}.*\d\.?\d*(e-0\d)?"
+
+
+def few_probes(reverse: bool = False) -> TokenizedProbes:
+    """Two prompts of four kinds; one response is end-of-text alone."""
+    responses = {
+        "chosen": " Rub it with vinegar and a cloth until it shines.",
+        "rejected": " Whatever.",
+        "irrelevant_train": " Some hay, twice a day, and fresh water for the rabbit.",
+        "random_words": "",
+    }
+    items = [
+        Probe(f"p{i}", kind, f"\n\nHuman: {question}\n\nAssistant:", text)
+        for i, question in enumerate(["How do I clean a copper kettle?", "Why?"])
+        for kind, text in responses.items()
+    ]
+    return tokenize(
+        ProbeSet(tuple(items[::-1] if reverse else items)), byte_tokenizer()
+    )

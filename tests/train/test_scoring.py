@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from models import byte_tokenizer, save_tiny, tiny_model
 from runs import data, probes, recipe
-from test_score import probes as few_probes
+from tiers import few_probes
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import TrainerControl, TrainerState, TrainingArguments
