@@ -46,7 +46,7 @@ from probing import (
 
 from learndyn.forces.batch import Batch
 from learndyn.forces.direction import parameters_of, scaled
-from learndyn.forces.predict import Predictor, central_difference
+from learndyn.forces.predict import Predictor, _central_difference
 from learndyn.forces.split import (
     group_changes,
     group_directions,
@@ -101,7 +101,7 @@ def forward_mode(setting: Setting) -> None:
 
 
 def finite_difference(setting: Setting) -> None:
-    central_difference(setting.predictor.scorer, setting.direction)
+    _central_difference(setting.predictor.scorer, setting.direction)
 
 
 def backward(setting: Setting) -> None:

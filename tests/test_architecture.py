@@ -17,6 +17,7 @@ from structure import (
     folders,
     imported,
     modules,
+    unused_public,
 )
 from synthetic import write_run
 
@@ -137,6 +138,10 @@ def test_functions_are_at_most_sixty_lines_long():
         if (node.end_lineno or 0) - node.lineno >= 60
     ]
     assert long == []
+
+
+def test_a_public_name_is_used_by_another_module():
+    assert unused_public() == []
 
 
 def test_nothing_unsafe_is_imported():

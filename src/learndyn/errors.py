@@ -13,7 +13,7 @@ class BadInput(ValueError):
     """
 
 
-EXTRA_OF = {
+_EXTRA_OF = {
     **dict.fromkeys(("torch", "transformers"), "measure"),
     **dict.fromkeys(("trl", "datasets", "accelerate", "peft"), "train"),
     "sklearn": "lab",
@@ -28,11 +28,11 @@ class NotInstalled(BadInput, ImportError):
     def of(cls, error: ModuleNotFoundError) -> "NotInstalled | None":
         """What to say of a failed import; None if no extra of ours has the package."""
         package = (error.name or "").split(".")[0]
-        if package not in EXTRA_OF:
+        if package not in _EXTRA_OF:
             return None
         return cls(
             f"{package} is not installed. Reading a run does not need it; this does. "
-            f"Install it with: pip install 'learndyn[{EXTRA_OF[package]}]'"
+            f"Install it with: pip install 'learndyn[{_EXTRA_OF[package]}]'"
         )
 
 

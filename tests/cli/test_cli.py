@@ -602,14 +602,14 @@ def test_a_hidden_secret_must_be_given_again(tmp_path, world, capsys):
 
 
 def test_what_a_name_says_decides_what_is_hidden():
-    from learndyn.train.settings import is_secret, redacted, without_secrets
+    from learndyn.train.settings import _is_secret, _without_secrets, redacted
 
     for name in ("hub_token", "api-key", "sft.hub_token", "password", "client_secret"):
-        assert is_secret(name)
+        assert _is_secret(name)
     for name in ("eos_token", "sft.pad_token", "max_new_tokens_per_step", "keys_of"):
-        assert not is_secret(name)
+        assert not _is_secret(name)
     nested = {"a": {"wandb_key": "s", "lr": 1}, "token": None}
-    assert without_secrets(nested) == {
+    assert _without_secrets(nested) == {
         "a": {"wandb_key": "(hidden)", "lr": 1},
         "token": None,
     }

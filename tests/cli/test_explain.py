@@ -15,7 +15,7 @@ from learndyn.forces.losses import LOSSES, loss_named
 from learndyn.measure.load import load_model, weights_hash
 from learndyn.record.run_directory import RunDirectory
 from learndyn.record.trajectory import Trajectory
-from learndyn.train.hypothetical import Hypothetical, explain_hypothetical, roles_of
+from learndyn.train.hypothetical import Hypothetical, _roles_of, explain_hypothetical
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +78,10 @@ def test_every_loss_can_be_explained(name, home, tmp_path):
 
 
 def test_a_loss_trains_on_the_responses_that_it_treats_in_its_own_way():
-    assert roles_of(loss_named("sft")) == ("chosen",)
-    assert roles_of(loss_named("npo")) == ("rejected",)
-    assert roles_of(loss_named("unlikelihood")) == ("chosen", "rejected")
-    assert roles_of(loss_named("dpo")) == ("chosen", "rejected")
+    assert _roles_of(loss_named("sft")) == ("chosen",)
+    assert _roles_of(loss_named("npo")) == ("rejected",)
+    assert _roles_of(loss_named("unlikelihood")) == ("chosen", "rejected")
+    assert _roles_of(loss_named("dpo")) == ("chosen", "rejected")
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "rmsprop"])
@@ -228,7 +228,7 @@ def test_weights_that_are_not_finite_are_named(home, tmp_path):
 
 
 def test_letters_of_several_tokens_stand_at_the_last_of_them():
-    from learndyn.forces.explain import texts_of
+    from learndyn.forces.explain import _texts_of
 
     text = "ünï “x”"
     raw = text.encode()
@@ -236,7 +236,7 @@ def test_letters_of_several_tokens_stand_at_the_last_of_them():
     def decode(ids):
         return bytes(ids).decode("utf-8", "replace")
 
-    texts = texts_of(list(raw), decode)
+    texts = _texts_of(list(raw), decode)
     assert len(texts) == len(raw)
     assert "".join(texts) == text
-    assert texts_of([0xFF, 0x41], decode)[-1].endswith("A")
+    assert _texts_of([0xFF, 0x41], decode)[-1].endswith("A")

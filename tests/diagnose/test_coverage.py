@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from learndyn.diagnose.intervals import (
+    _student_quantile,
     paired_bootstrap,
     pooled_bootstrap,
     share_interval,
-    student_quantile,
     widening,
 )
 from learndyn.diagnose.paths import GREEDY
-from learndyn.diagnose.state import DELTA, judge, squeeze_index
+from learndyn.diagnose.state import DELTA, _judge, squeeze_index
 
 
 RUNS = 1000
@@ -205,7 +205,8 @@ def test_a_real_squeeze_of_some_size_is_found_surely():
 
 def judged(index):
     return [
-        judge(index.greedy.at(i), index.best.at(i), index.sx.at(i)) for i in range(RUNS)
+        _judge(index.greedy.at(i), index.best.at(i), index.sx.at(i))
+        for i in range(RUNS)
     ]
 
 
@@ -214,7 +215,7 @@ def judged(index):
     [(1, 12.706), (2, 4.303), (3, 3.182), (9, 2.262), (23, 2.069), (100, 1.984)],
 )
 def test_quantiles_are_those_of_students_tables(freedom, expected):
-    assert student_quantile(freedom) == pytest.approx(expected, abs=5e-4)
+    assert _student_quantile(freedom) == pytest.approx(expected, abs=5e-4)
 
 
 def test_the_widening_falls_to_none_with_the_number_of_prompts():

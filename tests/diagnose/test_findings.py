@@ -9,9 +9,9 @@ from synthetic import write_run
 
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.chosen_peak import ChosenPeak
-from learndyn.diagnose.findings.hallucination import Hallucination, excess_over_unseen
-from learndyn.diagnose.findings.overfit import Overfit, split_gap
-from learndyn.diagnose.findings.peakiness import Peakiness, sharpening
+from learndyn.diagnose.findings.hallucination import Hallucination, _excess_over_unseen
+from learndyn.diagnose.findings.overfit import Overfit, _split_gap
+from learndyn.diagnose.findings.peakiness import Peakiness, _sharpening
 from learndyn.diagnose.peak import chosen_peak
 from learndyn.record.trajectory import Trajectory
 
@@ -35,7 +35,7 @@ def base(tmp_path_factory):
 def test_answers_of_other_training_prompts_that_rise_alone_are_found(base):
     drift = {"irrelevant_train": 6.0, "irrelevant_test": 1.0, "irrelevant_human": 2.0}
     run = planted(base, drift)
-    found = excess_over_unseen(run)
+    found = _excess_over_unseen(run)
     assert found.sure
     finding = Hallucination.detect(Facts(run))
     assert (finding.severity, finding.at) == ("watch", "kinds")
@@ -60,7 +60,7 @@ def test_answers_of_other_training_prompts_that_rise_alone_are_found(base):
 )
 def test_a_rise_that_all_share_or_no_rise_is_no_hallucination(base, drift):
     run = planted(base, drift, seed=3)
-    assert not excess_over_unseen(run).sure
+    assert not _excess_over_unseen(run).sure
     assert Hallucination.detect(Facts(run)).severity == "fine"
 
 
@@ -71,7 +71,7 @@ def test_an_excess_in_nats_alone_is_not_enough(base):
     for kind in ("irrelevant_test", "irrelevant_human"):
         path = run.values("logp", kind)
         run = with_column(run, "logp", kind, path + 48.0)
-    found = excess_over_unseen(run)
+    found = _excess_over_unseen(run)
     assert found.excess.above_zero
     assert not found.excess_share.above_zero
     assert not found.sure
@@ -83,7 +83,7 @@ def test_an_excess_relative_to_the_start_alone_is_not_enough(base):
     run = planted(base, drift)
     for kind in ("irrelevant_test", "irrelevant_human"):
         run = with_column(run, "logp", kind, run.values("logp", kind) - 240.0)
-    found = excess_over_unseen(run)
+    found = _excess_over_unseen(run)
     assert found.excess_share.above_zero
     assert not found.excess.above_zero
     assert not found.sure
@@ -92,13 +92,13 @@ def test_an_excess_relative_to_the_start_alone_is_not_enough(base):
 def test_without_unseen_answers_a_rise_is_told_with_what_it_cannot_tell(base):
     few = with_kinds(base, ("chosen", "rejected", "irrelevant_train"))
     run = planted(few, {"irrelevant_train": 6.0})
-    found = excess_over_unseen(run)
+    found = _excess_over_unseen(run)
     assert found.excess is None
     assert not found.sure
     assert (
         "cannot be told from a change of style" in Hallucination.detect(Facts(run)).says
     )
-    assert excess_over_unseen(with_kinds(base, ("chosen", "rejected"))) is None
+    assert _excess_over_unseen(with_kinds(base, ("chosen", "rejected"))) is None
 
 
 ODD = {"column": "irrelevant_test", "what": "irrelevant_test is training text."}
@@ -115,7 +115,7 @@ def test_answers_that_are_training_text_are_not_called_unseen(
     drift = {"irrelevant_train": rise, "irrelevant_test": 6.0, "irrelevant_human": 1.0}
     run = planted(with_kinds(base, kinds), drift)
     odd = with_info(run, defects=[ODD])
-    found = excess_over_unseen(odd)
+    found = _excess_over_unseen(odd)
     assert found.unseen == tuple({"irrelevant_human"} & set(kinds))
     finding = Hallucination.detect(Facts(odd))
     assert finding.severity == severity
@@ -126,7 +126,7 @@ def test_answers_that_are_training_text_are_not_called_unseen(
             for kind in ("irrelevant_train", "irrelevant_human")
         )
         assert found.excess.mean == pytest.approx((train - human).mean())
-    plain = excess_over_unseen(run)
+    plain = _excess_over_unseen(run)
     assert "irrelevant_test" in plain.unseen
     assert "Left out" not in Hallucination.detect(Facts(run)).says
 
@@ -134,7 +134,7 @@ def test_answers_that_are_training_text_are_not_called_unseen(
 def test_equal_rises_are_seldom_called_hallucination(base):
     drift = {"irrelevant_train": 3.0, "irrelevant_test": 3.0, "irrelevant_human": 3.0}
     runs = [planted(base, drift, spread=4.0, seed=s) for s in range(200)]
-    assert np.mean([excess_over_unseen(run).sure for run in runs]) < 0.05
+    assert np.mean([_excess_over_unseen(run).sure for run in runs]) < 0.05
 
 
 # --- training prompts against others
@@ -153,7 +153,7 @@ def test_training_prompts_that_gain_more_are_found_with_where_they_part(base):
     train = np.array([int(p[1:]) % 2 == 0 for p in run.prompt_of[run.rows("chosen")]])
     path = path + 6.0 * shape[:, None] * train
     run = half_test(with_column(run, "logp", "chosen", path))
-    found = split_gap(run)
+    found = _split_gap(run)
     assert found.sure
     assert found.parted == 30
     assert Overfit.detect(Facts(run)).severity == "watch"
@@ -198,7 +198,7 @@ def test_longer_test_prompts_may_gain_a_smaller_share(base):
     train = np.array([int(p[1:]) % 2 == 0 for p in run.prompt_of[run.rows("chosen")]])
     path = run.values("logp", "chosen")
     path = path[0] + (path - path[0]) * np.where(train, 1.0, 2.0) - 240.0 * ~train
-    found = split_gap(half_test(with_column(run, "logp", "chosen", path)))
+    found = _split_gap(half_test(with_column(run, "logp", "chosen", path)))
     assert found.relative.above_zero
     assert not found.difference.above_zero
     assert not found.sure
@@ -209,13 +209,13 @@ def test_two_groups_of_equal_numbers_are_drawn_independently(base):
     run = planted(base, {"chosen": 3.0})
     path = run.values("logp", "chosen").copy()
     path[:, 1::2] = path[:, 0::2]
-    found = split_gap(half_test(with_column(run, "logp", "chosen", path)))
+    found = _split_gap(half_test(with_column(run, "logp", "chosen", path)))
     assert found.difference.mean == pytest.approx(0)
     assert found.difference.low < -0.1 < 0.1 < found.difference.high
 
 
 def test_one_split_has_nothing_to_compare(base):
-    assert split_gap(planted(base, {"chosen": 3.0})) is None
+    assert _split_gap(planted(base, {"chosen": 3.0})) is None
 
 
 def test_groups_that_gain_alike_are_seldom_called_overfitting(base):
@@ -223,7 +223,7 @@ def test_groups_that_gain_alike_are_seldom_called_overfitting(base):
         half_test(planted(base, {"chosen": 4.0}, spread=6.0, seed=seed))
         for seed in range(200)
     ]
-    assert np.mean([split_gap(run).sure for run in runs]) < 0.06
+    assert np.mean([_split_gap(run).sure for run in runs]) < 0.06
     assert "No sign of overfitting" in Overfit.detect(Facts(runs[0])).says
 
 
@@ -350,16 +350,16 @@ def test_each_sign_of_peakiness_is_needed(base, p_norm2, right, chosen):
 
 def test_the_norm_of_a_is_told_where_the_number_of_logits_is_known(base):
     run = surer(base, 0.10, -0.02, -4.0)
-    assert sharpening(run).a_norm is None
-    first, last = sharpening(with_info(run, vocabulary=1000)).a_norm
+    assert _sharpening(run).a_norm is None
+    first, last = _sharpening(with_info(run, vocabulary=1000)).a_norm
     assert first == pytest.approx(np.sqrt(1000 - 2 + 1000 * 0.3))
     assert last > first
 
 
 def test_columns_that_are_not_known_give_no_finding(base):
     run = with_column(base, "energy", "chosen", np.full((6, 40), np.nan))
-    assert sharpening(run) is None
-    assert sharpening(with_kinds(base, ("rejected",))) is None
+    assert _sharpening(run) is None
+    assert _sharpening(with_kinds(base, ("rejected",))) is None
 
 
 def with_kinds(run, kinds):

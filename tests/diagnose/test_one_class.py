@@ -85,8 +85,8 @@ def test_what_matters_least_is_left_out_first(tmp_path, monkeypatch):
     run = Trajectory.load(write_run(tmp_path / "run", prompts=4))
     whole = verdict.diagnose(run).sentences
     order = []
-    for room in range(1, verdict.MOST + 1):
-        monkeypatch.setattr(verdict, "MOST", room)
+    for room in range(1, verdict._MOST + 1):
+        monkeypatch.setattr(verdict, "_MOST", room)
         sentences = verdict.diagnose(run).sentences
         assert sentences == [text for text in whole if text in sentences]
         order += [text for text in sentences if text not in order]

@@ -7,7 +7,7 @@ from synthetic import write_run
 
 from learndyn.diagnose.intervals import pooled_bootstrap
 from learndyn.diagnose.paths import Paths
-from learndyn.diagnose.squeeze import PER_TOKEN_DELTA, per_token
+from learndyn.diagnose.squeeze import _PER_TOKEN_DELTA, per_token
 from learndyn.record.trajectory import Trajectory
 
 
@@ -85,7 +85,7 @@ def test_pushing_unlikely_tokens_down_fires_and_is_sure(tmp_path):
     found = per_token(squeezing(tmp_path / "run")[0])
     assert found.fires
     assert found.off_target.mean > 0
-    assert found.favourite.mean[-1] > PER_TOKEN_DELTA
+    assert found.favourite.mean[-1] > _PER_TOKEN_DELTA
     assert set(found.squeeze) == {"chosen", "rejected"}
 
 
@@ -99,7 +99,7 @@ def test_pulling_the_labels_up_does_not_fire(tmp_path):
 
 def test_a_leak_does_not_fire_although_favourites_fall_less_than_labels(tmp_path):
     found = per_token(leaking(tmp_path / "run"))
-    assert found.squeeze["chosen"].low[-1] > PER_TOKEN_DELTA
+    assert found.squeeze["chosen"].low[-1] > _PER_TOKEN_DELTA
     assert found.favourite.high[-1] < 0
     assert not found.fires
 

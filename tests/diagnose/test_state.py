@@ -11,7 +11,7 @@ from simulated import drifting, simulated
 
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.squeeze import squeeze_evidence
-from learndyn.diagnose.state import DELTA, judge, state_of
+from learndyn.diagnose.state import DELTA, _judge, state_of
 from learndyn.errors import BadInput
 
 
@@ -41,22 +41,22 @@ def test_a_planted_state_is_not_sure_where_prompts_differ_widely(state):
 
 def test_a_squeeze_is_not_sure_where_an_interval_holds_the_threshold():
     path, best, sx = (Interval(m, m - 0.02, m + 0.02, 9) for m in (0.03, -0.1, 0.13))
-    assert judge(path, best, sx) == ("SQUEEZE", False)
-    assert judge(Interval(0.03, -0.01, 0.07, 9), best, sx) == ("NEUTRAL", False)
+    assert _judge(path, best, sx) == ("SQUEEZE", False)
+    assert _judge(Interval(0.03, -0.01, 0.07, 9), best, sx) == ("NEUTRAL", False)
     unknown = Interval(0.03, float("nan"), float("nan"), 1)
-    assert judge(unknown, best, sx) == ("SQUEEZE", False)
+    assert _judge(unknown, best, sx) == ("SQUEEZE", False)
 
 
 def test_what_surely_moved_is_a_fit_that_is_not_sure_where_only_the_index_is_not():
     path, best = Interval(0.32, 0.28, 0.36, 9), Interval(0.285, 0.25, 0.32, 9)
     sx = Interval(0.038, -0.013, 0.092, 9)
-    assert judge(path, best, sx) == ("FIT", False)
+    assert _judge(path, best, sx) == ("FIT", False)
     weak = Interval(0.32, -0.01, 0.65, 9)
-    assert judge(weak, best, sx) == ("NEUTRAL", False)
+    assert _judge(weak, best, sx) == ("NEUTRAL", False)
     still = Interval(0.015, 0.01, 0.02, 9)  # no kind rises by more than delta
-    assert judge(path, still, sx) == ("NEUTRAL", False)
+    assert _judge(path, still, sx) == ("NEUTRAL", False)
     clear = Interval(0.038, 0.001, 0.092, 9)
-    assert judge(path, best, clear) == ("SQUEEZE", False)
+    assert _judge(path, best, clear) == ("SQUEEZE", False)
 
 
 def test_chosen_that_rises_a_little_below_the_greedy_path_is_still_a_squeeze():
@@ -143,18 +143,18 @@ def test_a_sure_state_holds_anywhere_within_the_intervals():
     sure_ones = set()
     for triple in itertools.product(ends, repeat=3):
         intervals = [Interval(mean, low, high, 9) for low, mean, high in triple]
-        state, sure = judge(*intervals)
+        state, sure = _judge(*intervals)
         if sure:
             sure_ones.add(state)
             for point in itertools.product(*map(set, triple)):
-                assert judge(*(Interval(x, x, x, 9) for x in point))[0] == state
+                assert _judge(*(Interval(x, x, x, 9) for x in point))[0] == state
     assert sure_ones == set(PLANTED)
 
 
 @given(st.floats(-0.1, 0.1), st.floats(-0.1, 0.1))
 def test_the_state_of_exact_values_is_sure_and_follows_its_rule(greedy, best):
     sx = greedy - best
-    state, sure = judge(*(Interval(x, x, x, 9) for x in (greedy, best, sx)))
+    state, sure = _judge(*(Interval(x, x, x, 9) for x in (greedy, best, sx)))
     assert sure
     assert (state == "SQUEEZE") == (greedy > DELTA and sx > DELTA)
     assert (state == "FIT") == (best > DELTA and sx <= DELTA)
@@ -165,7 +165,7 @@ def test_intervals_without_limits_are_never_sure():
     unknown = Interval(0.5, float("nan"), float("nan"), 1)
     for means in [(0.5, 0.0, 0.5), (0.5, 0.5, 0.0), (0.0, -0.5, 0.5), (0.0, 0.0, 0.0)]:
         given_ = [Interval(m, unknown.low, unknown.high, 1) for m in means]
-        assert not judge(*given_)[1]
+        assert not _judge(*given_)[1]
 
 
 def flat(shares, prompts=6):

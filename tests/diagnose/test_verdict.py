@@ -15,9 +15,9 @@ from learndyn.cli import main
 from learndyn.diagnose.compare_words import compare_in_words
 from learndyn.diagnose.intervals import paired_bootstrap
 from learndyn.diagnose.verdict import (
-    MOST,
+    _MOST,
+    _sentence_count,
     diagnose,
-    sentence_count,
     verdict,
     what_happened,
 )
@@ -168,7 +168,7 @@ def test_no_sentence_claims_more_than_its_interval(
     said = verdict(found)
     text = " ".join(said)
     kinds, path = independent(run)
-    assert sum(map(sentence_count, said)) <= MOST
+    assert sum(map(_sentence_count, said)) <= _MOST
     assert len(said[0].split()) <= 20
     fell = sum(i.high < 0 for i in kinds.values())
     rose = sum(i.low > 0 for i in kinds.values())
@@ -197,8 +197,8 @@ def test_no_sentence_claims_more_than_its_interval(
 
 
 def test_sentences_are_counted_as_people_count_them():
-    assert sentence_count("It fell by −0.9 [−1.4, −0.5] nats. Is it? At 2.5 %!") == 3
-    assert sentence_count("No end: 0.02") == 0
+    assert _sentence_count("It fell by −0.9 [−1.4, −0.5] nats. Is it? At 2.5 %!") == 3
+    assert _sentence_count("No end: 0.02") == 0
 
 
 def test_where_there_is_too_much_to_say_the_least_is_left_out(base):
@@ -209,7 +209,7 @@ def test_where_there_is_too_much_to_say_the_least_is_left_out(base):
     run = dataclasses.replace(run, columns={**run.columns, "logp": lost})
     run = with_info(run, reference_gap=7.0, defects=[{"what": "One. Two. Three"}])
     said = verdict(diagnose(run))
-    assert sum(map(sentence_count, said)) <= MOST
+    assert sum(map(_sentence_count, said)) <= _MOST
     text = " ".join(said)
     for kept in ("Policy and reference", "DPO moved chosen", "approximately"):
         assert kept in text

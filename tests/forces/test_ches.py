@@ -7,10 +7,10 @@ from models import shared_model, tiny_model
 
 from learndyn.errors import BadInput
 from learndyn.forces.foresight.ches import (
+    _ches_of_states,
+    _state_sums,
     ches,
-    ches_of_states,
     ches_with,
-    state_sums,
 )
 from learndyn.measure.load import weights_hash
 from learndyn.measure.score import Scorer
@@ -72,7 +72,7 @@ def test_it_is_the_definition_whatever_the_precision_and_the_padding(
     answers, dtype, side
 ):
     good, bad = answers[dtype]
-    found = ches_of_states(*padded(good, side), *padded(bad, side))
+    found = _ches_of_states(*padded(good, side), *padded(bad, side))
     for i, (one, other) in enumerate(zip(good, bad, strict=True)):
         score, normalized, scale = defined(one, other)
         assert abs(found.ches[i] - score) < 1e-5 * scale
@@ -94,8 +94,8 @@ def test_sums_in_half_precision_would_be_wrong(answers, dtype):
 def test_it_does_not_depend_on_the_basis_of_the_states():
     good, bad = states_of((9, 5), 16, 0), states_of((4, 8), 16, 1)
     turn = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64))[0]
-    plain = ches_of_states(*padded(good, "right"), *padded(bad, "right"))
-    turned = ches_of_states(
+    plain = _ches_of_states(*padded(good, "right"), *padded(bad, "right"))
+    turned = _ches_of_states(
         *padded([one @ turn for one in good], "left"),
         *padded([3 * one @ turn for one in bad], "left"),
     )
@@ -105,21 +105,21 @@ def test_it_does_not_depend_on_the_basis_of_the_states():
 
 def test_a_pair_of_one_answer_twice_scores_zero_and_no_pair_of_its_length_more():
     (answer,) = states_of((12,), 32, 0)
-    same = ches_of_states(*padded([answer], "right"), *padded([answer], "left"))
+    same = _ches_of_states(*padded([answer], "right"), *padded([answer], "left"))
     assert abs(same.ches[0]) < 1e-12 * same.chosen_norm2[0]
     generator = torch.Generator().manual_seed(3)
     for _ in range(20):
         noise = torch.randn(answer.shape, generator=generator, dtype=torch.float64)
         other = answer + noise
         other *= answer.sum(0).norm() / other.sum(0).norm()
-        found = ches_of_states(*padded([answer], "right"), *padded([other], "right"))
+        found = _ches_of_states(*padded([answer], "right"), *padded([other], "right"))
         assert found.ches[0] < 0  # Cauchy and Schwarz
 
 
 def test_ln_ches_does_not_grow_with_length_and_ches_does():
     good, bad = states_of((10,), 64, 0)[0], states_of((6,), 64, 1)[0]
-    once = ches_of_states(*padded([good], "right"), *padded([bad], "right"))
-    twice = ches_of_states(
+    once = _ches_of_states(*padded([good], "right"), *padded([bad], "right"))
+    twice = _ches_of_states(
         *padded([good.repeat(2, 1)], "right"), *padded([bad.repeat(2, 1)], "right")
     )
     np.testing.assert_allclose(twice.ln_ches, once.ln_ches, rtol=1e-12)
@@ -188,7 +188,7 @@ def test_states_are_summed_in_any_number_of_parts(monkeypatch):
     model = shared_model("llama")
     good, bad = pairs_of(1)
     plain = ches(model, good, bad)
-    monkeypatch.setattr("learndyn.forces.foresight.ches.CHUNK", 3)
+    monkeypatch.setattr("learndyn.forces.foresight.ches._CHUNK", 3)
     found = ches(model, good, bad)
     np.testing.assert_allclose(found.inner, plain.inner, rtol=1e-12)
     np.testing.assert_allclose(found.chosen_norm2, plain.chosen_norm2, rtol=1e-12)
@@ -227,18 +227,18 @@ def test_what_a_template_writes_after_eos_is_left_out_with_it():
     written = TokenizedPair((7, 8), (9, 10, EOS, 11, 12), False, True)
     cut = TokenizedPair((7, 8), (9, 10), True, False)
     scorer = Scorer.attach(model, [plain, written, cut])
-    sums, counts = state_sums(scorer, "exclude", EOS)
+    sums, counts = _state_sums(scorer, "exclude", EOS)
     assert counts.tolist() == [2, 2, 2]
     torch.testing.assert_close(sums[1], sums[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sums[2], sums[0], rtol=1e-5, atol=1e-5)
-    assert state_sums(scorer, "exclude")[1].tolist() == [2, 4, 2]
-    assert state_sums(scorer)[1].tolist() == [3, 5, 2]
+    assert _state_sums(scorer, "exclude")[1].tolist() == [2, 4, 2]
+    assert _state_sums(scorer)[1].tolist() == [3, 5, 2]
 
 
 def test_of_two_ends_in_an_answer_the_last_one_is_left_out():
     twice = TokenizedPair((7, 8), (9, EOS, 10, EOS, 11), False, True)
     scorer = Scorer.attach(shared_model("gpt2"), [twice])
-    assert state_sums(scorer, "exclude", EOS)[1].tolist() == [3]
+    assert _state_sums(scorer, "exclude", EOS)[1].tolist() == [3]
 
 
 def test_the_model_is_left_as_it_was():
@@ -264,4 +264,4 @@ def test_what_cannot_be_scored_is_refused():
     broken = states.clone()
     broken[0, 1, 1] = torch.inf
     with pytest.raises(BadInput, match="not finite"):
-        ches_of_states(broken, mask, states, mask)
+        _ches_of_states(broken, mask, states, mask)

@@ -20,9 +20,9 @@ from learndyn.cli import main, make_parser
 from learndyn.errors import BadInput
 from learndyn.forces.foresight import foresight as module
 from learndyn.forces.foresight.foresight import (
-    COLUMNS,
+    _COLUMNS,
     Foreseen,
-    columns_of,
+    _columns_of,
     foresee,
 )
 from learndyn.forces.foresight.tau import push_down, push_down_all
@@ -130,7 +130,7 @@ def test_of_a_model_it_is_that_of_its_logits_however_they_are_cut(monkeypatch):
     _, bad = pairs_of(0, 5)
     reader = TokenLogps.of(Scorer.attach(model, bad))
     whole = push_down_all(reader)
-    monkeypatch.setattr("learndyn.measure.reader.ROW_CHUNK_BYTES", 4 * 320 * 3)
+    monkeypatch.setattr("learndyn.measure.reader._ROW_CHUNK_BYTES", 4 * 320 * 3)
     parts = push_down_all(TokenLogps.of(Scorer.attach(model, bad)))
     place = 0
     for pair in bad:
@@ -150,11 +150,11 @@ def test_of_a_model_it_is_that_of_its_logits_however_they_are_cut(monkeypatch):
 def test_the_columns_of_a_pair_do_not_depend_on_the_others():
     model = shared_model("gpt2")
     good, bad = pairs_of(1, 5)
-    together = columns_of(Scorer.attach(model, (*good, *bad)))
-    assert list(together) == list(COLUMNS)
+    together = _columns_of(Scorer.attach(model, (*good, *bad)))
+    assert list(together) == list(_COLUMNS)
     for i, pair in enumerate(zip(good, bad, strict=True)):
-        alone = columns_of(Scorer.attach(model, pair))
-        for name in set(COLUMNS) - {"winners"}:
+        alone = _columns_of(Scorer.attach(model, pair))
+        for name in set(_COLUMNS) - {"winners"}:
             np.testing.assert_allclose(
                 alone[name][0], together[name][i], rtol=2e-4, atol=1e-5, err_msg=name
             )
@@ -164,7 +164,7 @@ def test_means_over_off_target_tokens_are_of_those_alone():
     model = tiny_model("gpt2")
     _, bad = pairs_of(2, 3)
     scorer = Scorer.attach(model, (*bad, *bad))
-    columns = columns_of(scorer)
+    columns = _columns_of(scorer)
     tokens = push_down_all(TokenLogps.of(scorer).select([3, 4, 5]))
     begin = 0
     for i, pair in enumerate(bad):
@@ -192,7 +192,7 @@ def test_a_pair_without_off_target_tokens_has_no_winners():
             )
     pair = pairs_of(0, 1)[0][0]
     favourite = type(pair)(prompt, tuple(greedy), False, False)
-    columns = columns_of(Scorer.attach(model, (pair, favourite)))
+    columns = _columns_of(Scorer.attach(model, (pair, favourite)))
     assert columns["off_target"].tolist() == [0.0]
     assert np.isnan([columns[n][0] for n in ("winners", "favourite_rate")]).all()
 
@@ -234,7 +234,7 @@ def test_pairs_are_ranked_and_told(world, tmp_path):
     assert f"{told['median']['winners']:g} of 320 tokens" in text
     table = pq.read_table(out)
     assert table["row_id"].to_pylist() == list(found.row_ids)
-    for name in COLUMNS:
+    for name in _COLUMNS:
         np.testing.assert_array_equal(table[name].to_numpy(), found.columns[name])
     assert b"median" in table.schema.field("winners").metadata[b"about"]
 

@@ -15,7 +15,7 @@ from learndyn.diagnose.intervals import spearman
 from learndyn.errors import BadInput
 from learndyn.forces.gradients import TokenLogps
 from learndyn.forces.kernel import ghost as ghosts
-from learndyn.forces.kernel.entk import entk, ghost_bytes
+from learndyn.forces.kernel.entk import _ghost_bytes, entk
 from learndyn.forces.kernel.ghost import Ghost, NotCovered
 from learndyn.forces.kernel.sketch import CountSketch, ProbeGradients
 from learndyn.forces.kernel.stability import KernelWatch, Sketches, drift
@@ -149,7 +149,7 @@ def test_auto_takes_the_first_method_that_fits_into_memory():
     model, probes = tiny_model("gpt_neox", **wide), watched(2)
     gradients = gradients_of(model, probes)
     all_of_them = len(probes) * gradients.n_bytes
-    factors = len(probes) * ghost_bytes(Ghost.attach(gradients))
+    factors = len(probes) * _ghost_bytes(Ghost.attach(gradients))
     assert factors < all_of_them
     for memory, method in (
         (all_of_them, "exact"),

@@ -158,7 +158,7 @@ def test_logits_at_two_points_come_in_groups_that_make_the_whole(monkeypatch):
     direction = {name: torch.ones_like(weight)}
     whole = list(at_two_points(reader, direction, (0.0, 0.1)))
     assert len(whole) == 1
-    monkeypatch.setattr(module, "LOGIT_BYTES", 320 * 4 * 6)
+    monkeypatch.setattr(module, "_LOGIT_BYTES", 320 * 4 * 6)
     found = list(at_two_points(reader, direction, (0.0, 0.1)))
     assert len(found) > 1
     flat, low, high = whole[0]

@@ -40,7 +40,7 @@ from learndyn.forces.direction import (
 from learndyn.forces.losses import loss_named
 from learndyn.forces.predict import (
     Predictor,
-    central_difference,
+    _central_difference,
     default_step,
     fit,
     predict_change,
@@ -112,7 +112,7 @@ def test_a_finite_difference_suits_its_step_to_any_direction(kind, scale):
     direction = {"random": predict._anywhere(model), "gradient": gradient}[kind]
     direction = scaled(direction, scale)
     found = predictor.along(direction).token
-    other = central_difference(predictor.scorer, direction)
+    other = _central_difference(predictor.scorer, direction)
     # with one length for all, 1e-3 of the weights, this was 1.6e-4 and 2.1e-3
     assert relative(other, found) < 2e-4
 
@@ -120,14 +120,14 @@ def test_a_finite_difference_suits_its_step_to_any_direction(kind, scale):
 def test_a_finite_difference_in_float64_is_right_to_six_digits():
     predictor, gradient = exact()
     found = predictor.along(gradient).token
-    assert relative(central_difference(predictor.scorer, gradient), found) < 1e-5
+    assert relative(_central_difference(predictor.scorer, gradient), found) < 1e-5
 
 
 def test_the_error_of_a_finite_difference_falls_with_the_square_of_a_given_step():
     predictor, gradient = exact()
     found = predictor.along(gradient).token
     errors = [
-        relative(central_difference(predictor.scorer, gradient, step), found)
+        relative(_central_difference(predictor.scorer, gradient, step), found)
         for step in (1e-3, 1e-4)
     ]
     assert 80 < errors[0] / errors[1] < 120
@@ -196,7 +196,7 @@ def test_both_names_of_a_tied_weight_give_the_same_change():
     found = predictor.along({"lm_head.weight": part}).token
     by_first_name = predictor.along({"transformer.wte.weight": part}).token
     np.testing.assert_array_equal(by_first_name, found)
-    other = central_difference(predictor.scorer, {"lm_head.weight": part})
+    other = _central_difference(predictor.scorer, {"lm_head.weight": part})
     assert relative(other, found) < 1e-3
 
 
@@ -411,7 +411,7 @@ def test_a_head_that_is_more_than_a_projection_is_read_by_its_logits(monkeypatch
 
     model, direction = updated("gpt2")
     wanted = along(model, direction)
-    monkeypatch.setattr(tangent_head.TangentHead, "__call__", never)
+    monkeypatch.setattr(tangent_head._TangentHead, "__call__", never)
     handle = model.lm_head.register_forward_hook(lambda *_: _[-1].clone())
     try:
         found = along(model, direction, method="forward-mode")
@@ -421,9 +421,9 @@ def test_a_head_that_is_more_than_a_projection_is_read_by_its_logits(monkeypatch
 
 
 def test_a_head_that_forward_mode_gets_wrong_is_caught(monkeypatch):
-    real = tangent_head.TangentHead.__call__
+    real = tangent_head._TangentHead.__call__
     monkeypatch.setattr(
-        tangent_head.TangentHead, "__call__", lambda *given: 0.8 * real(*given)
+        tangent_head._TangentHead, "__call__", lambda *given: 0.8 * real(*given)
     )
     predictor = Predictor.attach(updated("gpt2")[0], PROBES)
     assert predictor.method == "finite difference"

@@ -36,17 +36,17 @@ from learndyn.forces.direction import (
     plus,
     scaled,
 )
-from learndyn.forces.explain import Gradients, directions_of
+from learndyn.forces.explain import Gradients, _directions_of
 from learndyn.forces.gradients import TokenLogps
 from learndyn.forces.losses import loss_named
 from learndyn.forces.predict import Predictor
 from learndyn.forces.split import (
+    _example_gradients,
+    _label_gradients,
     decompose,
-    example_gradients,
     group_changes,
     group_directions,
     influence,
-    label_gradients,
     sign_gradients,
 )
 
@@ -74,8 +74,8 @@ def total(parts) -> np.ndarray:
 
 SPLITS = {
     "sign": sign_gradients,
-    "example": example_gradients,
-    "label": label_gradients,
+    "example": _example_gradients,
+    "label": _label_gradients,
 }
 
 
@@ -107,7 +107,7 @@ def test_the_sign_of_push_tells_pull_from_push():
 
 def test_an_examples_part_is_the_gradient_of_that_response_alone():
     batch = batch_of(setting(), ALL_LOSSES["dpo"])
-    parts = example_gradients(setting().logps, batch)
+    parts = _example_gradients(setting().logps, batch)
     assert list(parts) == [str(i) for i in range(len(RESPONSES))]
     for i in (0, len(CHOSEN), len(RESPONSES) - 1):
         keep = np.where(batch.example == i, batch.push, 0.0)
@@ -118,7 +118,7 @@ def test_an_examples_part_is_the_gradient_of_that_response_alone():
 
 def test_the_spike_is_the_gradient_of_the_training_tokens_own_logits():
     batch = batch_of(setting(), ALL_LOSSES["sft"])
-    parts = label_gradients(setting().logps, batch)
+    parts = _label_gradients(setting().logps, batch)
     held = parameters_of(setting().model)
     own = torch.cat(
         [
@@ -137,7 +137,7 @@ def test_the_spike_is_the_gradient_of_the_training_tokens_own_logits():
 
 def test_spike_and_distribution_cancel_for_the_most_part():
     batch = batch_of(setting(), ALL_LOSSES["sft"])
-    parts = label_gradients(setting().logps, batch)
+    parts = _label_gradients(setting().logps, batch)
     spike, spread = (np.abs(change(descend(p))).sum() for p in parts.values())
     assert np.abs(total(parts)).sum() < spike + spread
 
@@ -285,7 +285,7 @@ def test_an_optimizers_parts_sum_to_its_update(optimizer):
 def test_pull_push_history_and_decay_sum_to_a_clipped_update(optimizer):
     found = trained(optimizer)
     assert found["clip"] < 0.9
-    directions, clip, notes = directions_of(found["step"], signs_of(found))
+    directions, clip, notes = _directions_of(found["step"], signs_of(found))
     assert clip == pytest.approx(found["clip"], rel=1e-10)
     assert {"pull", "push"} <= set(directions)
     assert "other" not in directions
@@ -300,7 +300,7 @@ def test_pull_push_history_and_decay_sum_to_a_clipped_update(optimizer):
 def test_influences_through_an_optimizer_sum_to_pull_and_push(optimizer):
     found = trained(optimizer)
     predictor, step = found["predictor"], found["step"]
-    directions, clip, _ = directions_of(step, signs_of(found))
+    directions, clip, _ = _directions_of(step, signs_of(found))
     batch = replace(found["batch"], push=found["batch"].push * clip)
     rows = some_rows()
     tokens = influence(predictor, batch, step.preconditioned, rows)
@@ -318,7 +318,7 @@ def test_gradient_that_came_another_way_is_called_other():
     found = trained("adamw")
     gradients = signs_of(found)
     half = Gradients(gradients.pull, scaled(gradients.push, 0.5), found["batch"])
-    directions, _, notes = directions_of(found["step"], half)
+    directions, _, notes = _directions_of(found["step"], half)
     assert "other" in directions
     assert "did not come through log-probabilities" in notes[0]
     assert decompose(found["predictor"], directions).residual < 1e-10
@@ -373,7 +373,7 @@ def test_an_optimizer_of_some_layers_invents_no_other_gradient():
     optimizer = torch.optim.SGD(some, lr=1e-3)
     with capture_step(optimizer, model) as captured:
         optimizer.step()
-    parts, clip, notes = directions_of(
+    parts, clip, notes = _directions_of(
         captured.step, Gradients(signs["pull"], signs["push"], batch)
     )
     assert clip == pytest.approx(1.0, rel=1e-12)

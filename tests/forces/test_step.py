@@ -14,7 +14,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
 from learndyn.errors import BadInput
 from learndyn.forces.direction import norm
-from learndyn.forces.optimizers import adamw, numbers
+from learndyn.forces.optimizers import _adamw, numbers
 from learndyn.forces.step import StepRecording, capture_step, check_moved
 
 
@@ -564,5 +564,5 @@ def test_adamw_decays_apart_also_where_torch_has_no_option_for_it():
     del options["decoupled_weight_decay"]  # older versions of torch
     name, p = next(iter(model.named_parameters()))
     theta, gradient = found[0].before[name], found[0].gradient[name]
-    parts = adamw({}, optimizer.state[p], options, theta, gradient)
+    parts = _adamw({}, optimizer.state[p], options, theta, gradient)
     torch.testing.assert_close(parts.decay, found[0].decay[name])

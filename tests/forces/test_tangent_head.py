@@ -14,7 +14,7 @@ from learndyn.forces import (
     gradients as reading,
     gradients as tangent_head,
 )
-from learndyn.forces.gradients import TangentHead
+from learndyn.forces.gradients import _TangentHead
 from learndyn.forces.predict import Predictor
 from learndyn.measure import linear
 from learndyn.measure.linear import fast_linear, onednn_is_faster
@@ -56,7 +56,7 @@ def test_tiles_give_what_whole_rows_of_logits_give(name, monkeypatch):
     small_tiles(monkeypatch)
     tiled = predictor.forward_mode.tangents(direction)
     never = SimpleNamespace(of=lambda module, after: None)
-    monkeypatch.setattr(reading, "TangentHead", never)
+    monkeypatch.setattr(reading, "_TangentHead", never)
     whole = predictor.forward_mode.tangents(direction)
     # rotary positions and norms are in float32 inside some models
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-9 * np.abs(whole).max())
@@ -68,7 +68,7 @@ def test_a_head_that_does_not_move_and_states_that_do_not_are_zeros(monkeypatch)
     head = nn.Linear(8, 200).double()
     states = torch.randn(50, 8, dtype=torch.float64)
     source, labels = torch.arange(50), torch.randint(0, 200, (50,))
-    quick = TangentHead.of(head, lambda z: z)
+    quick = _TangentHead.of(head, lambda z: z)
     assert quick is not None
     with torch.no_grad(), forward_ad.dual_level():
         still = quick(states, source, labels)
@@ -91,9 +91,9 @@ def test_what_is_more_than_a_plain_layer_is_not_read_in_tiles():
 
     hooked = nn.Linear(4, 9)
     hooked.register_forward_hook(lambda *_: None)
-    assert TangentHead.of(Own(4, 9), lambda z: z) is None
-    assert TangentHead.of(hooked, lambda z: z) is None
-    assert TangentHead.of(nn.Linear(4, 9), lambda z: z) is not None
+    assert _TangentHead.of(Own(4, 9), lambda z: z) is None
+    assert _TangentHead.of(hooked, lambda z: z) is None
+    assert _TangentHead.of(nn.Linear(4, 9), lambda z: z) is not None
 
 
 MOVING = [(True, True, True), (True, False, False), (False, True, False)]

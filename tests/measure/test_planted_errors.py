@@ -31,7 +31,7 @@ from learndyn.measure import (
 from learndyn.measure.plan import Pack
 from learndyn.measure.score import Scorer
 from learndyn.measure.tiles import Tiles
-from learndyn.measure.tree_attention import tree_attention
+from learndyn.measure.tree_attention import _tree_attention
 
 
 def reattend(monkeypatch, **changes: Callable[[Any], Any]) -> None:
@@ -40,7 +40,7 @@ def reattend(monkeypatch, **changes: Callable[[Any], Any]) -> None:
     def wrong(module, query, key, value, mask=None, **asked):
         for name, change in changes.items():
             asked[name] = change(asked.get(name))
-        return tree_attention(module, query, key, value, mask, **asked)
+        return _tree_attention(module, query, key, value, mask, **asked)
 
     replace_attention(monkeypatch, wrong)
 

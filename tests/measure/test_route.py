@@ -12,7 +12,7 @@ from learndyn.measure import route as route_module
 from learndyn.measure.neutral import undisturbed
 from learndyn.measure.score import Scorer
 from learndyn.measure.selftest import PlainForward
-from learndyn.measure.tiers import TreeTier
+from learndyn.measure.tiers import _TreeTier
 
 
 def large_logits(gain: float):
@@ -32,12 +32,12 @@ def test_a_sure_model_is_held_to_its_own_rounding():
 
 
 def test_its_rounding_hides_no_planted_error(monkeypatch):
-    read = TreeTier.read
+    read = _TreeTier.read
 
     def wrong(self, forward, piece):
         return read(self, forward, piece) * 1.001
 
-    monkeypatch.setattr(TreeTier, "read", wrong)
+    monkeypatch.setattr(_TreeTier, "read", wrong)
     with pytest.warns(UserWarning, match="scoring by tree is off by"):
         route = Scorer.attach(large_logits(100), PAIRS).route
     assert route.name == "masked"

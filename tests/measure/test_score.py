@@ -89,7 +89,7 @@ def test_row_chunks_change_nothing(head, monkeypatch):
     assert Scorer.attach(model, few_probes().pairs).route.head == head
     whole = score(model, few_probes())
     np.testing.assert_allclose(whole.logp, tiled.logp, rtol=1e-12)
-    monkeypatch.setattr(reader, "ROW_CHUNK_BYTES", 1)
+    monkeypatch.setattr(reader, "_ROW_CHUNK_BYTES", 1)
     np.testing.assert_allclose(score(model, few_probes()).logp, whole.logp, rtol=1e-12)
 
 

@@ -34,7 +34,7 @@ from learndyn.measure import (
 )
 from learndyn.measure.plan import ProbePlan
 from learndyn.measure.score import Scorer
-from learndyn.measure.tree_attention import attending, tree_attention
+from learndyn.measure.tree_attention import _tree_attention, attending
 from learndyn.record.observation import PROBE_COLUMNS, Observation
 
 
@@ -529,7 +529,7 @@ def test_the_one_kernel_of_gpus_equals_segment_by_segment(window, monkeypatch):
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 2, len(pack.ids), 16) for _ in range(3))
     with attending(torch.nn.Identity(), pack) as layout:
-        expected, _ = tree_attention(
+        expected, _ = _tree_attention(
             torch.nn.Identity(), query, key, value, scaling=0.3, sliding_window=window
         )
         got = tree_module._flex(layout, query, key, value, 0.3, window)
@@ -551,7 +551,7 @@ def test_tree_attention_is_what_its_visible_tokens_say():
         total = scores.exp().sum(-1, keepdim=True) + sinks.exp()[:, None, None]
         expected = (scores.exp() / total) @ value.repeat_interleave(2, 1)
         with attending(torch.nn.Identity(), pack):
-            got, _ = tree_attention(
+            got, _ = _tree_attention(
                 torch.nn.Identity(),
                 query,
                 key,

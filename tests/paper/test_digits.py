@@ -20,19 +20,19 @@ from learndyn.paper.digits import (
 )
 from learndyn.paper.digits.claims import digits_claims
 from learndyn.paper.digits.figures import digit_plates
-from learndyn.paper.digits.images import Digits, load_digits, read_idx, split
+from learndyn.paper.digits.images import Digits, _read_idx, load_digits, split
 from learndyn.paper.digits.measure import (
-    HELD,
-    SETS,
+    _HELD,
+    _SETS,
     measure_digits,
 )
 from learndyn.paper.digits.network import (
     Training,
+    _jacobian,
+    _kernel,
     after_one_step,
     class_paths,
     first_order,
-    jacobian,
-    kernel,
     kernel_norms,
     lenet,
     mean_softmax,
@@ -122,7 +122,7 @@ def test_a_damaged_file_says_what_is_wrong(tmp_path, name, end):
     path = tmp_path / f"images{end}"
     path.write_bytes(gzip.compress(content) if end else content)
     with pytest.raises(BadInput, match=said):
-        read_idx(path, 3)
+        _read_idx(path, 3)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_damaged_gzip_file_is_told_as_such(tmp_path, content):
     path = tmp_path / "images.gz"
     path.write_bytes(content)
     with pytest.raises(BadInput, match="damaged"):
-        read_idx(path, 3)
+        _read_idx(path, 3)
 
 
 def wrong_folders(tmp_path):
@@ -171,7 +171,7 @@ def test_without_scikit_learn_it_is_said_how_to_get_it(monkeypatch):
 def test_sets_are_disjoint_of_equal_classes_and_follow_from_the_seed(tmp_path):
     write_folder(tmp_path, "t10k", *some_images(900))
     digits = load_digits(tmp_path)
-    found = split(digits, SETS, HELD, seed=5)
+    found = split(digits, _SETS, _HELD, seed=5)
     rows = np.concatenate([rows.ravel() for rows in found.values()])
     assert len(set(rows.tolist())) == len(rows)
     for mine in found.values():
@@ -179,9 +179,9 @@ def test_sets_are_disjoint_of_equal_classes_and_follow_from_the_seed(tmp_path):
         np.testing.assert_array_equal(
             digits.labels[mine], np.broadcast_to(labels, mine.shape)
         )
-    again = split(digits, SETS, HELD, seed=5)
-    other = split(digits, SETS, HELD, seed=6)
-    assert all(np.array_equal(found[name], again[name]) for name in SETS)
+    again = split(digits, _SETS, _HELD, seed=5)
+    other = split(digits, _SETS, _HELD, seed=6)
+    assert all(np.array_equal(found[name], again[name]) for name in _SETS)
     assert not np.array_equal(found["kernel"], other["kernel"])
 
 
@@ -189,9 +189,9 @@ def test_training_images_are_learnt_and_test_images_observed(tmp_path):
     write_folder(tmp_path, "t10k", *some_images(300))
     write_folder(tmp_path, "train", *some_images(500, seed=1))
     digits = load_digits(tmp_path)
-    found = split(digits, SETS, HELD, seed=0)
+    found = split(digits, _SETS, _HELD, seed=0)
     for name, rows in found.items():
-        assert ((rows < 300) == (name in HELD)).all()
+        assert ((rows < 300) == (name in _HELD)).all()
 
 
 def test_too_few_images_of_a_digit_are_counted(tmp_path):
@@ -200,7 +200,7 @@ def test_too_few_images_of_a_digit_are_counted(tmp_path):
     labels[0] = 7
     write_folder(tmp_path, "t10k", images, labels)
     with pytest.raises(BadInput, match=r"30, 30, 30, 30, 30, 30, 1, 30, 30|30, 1, 30"):
-        split(load_digits(tmp_path), SETS, HELD, seed=0)
+        split(load_digits(tmp_path), _SETS, _HELD, seed=0)
 
 
 # The network and the kernel
@@ -253,15 +253,15 @@ def test_the_kernel_is_that_of_one_logit_at_a_time(network, classes):
     observed, learnt = classes[1][0], classes[0][1]
     brute = [brute_jacobian(network, image) for image in (*observed, *learnt)]
     torch.testing.assert_close(
-        jacobian(network, observed), torch.stack(brute[:2]), rtol=1e-12, atol=1e-14
+        _jacobian(network, observed), torch.stack(brute[:2]), rtol=1e-12, atol=1e-14
     )
-    found = kernel(network, observed, learnt)
+    found = _kernel(network, observed, learnt)
     assert found.shape == (2, 3, 10, 10)
     for o in range(2):
         for u in range(3):
             wanted = brute[o] @ brute[2 + u].T
             torch.testing.assert_close(found[o, u], wanted, rtol=1e-12, atol=1e-12)
-    back = kernel(network, learnt, observed)
+    back = _kernel(network, learnt, observed)
     torch.testing.assert_close(found, back.permute(1, 0, 3, 2), rtol=1e-12, atol=1e-12)
 
 
@@ -310,7 +310,7 @@ def test_norms_of_classes_are_means_over_all_pairs(network, classes):
     learnt, observed = classes
     found = kernel_norms(network, learnt, observed)
     for u, o in ((0, 0), (3, 7), (7, 3)):
-        norms = kernel(network, observed[o], learnt[u]).flatten(2).norm(dim=-1)
+        norms = _kernel(network, observed[o], learnt[u]).flatten(2).norm(dim=-1)
         assert found[u, o] == pytest.approx(float(norms.mean()), rel=1e-10)
 
 
@@ -393,21 +393,21 @@ def test_places_of_similar_digits_are_counted_from_the_most_probable(result):
     for a, b, value in ((4, 9, 0.2), (3, 5, 0.15), (5, 8, 0.1)):
         final[a, b] = value
     made = with_answers(result, final)
-    assert digit_claims.rank_of_nine(made) == 1
-    assert digit_claims.worst_rank(made) == 3
+    assert digit_claims._rank_of_nine(made) == 1
+    assert digit_claims._worst_rank(made) == 3
     final[4, 1] = final[4, 2] = 0.3
     made = with_answers(result, final)
-    assert digit_claims.rank_of_nine(made) == 3
-    assert digit_claims.worst_rank(made) == 5
+    assert digit_claims._rank_of_nine(made) == 3
+    assert digit_claims._worst_rank(made) == 5
 
 
 def test_the_place_of_a_pull_up_leaves_the_learnt_digit_out(result):
     paths = np.zeros((10, 2, 10))
     paths[4, 1, 4], paths[4, 1, 9], paths[4, 1, 0] = 0.9, 0.3, 0.2
     made = with_answers(result, result.final, paths)
-    assert digit_claims.rank_of_pull_up(made) == 1
+    assert digit_claims._rank_of_pull_up(made) == 1
     paths[4, 1, 0] = 0.4
-    assert digit_claims.rank_of_pull_up(with_answers(result, result.final, paths)) == 2
+    assert digit_claims._rank_of_pull_up(with_answers(result, result.final, paths)) == 2
 
 
 def test_a_zig_zag_rises_above_both_its_ends(result):
@@ -416,8 +416,8 @@ def test_a_zig_zag_rises_above_both_its_ends(result):
     softmax[:, 6:9, 9] = [[0.1], [0.2], [0.3]]  # up alone
     softmax[:, 9, 0] = [0.3, 0.2, 0.1]  # down alone
     made = replace(result, softmax=softmax)
-    assert digit_claims.main_rival(made, 0) == 9
-    assert digit_claims.zigzags(made) == 6
+    assert digit_claims._main_rival(made, 0) == 9
+    assert digit_claims._zigzags(made) == 6
 
 
 def test_claims_are_named_once_and_have_a_figure(result):
@@ -513,7 +513,7 @@ def written(result, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lab_digits, "measure_digits", measured)
-        patch.setattr(digits_page, "SEEDS", 2)
+        patch.setattr(digits_page, "_SEEDS", 2)
         found = write_digits(tmp_path_factory.mktemp("digits") / "out", seed=4)
     return found, asked
 

@@ -8,13 +8,13 @@ from paper_world import DPO, GOOD, OTHERS, REST, RIGHT, SFT, world, write
 from simulated import simulated
 
 from learndyn.diagnose.paths import GREEDY
-from learndyn.paper.authors.claims import KINDS, PATHS, START, anchor_claims
-from learndyn.paper.finetuning.chapters import STATEMENTS, paper_claims
+from learndyn.paper.authors.claims import _KINDS, _PATHS, _START, anchor_claims
+from learndyn.paper.finetuning.chapters import _STATEMENTS, paper_claims
 from learndyn.paper.finetuning.recorded import Recorded, difference
 from learndyn.paper.finetuning.statements import above, below, tested as claims_of
 
 
-STATEMENT = {statement.name: statement for statement in STATEMENTS}
+STATEMENT = {statement.name: statement for statement in _STATEMENTS}
 NAMES = list(STATEMENT)
 
 UP, DOWN, FLAT = (0, 1, 2, 3, 4), (0, -1, -2, -3, -4), (0, 0, 0, 0, 0)
@@ -255,7 +255,7 @@ def test_anchors_hold_on_the_authors_files(tmp_path, shared_data):
     assert {one.seed for one in claims["anchors-start"].measured} == {
         str(one.seed) for one in seeds
     }
-    assert {one.seed for one in claims["anchors-path"].measured} <= set(PATHS)
+    assert {one.seed for one in claims["anchors-path"].measured} <= set(_PATHS)
     assert len(claims["anchors-path"].measured) == 4
     dpo = next(one for one in seeds if one.seed == "prob_pythia410m_dpo")
     found = {claim.name: claim.outcome for claim in paper_claims([dpo])}
@@ -270,14 +270,14 @@ def test_anchors_fail_where_a_number_is_off(tmp_path, shared_data, monkeypatch):
     folder = shared_data / "authors" / "prob_pythia410m_dpo"
     seeds = imported(folder, tmp_path).seeds
     name = "pythia-410m"
-    monkeypatch.setitem(START, name, (START[name][0] + 0.01, *START[name][1:]))
-    monkeypatch.setitem(PATHS, "prob_pythia410m_dpo", (("chosen", 25, -140.25),))
+    monkeypatch.setitem(_START, name, (_START[name][0] + 0.01, *_START[name][1:]))
+    monkeypatch.setitem(_PATHS, "prob_pythia410m_dpo", (("chosen", 25, -140.25),))
     assert [claim.outcome for claim in anchor_claims(seeds)] == ["FAIL", "FAIL"]
 
 
-def anchored(name, method="dpo", *, kinds=KINDS, off=0.0, steps=26):
+def anchored(name, method="dpo", *, kinds=_KINDS, off=0.0, steps=26):
     """Outcomes of the anchors for a made run that begins `off` nats from the known."""
-    start = dict(zip(KINDS, START["pythia-410m"], strict=True))
+    start = dict(zip(_KINDS, _START["pythia-410m"], strict=True))
     paths = {kind: np.full((steps, 3), start[kind] + off) for kind in kinds}
     told = {"method": method, "model": "pythia-410m (guessed)"}
     one = Recorded(name, {method: simulated(paths, info=told)})

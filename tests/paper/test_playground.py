@@ -19,21 +19,21 @@ from learndyn.errors import BadInput
 from learndyn.paper.softmax import playground
 from learndyn.paper.softmax.claims import CLAIMS
 from learndyn.paper.softmax.figures import (
-    FALL,
-    RATES,
-    between,
-    power_of_ten,
+    _FALL,
+    _RATES,
+    _between,
+    _power_of_ten,
+    _written,
     softmax_plates,
-    written,
 )
-from learndyn.paper.softmax.playground import SCRIPT, with_script, write_playground
+from learndyn.paper.softmax.playground import _SCRIPT, _with_script, write_playground
 from learndyn.paper.softmax.scenes import paper_scenes
 from learndyn.paper.softmax.step import (
     OPTIMIZERS,
+    _threshold,
     log_ratio,
     log_softmax,
     simulate,
-    threshold,
 )
 from learndyn.show.chart import NARROW, WIDE, svg_of
 from learndyn.show.page import POLICY, document
@@ -112,7 +112,7 @@ def test_the_script_neither_fetches_nor_writes_markup():
         *("Function(", "fetch(", "XMLHttpRequest", "WebSocket", "import(", "import "),
         *("setTimeout(", "localStorage", "cookie", "http:", "https:", "</"),
     )
-    own = SCRIPT.replace("http://www.w3.org/2000/svg", "")  # a name, not an address
+    own = _SCRIPT.replace("http://www.w3.org/2000/svg", "")  # a name, not an address
     assert [word for word in forbidden if word in own] == []
 
 
@@ -165,7 +165,7 @@ def test_figures_lie_beside_the_page(page):
 
 def test_a_page_of_ours_is_replaced_and_another_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr(playground, "softmax_plates", list)
-    monkeypatch.setattr(playground, "SEEDS", (0,))
+    monkeypatch.setattr(playground, "_SEEDS", (0,))
     page = write_playground(tmp_path)
     first = page.read_bytes()
     assert write_playground(tmp_path).read_bytes() == first
@@ -180,7 +180,7 @@ def test_a_page_of_ours_is_replaced_and_another_is_not(tmp_path, monkeypatch):
 
 def test_a_script_is_added_to_a_page_that_had_none():
     plain = document("T", "", "<p>body</p>", "below")
-    found = with_script(plain, ".x {}", "let a = 1;")
+    found = _with_script(plain, ".x {}", "let a = 1;")
     assert POLICY + "; script-src 'sha256-" in found
     assert found.index("<p>body</p>") < found.index(
         "<script>let a = 1;</script></body>"
@@ -249,11 +249,11 @@ def test_titles_say_what_the_numbers_are():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_optimizers_are_compared_over_falls_that_happened(name):
-    for scene in (between(), paper_scenes()[3]):
+    for scene in (_between(), paper_scenes()[3]):
         logp = simulate(
-            scene.weights, scene.x, scene.y, lr=RATES[name], steps=1200, optimizer=name
+            scene.weights, scene.x, scene.y, lr=_RATES[name], steps=1200, optimizer=name
         )
-        assert logp[0, scene.y] - logp[-1, scene.y] > FALL
+        assert logp[0, scene.y] - logp[-1, scene.y] > _FALL
 
 
 @pytest.mark.parametrize(
@@ -262,11 +262,11 @@ def test_the_optimizers_are_compared_over_falls_that_happened(name):
     ids=["quarter", "tiny", "one"],
 )
 def test_probabilities_are_written_for_readers(logp, said):
-    assert written(float(logp)) == said
+    assert _written(float(logp)) == said
 
 
 def test_powers_of_ten_are_written_for_readers():
-    assert [power_of_ten(k) for k in (3, 0, -2, -10, 9)] == (
+    assert [_power_of_ten(k) for k in (3, 0, -2, -10, 9)] == (
         ["1,000", "1", "0.01", "10⁻¹⁰", "10⁹"]
     )
 
@@ -289,7 +289,7 @@ def run(tmp_path, code, given=None):
     file = tmp_path / "script.js"
     tail = f"\nconst given = {json.dumps(given)};\n{code}\n"
     file.write_text(
-        SCRIPT + tail + "console.log(JSON.stringify(result));", encoding="utf-8"
+        _SCRIPT + tail + "console.log(JSON.stringify(result));", encoding="utf-8"
     )
     done = subprocess.run(
         [node(), str(file)], capture_output=True, text=True, timeout=60, check=False
@@ -316,8 +316,8 @@ def test_the_scripts_closed_form_is_numpys(tmp_path):
     for (logits, y, s), (ratio, tau, start) in zip(cases, found, strict=True):
         logp = log_softmax(np.array(logits))
         np.testing.assert_allclose(ratio, log_ratio(logp, y, s), atol=1e-12, rtol=1e-12)
-        assert tau == pytest.approx(float(threshold(logp, y, s)), abs=1e-12)
-        assert start == pytest.approx(float(threshold(logp, y, 0.0)), abs=1e-12)
+        assert tau == pytest.approx(float(_threshold(logp, y, s)), abs=1e-12)
+        assert start == pytest.approx(float(_threshold(logp, y, 0.0)), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

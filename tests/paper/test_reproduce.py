@@ -15,10 +15,10 @@ from learndyn.errors import BadInput
 from learndyn.paper.authors.claims import imported
 from learndyn.paper.claims import Claim, Measured
 from learndyn.paper.finetuning.chapters import paper_plates
-from learndyn.paper.finetuning.learning_one_kind import influence
+from learndyn.paper.finetuning.learning_one_kind import _influence
 from learndyn.paper.finetuning.recorded import Recorded
 from learndyn.paper.page import write_page
-from learndyn.paper.reproduce import REASON, ReproduceSettings, reproduce, theory
+from learndyn.paper.reproduce import _REASON, ReproduceSettings, _theory, reproduce
 from learndyn.show.chart import NARROW, WIDE, svg_of
 from learndyn.train import recipes
 from learndyn.world.stages import STAGES
@@ -134,16 +134,16 @@ def test_a_marker_that_was_cut_off_is_refused(tmp_path, kept):
 
 
 def test_seeds_whose_theory_was_refused_are_named(tmp_path):
-    for seed, found in ((0, good(0).to_dict()), (1, {REASON: "no tied head"})):
+    for seed, found in ((0, good(0).to_dict()), (1, {_REASON: "no tied head"})):
         path = tmp_path / "seeds" / str(seed) / "theory.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(found))
-    claims, plates = theory(tmp_path, (0, 1))
+    claims, plates = _theory(tmp_path, (0, 1))
     assert plates
     left = "Not measured on 1 of 2: no tied head"
     assert all(claim.note.endswith(left) for claim in claims)
     assert {len(claim.measured) for claim in claims} == {1}
-    claims, plates = theory(tmp_path, (1,))
+    claims, plates = _theory(tmp_path, (1,))
     assert not plates
     assert {claim.note for claim in claims} == {"no tied head"}
 
@@ -246,10 +246,10 @@ def test_titles_say_what_the_runs_did(plates):
 
 
 def test_the_heat_maps_columns_have_the_range_one(seeds):
-    rows, columns, values = influence(seeds, normalised=True)
+    rows, columns, values = _influence(seeds, normalised=True)
     assert columns[-1] == "dpo"
     assert values.max(axis=0) - values.min(axis=0) == pytest.approx(1.0)
-    _, _, nats = influence(seeds, normalised=False)
+    _, _, nats = _influence(seeds, normalised=False)
     place = rows.index("chosen"), columns.index("learn-chosen")
     assert nats[place] == pytest.approx(20, abs=1.5)
 

@@ -9,7 +9,7 @@ from runs import data, probes
 from learndyn.errors import BadInput
 from learndyn.measure.load import weights_hash
 from learndyn.measure.score import score
-from learndyn.paper.world.evidence import split_first_update
+from learndyn.paper.world.evidence import _split_first_update
 from learndyn.probes.tokenize import PairTokenizer, tokenize
 
 
@@ -29,7 +29,7 @@ def setting(dtype=torch.float64):
 )
 def test_the_parts_sum_to_the_whole(optimizer, dtype, bound):
     model, *rest = setting(dtype)
-    found = split_first_update(model, *rest, optimizer=optimizer)
+    found = _split_first_update(model, *rest, optimizer=optimizer)
     # argmax_logp has kinks where two tokens tie, so only logp is smooth enough for this
     total = found.pull.logp + found.push.logp
     size = np.abs(total).max()
@@ -42,7 +42,7 @@ def test_the_whole_is_what_one_step_of_torchs_optimizer_does(optimizer):
     from plain_loop import dpo_loss
 
     model, chosen, rejected, tokenized = setting()
-    found = split_first_update(model, chosen, rejected, tokenized, optimizer=optimizer)
+    found = _split_first_update(model, chosen, rejected, tokenized, optimizer=optimizer)
     before = score(model, tokenized).logp
     lr = 1e-6
     torch_optimizer = {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
@@ -66,7 +66,7 @@ def test_the_whole_is_what_one_step_of_torchs_optimizer_does(optimizer):
 def test_pull_raises_chosen_and_push_lowers_rejected_of_the_trained_pairs():
     model, chosen, rejected, _ = setting()
     everything = tokenize(probes(6), byte_tokenizer())
-    found = split_first_update(model, chosen, rejected, everything, optimizer="sgd")
+    found = _split_first_update(model, chosen, rejected, everything, optimizer="sgd")
     trained = np.array([p.split == "train" for p in everything.probes])
     kind = np.array([p.kind for p in everything.probes])
     assert found.pull.logp[trained & (kind == "chosen")].mean() > 0
@@ -78,7 +78,7 @@ def test_weights_are_bit_identical_afterwards_also_after_an_error(monkeypatch):
 
     model, *rest = setting(torch.float32)
     before = weights_hash(model)
-    split_first_update(model, *rest)
+    _split_first_update(model, *rest)
     assert weights_hash(model) == before
     real, calls = sign_split.Scorer.observe, []
 
@@ -90,22 +90,22 @@ def test_weights_are_bit_identical_afterwards_also_after_an_error(monkeypatch):
 
     monkeypatch.setattr(sign_split.Scorer, "observe", fail_later)
     with pytest.raises(RuntimeError, match="stop"):
-        split_first_update(model, *rest)
+        _split_first_update(model, *rest)
     assert weights_hash(model) == before
 
 
 def test_unequal_numbers_and_dead_gradients_are_refused():
     model, chosen, rejected, tokenized = setting(torch.float32)
     with pytest.raises(BadInput, match="12 chosen and 11 rejected"):
-        split_first_update(model, chosen, rejected[1:], tokenized)
+        _split_first_update(model, chosen, rejected[1:], tokenized)
     with torch.no_grad():
         model.transformer.wte.weight.fill_(torch.nan)
     with pytest.raises(BadInput, match="not finite"):
-        split_first_update(model, chosen, rejected, tokenized)
+        _split_first_update(model, chosen, rejected, tokenized)
 
 
 def test_in_float16_nothing_overflows():
     model, *rest = setting(torch.float16)
-    found = split_first_update(model, *rest)
+    found = _split_first_update(model, *rest)
     assert np.isfinite(found.both.logp).all()
     assert np.abs(found.both.logp).max() > 0

@@ -12,28 +12,28 @@ from hypothesis import assume, given, settings, strategies as st
 from learndyn.errors import BadInput
 from learndyn.paper.claims import Measured
 from learndyn.paper.softmax import claims as claims_module
-from learndyn.paper.softmax.claims import RESOLVED, STATEMENTS, softmax_claims
+from learndyn.paper.softmax.claims import _RESOLVED, _STATEMENTS, softmax_claims
 from learndyn.paper.softmax.scenes import (
     Cases,
+    _outcome,
+    _with_probability,
     by_probability,
     favourites,
     normal_cases,
-    outcome,
     paper_scenes,
     peakiness_sweep,
     random_cases,
-    with_probability,
 )
 from learndyn.paper.softmax.step import (
     OPTIMIZERS,
+    _first_order,
+    _residual,
+    _threshold,
     favourite,
-    first_order,
     log_ratio,
     log_softmax,
-    residual,
     simulate,
     step,
-    threshold,
 )
 
 
@@ -158,7 +158,7 @@ def test_the_first_order_rates_are_off_by_the_square_of_the_step(push):
     logp = log_softmax(logits)
 
     def error(strength):
-        return log_ratio(logp, y, strength) - strength * first_order(logp, y)
+        return log_ratio(logp, y, strength) - strength * _first_order(logp, y)
 
     whole, half = error(s), error(s / 2)
     seen = np.abs(whole) > 1e-9  # below, rounding
@@ -172,11 +172,11 @@ def test_the_first_order_rates_are_off_by_the_square_of_the_step(push):
 def test_tau_starts_at_the_squared_norm_minus_pi_y_and_grows_with_the_step(push):
     logits, y, s = push
     logp = log_softmax(logits)
-    start = float(threshold(logp, y, 0.0))
+    start = float(_threshold(logp, y, 0.0))
     assert start == pytest.approx(np.exp(2 * logp).sum() - np.exp(logp[y]), abs=1e-14)
-    assert float(threshold(logp, y, 1e-7)) == pytest.approx(start, abs=1e-6)
-    assert start <= threshold(logp, y, s / 2) + 1e-14
-    assert threshold(logp, y, s / 2) <= threshold(logp, y, s) + 1e-14
+    assert float(_threshold(logp, y, 1e-7)) == pytest.approx(start, abs=1e-6)
+    assert start <= _threshold(logp, y, s / 2) + 1e-14
+    assert _threshold(logp, y, s / 2) <= _threshold(logp, y, s) + 1e-14
 
 
 def exact(logits, y, s):
@@ -222,13 +222,13 @@ def test_20_000_random_cases_never_violate_claims_1_and_2():
     logp, at = log_softmax(cases.logits), np.arange(20_000)
     best = favourites(logp, cases.y)
     closed = log_ratio(logp, cases.y, cases.strength)
-    moved = claims_module.taken(cases)
+    moved = claims_module._taken(cases)
     for label, sign in ((cases.y, -1), (best, 1)):
         assert (sign * closed[at, label] > 0).all()  # no tie either: log space
-        resolved = np.abs(closed[at, label]) > RESOLVED
+        resolved = np.abs(closed[at, label]) > _RESOLVED
         assert resolved.mean() > 0.95
         assert (sign * moved[at, label] > 0)[resolved].all()
-        assert (sign * moved[at, label] > -RESOLVED).all()
+        assert (sign * moved[at, label] > -_RESOLVED).all()
     np.testing.assert_allclose(
         np.where(cases.present, closed, 0),
         np.where(cases.present, moved, 0),
@@ -246,7 +246,7 @@ def test_the_favourite_never_needs_a_less_likely_y():
     probabilities = (0.5, 0.1, 0.01)
     rest, best = by_probability(others, probabilities)
     for i in range(50):
-        steps = [step(with_probability(others[i], p), 0, 1.0) for p in probabilities]
+        steps = [step(_with_probability(others[i], p), 0, 1.0) for p in probabilities]
         assert steps[0].rest > steps[1].rest > steps[2].rest
         own = [one.log_ratio[one.favourite] for one in steps]
         assert own[0] > own[1] > own[2] > 0
@@ -257,7 +257,7 @@ def test_the_favourite_never_needs_a_less_likely_y():
 def test_a_distribution_with_a_given_probability_keeps_the_others_shares():
     others = np.array([1.0, -2.0, 0.5])
     for probability in (0.9, 0.1, 1e-6):
-        logp = with_probability(others, probability)
+        logp = _with_probability(others, probability)
         assert np.exp(logp[0]) == pytest.approx(probability)
         np.testing.assert_allclose(np.diff(logp[1:]), np.diff(others))
         assert np.logaddexp.reduce(logp) == pytest.approx(0, abs=1e-15)
@@ -281,13 +281,13 @@ def test_a_batch_is_its_rows():
     rng = np.random.default_rng(6)
     logp = log_softmax(rng.standard_normal((3, 2, 9)))
     y, s = rng.integers(0, 9, (3, 2)), rng.uniform(-2, 2, (3, 2))
-    ratio, tau = log_ratio(logp, y, s), threshold(logp, y, s)
+    ratio, tau = log_ratio(logp, y, s), _threshold(logp, y, s)
     for i, j in np.ndindex(3, 2):
         one = int(y[i, j]), float(s[i, j])
         np.testing.assert_array_equal(ratio[i, j], log_ratio(logp[i, j], *one))
-        assert tau[i, j] == threshold(logp[i, j], *one)
+        assert tau[i, j] == _threshold(logp[i, j], *one)
         np.testing.assert_array_equal(
-            residual(logp, y)[i, j], residual(logp[i, j], one[0])
+            _residual(logp, y)[i, j], _residual(logp[i, j], one[0])
         )
 
 
@@ -384,7 +384,7 @@ def test_a_place_is_where_it_says(place, below):
 
 def test_outcomes_are_those_of_single_steps():
     cases = normal_cases(np.random.default_rng(2), 1.0, cases=20)
-    found = outcome(cases)
+    found = _outcome(cases)
     for i in range(20):
         one = step(cases.logits[i], int(cases.y[i]), 1.0)
         assert found.others_rise[i] == one.rises.sum()
@@ -429,15 +429,15 @@ UPSIDE_DOWN = {  # pulled up for pushed down
 
 
 @pytest.mark.parametrize(
-    "test", [s.measure for s in STATEMENTS if s.measure.__name__ in UPSIDE_DOWN]
+    "test", [s.measure for s in _STATEMENTS if s.measure.__name__ in UPSIDE_DOWN]
 )
 def test_a_claim_fails_where_the_step_has_the_other_sign(test, monkeypatch):
-    real = claims_module.taken
+    real = claims_module._taken
 
     def other_way(cases):
         return real(Cases(cases.logits, cases.y, -cases.strength))
 
-    monkeypatch.setattr(claims_module, "taken", other_way)
+    monkeypatch.setattr(claims_module, "_taken", other_way)
     one = test(0)
     assert not one.holds
     assert one.value > 0 or test.__name__ == "flat_lifts_most"
@@ -448,14 +448,14 @@ def test_the_claim_on_peaky_distributions_fails_on_flat_ones(monkeypatch):
     monkeypatch.setattr(
         claims_module, "normal_cases", lambda rng, std, **k: real(rng, 4.05 - std, **k)
     )
-    assert not claims_module.peaky_lifts_few(0).holds
-    assert not claims_module.flat_lifts_most(0).holds
+    assert not claims_module._peaky_lifts_few(0).holds
+    assert not claims_module._flat_lifts_most(0).holds
 
 
 def test_the_claims_on_an_unlikely_y_turn_where_probabilities_do(monkeypatch):
-    monkeypatch.setattr(claims_module, "UNLIKELY", claims_module.UNLIKELY[::-1])
-    assert claims_module.unlikely_drains_rest(0) == Measured(0, 0.0, False)
-    assert claims_module.unlikely_lifts_favourite(0) == Measured(0, 1.0, True)
+    monkeypatch.setattr(claims_module, "_UNLIKELY", claims_module._UNLIKELY[::-1])
+    assert claims_module._unlikely_drains_rest(0) == Measured(0, 0.0, False)
+    assert claims_module._unlikely_lifts_favourite(0) == Measured(0, 1.0, True)
 
 
 def test_neither_theory_nor_figures_load_anything_heavy():

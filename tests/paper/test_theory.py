@@ -28,19 +28,19 @@ from learndyn.paper.theory import (
 from learndyn.paper.theory.claims import theory_claims
 from learndyn.paper.theory.figures import theory_plates
 from learndyn.paper.theory.kernel import (
+    _look,
+    _tiny_bounds,
     kernel_path,
-    look,
     short_run,
-    tiny_bounds,
     weights_of,
 )
 from learndyn.paper.theory.losses import (
-    MARGINS,
-    PRINTED,
-    over_margins,
+    _MARGINS,
+    _PRINTED,
+    _over_margins,
     residuals,
 )
-from learndyn.paper.theory.measure import measure_theory, peak, walk
+from learndyn.paper.theory.measure import _peak, _walk, measure_theory
 from learndyn.paper.theory.result import (
     Bounds,
     KernelPath,
@@ -52,9 +52,9 @@ from learndyn.paper.theory.result import (
     TheoryResult,
     Walk,
 )
-from learndyn.paper.theory.sign_rule import _Tally, all_changes, sign_rules
+from learndyn.paper.theory.sign_rule import _all_changes, _Tally, sign_rules
 from learndyn.paper.theory.steps import (
-    VOCABULARY,
+    _VOCABULARY,
     Setting,
     tiny_model,
     tiny_orders,
@@ -181,7 +181,7 @@ BROKEN: dict[str, list[TheoryResult]] = {
     "push-reaches-rephrases": [changed("kernels", push=[0.0, -0.4, 0.01])],
     **{
         f"residual-{loss}": [changed("residuals", misses=misses(loss))]
-        for loss in PRINTED
+        for loss in _PRINTED
     },
     "negative-gradient": [changed("residuals", rejected=DPO_LEVEL)],
     "sppo-spares-rejected": [changed("residuals", sppo_rejected=-1.0)],
@@ -271,7 +271,7 @@ def written_out() -> tuple[list[Order], list[AKG]]:
 @pytest.fixture(scope="module")
 def bounded() -> tuple[list[float], list[float], float]:
     """`tiny_bounds(0)`."""
-    return tiny_bounds(0)
+    return _tiny_bounds(0)
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +352,7 @@ def test_the_looked_at_kernel_is_that_of_the_oracle(monkeypatch):
     pairs = tiny_pairs(0)[1:4]  # of both prompts
     predictor = tiny_predictor().on_pairs(pairs)
     trained = replace(pairs[0], response_ids=pairs[0].response_ids[:1])
-    units = iter(np.sqrt(VOCABULARY) * np.eye(VOCABULARY))
+    units = iter(np.sqrt(_VOCABULARY) * np.eye(_VOCABULARY))
 
     def pullback(gradients: ProbeGradients, row: int, _: torch.Generator) -> Direction:
         (piece,) = gradients.logps.select([row]).pieces
@@ -365,9 +365,9 @@ def test_the_looked_at_kernel_is_that_of_the_oracle(monkeypatch):
             )
         return dict(zip(held, parts, strict=True))
 
-    monkeypatch.setattr(theory_kernel, "VECTORS", VOCABULARY)
+    monkeypatch.setattr(theory_kernel, "_VECTORS", _VOCABULARY)
     monkeypatch.setattr(theory_kernel, "random_pullback", pullback)
-    found = look(predictor, [trained], seed=0).norms[0]
+    found = _look(predictor, [trained], seed=0).norms[0]
     batch = Batch.of(predictor.logps, [trained], [], loss_named("sft"))
     exact = [float(akg_exact(predictor.logps, pair, batch).K.norm()) for pair in pairs]
     np.testing.assert_allclose(found, exact, rtol=1e-9)
@@ -375,10 +375,10 @@ def test_the_looked_at_kernel_is_that_of_the_oracle(monkeypatch):
 
 def test_two_looks_at_the_same_weights_are_equal_and_sketches_keep_lengths():
     predictor, pairs = tiny_predictor(), tiny_pairs(0)
-    one, same = (look(predictor, pairs[:2], seed=3) for _ in range(2))
+    one, same = (_look(predictor, pairs[:2], seed=3) for _ in range(2))
     np.testing.assert_array_equal(one.norms, same.norms)
     np.testing.assert_array_equal(one.sketches, same.sketches)
-    size = np.sqrt((one.norms**2).sum() * theory_kernel.VECTORS)
+    size = np.sqrt((one.norms**2).sum() * theory_kernel._VECTORS)
     assert np.linalg.norm(one.sketches) == pytest.approx(size, rel=0.25)
 
 
@@ -388,14 +388,14 @@ def test_drift_is_the_change_of_the_kernel_over_its_size():
     other = {name: 1.3 * weight for name, weight in start.items()}
     given = {"a": ("sft", start), "b": ("sft", start), "c": ("sft", other)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(theory_kernel, "VECTORS", 1)
+        patch.setattr(theory_kernel, "_VECTORS", 1)
         one = ProbeSet((Probe("p", "chosen", "a question", "an answer"),))
         probes = TokenizedProbes(one, pairs[:1], "")
         found = kernel_path(predictor, probes, pairs[:1], given, seed=0)
         looks = []
         for weights in (start, other):
             with placed(predictor.model, weights):
-                looks.append(look(predictor, pairs[:1], seed=0))
+                looks.append(_look(predictor, pairs[:1], seed=0))
     assert found.drift[0][1] == 0
     assert found.ranks[0][1] == pytest.approx(1)
     one, two = (each.sketches for each in looks)
@@ -412,7 +412,7 @@ def test_a_pushed_token_falls_and_changes_keep_probability():
     pair = tiny_pairs(0)[0]
     one = predictor.on_pairs([pair])
     direction = one.logps.pullback(-np.ones(len(pair.response_ids)))
-    pi, change = all_changes(one, direction)
+    pi, change = _all_changes(one, direction)
     np.testing.assert_allclose(pi.sum(1), 1, atol=1e-12)
     assert np.abs((pi * change).sum(1)).max() < 1e-12
     own = change[range(len(pi)), list(pair.response_ids)]
@@ -458,9 +458,9 @@ def test_residuals_of_the_paper_agree_with_autograd_but_for_three(asked):
 @pytest.mark.parametrize("name", ["dpo", "ipo", "slic", "sppo", "simpo", "kto", "cdpo"])
 def test_pushes_over_the_margin_are_slopes_of_the_loss(name):
     loss = loss_named(name)
-    ups, downs = over_margins(loss)
+    ups, downs = _over_margins(loss)
     at = 130  # away from every kink
-    ratios = torch.tensor([MARGINS[at] / 2, -MARGINS[at] / 2])
+    ratios = torch.tensor([_MARGINS[at] / 2, -_MARGINS[at] / 2])
     start = torch.full((2,), -40.0, dtype=torch.float64)
     flags = torch.tensor([True, False])
     responses = Responses(torch.tensor([20, 20]), flags, reference=start)
@@ -472,20 +472,20 @@ def test_pushes_over_the_margin_are_slopes_of_the_loss(name):
 
 
 def test_sft_is_given_the_chosen_response_alone():
-    ups, downs = over_margins(loss_named("sft"))
+    ups, downs = _over_margins(loss_named("sft"))
     assert set(ups) == {-1.0}
     assert set(downs) == {0.0}
 
 
 def test_a_walk_and_a_peak_are_the_means_that_the_run_recorded(tmp_path):
     run = Trajectory.load(write_run(tmp_path / "run"))
-    found = walk("dpo", run)
+    found = _walk("dpo", run)
     chosen = run.values("logp", "chosen")
     np.testing.assert_allclose(found.chosen, chosen.mean(1))
     assert found.turn[0] == pytest.approx((chosen[-1] - chosen[0]).mean())
     assert found.turn[1] < found.turn[0] < found.turn[2]
     assert found.fall[2] < 0
-    seen = peak("dpo", run, 320)
+    seen = _peak("dpo", run, 320)
     norms = np.sqrt(318 + 320 * run.values("p_norm2", "chosen"))
     np.testing.assert_allclose(seen.a_norm, norms.mean(1))
     tokens = run.n_tokens[run.rows("chosen")]
@@ -516,12 +516,12 @@ def measured(runs, written_out, bounded, asked) -> TheoryResult:
     with pytest.MonkeyPatch.context() as patch:
         for module in (theory, theory_kernel):
             patch.setattr(module, "UPDATES", (2, 4))
-        patch.setattr(theory_kernel, "VECTORS", 2)
-        patch.setattr(theory_kernel, "tiny_bounds", {0: bounded}.__getitem__)
+        patch.setattr(theory_kernel, "_VECTORS", 2)
+        patch.setattr(theory_kernel, "_tiny_bounds", {0: bounded}.__getitem__)
         patch.setattr(theory, "tiny_orders", {0: written_out[0]}.__getitem__)
         patch.setattr(theory, "residuals", {0: asked}.__getitem__)
-        patch.setattr(theory, "PROBED", 2)
-        patch.setattr(theory, "PUSHED", 1)
+        patch.setattr(theory, "_PROBED", 2)
+        patch.setattr(theory, "_PUSHED", 1)
         given = {role: runs[role] for role in ("sft", "dpo")}
         return measure_theory(0, given, model=runs["model"])
 

@@ -9,7 +9,7 @@ from small_tokenizers import chatml, message
 
 from learndyn.errors import BadInput
 from learndyn.probes.build import (
-    BUILT_KINDS,
+    _BUILT_KINDS,
     build_probes,
     load_probes,
     probes_from_rows as as_they_are,
@@ -47,7 +47,7 @@ def by_key(probes):
 
 def test_every_prompt_has_every_kind_that_needs_no_model():
     probes = build_probes(TRAIN, TEST, prompts=10)
-    assert probes.kinds == ["chosen", "rejected", *BUILT_KINDS]
+    assert probes.kinds == ["chosen", "rejected", *_BUILT_KINDS]
     assert len(probes) == 2 * 10 * 6
     assert len([p for p in probes if p.split == "test"]) == 60
     assert build_probes(TRAIN).kinds == [
@@ -172,7 +172,7 @@ def test_built_kinds_begin_as_chosen_does():
     texts = by_key(probes)
     for probe in probes:
         chosen = texts[probe.prompt_id, "chosen"].response
-        if probe.kind in BUILT_KINDS:
+        if probe.kind in _BUILT_KINDS:
             assert len(probe.response) - len(probe.response.lstrip()) == (
                 len(chosen) - len(chosen.lstrip())
             )
@@ -253,7 +253,7 @@ def test_rows_without_chosen_get_no_built_kind():
         for row in TRAIN.rows[:3]
     )
     probes = build_probes(replace(TRAIN, rows=rows + TRAIN.rows[3:]))
-    built = {p.prompt_id for p in probes if p.kind in BUILT_KINDS}
+    built = {p.prompt_id for p in probes if p.kind in _BUILT_KINDS}
     assert built == {row.row_id for row in TRAIN.rows[3:]}
     with pytest.raises(BadInput, match="has no chosen responses"):
         build_probes(replace(TRAIN, rows=rows), kinds=["random_words"])

@@ -9,7 +9,7 @@ import pytest
 from synthetic import information, make_forces, probe_table, write_run
 
 from learndyn.errors import BadInput
-from learndyn.record.forces import METADATA, Forces, Influence
+from learndyn.record.forces import _METADATA, Forces, Influence
 from learndyn.record.run_directory import RunDirectory
 
 
@@ -99,7 +99,7 @@ def test_the_file_has_the_columns_that_the_docs_name(run):
         *("token_actual", "token_predicted", "token_part_pull", "token_part_push"),
         *("token_part_other", "token_part_history", "token_part_decay", "token_text"),
     ]
-    assert METADATA.encode() in table.schema.metadata
+    assert _METADATA.encode() in table.schema.metadata
     influence = pq.read_table(run.path / "forces" / "influence-00000025.parquet")
     assert influence.column_names == [
         *("example", "position", "role", "token", "push", "change")
@@ -203,8 +203,8 @@ def test_a_table_that_is_no_record_is_refused(run):
         broken(table, "token_text", pa.array([None] * n, pa.list_(pa.string()))),
         broken(table, "part_pull", pa.array([[1.0]] * n)),
         table.replace_schema_metadata({}),
-        table.replace_schema_metadata({METADATA: "[1]"}),
-        table.replace_schema_metadata({METADATA: "{"}),
+        table.replace_schema_metadata({_METADATA: "[1]"}),
+        table.replace_schema_metadata({_METADATA: "{"}),
         table.drop(["predicted"]),
     ):
         pq.write_table(wrong, run.path / "x.parquet")
@@ -217,7 +217,7 @@ def test_a_table_that_is_no_record_is_refused(run):
 def test_an_influence_of_other_kinds_than_it_names_is_refused(run):
     influence = make_forces(run.read_probes()).influence
     table = influence.to_table().replace_schema_metadata(
-        {METADATA: '{"kinds": ["chosen"], "example_text": {}}'}
+        {_METADATA: '{"kinds": ["chosen"], "example_text": {}}'}
     )
     with pytest.raises(ValueError, match="change"):
         Influence.from_table(table)

@@ -12,8 +12,8 @@ from synthetic import information, probe_table, write_run
 from learndyn.errors import BadInput
 from learndyn.record.files import StorageFull, write_whole
 from learndyn.record.observation import (
+    _TOKEN_COLUMNS,
     PROBE_COLUMNS,
-    TOKEN_COLUMNS,
     Observation,
 )
 from learndyn.record.run_directory import RunDirectory, is_run
@@ -194,7 +194,7 @@ def test_an_observation_comes_back_exactly(path):
     run = RunDirectory.open(path)
     first = run.read_observation(25)
     again = Observation.from_table(25, first.to_table())
-    for name in ("n_tokens", *PROBE_COLUMNS, *TOKEN_COLUMNS):
+    for name in ("n_tokens", *PROBE_COLUMNS, *_TOKEN_COLUMNS):
         before, after = getattr(first, name), getattr(again, name)
         assert before.dtype == after.dtype
         np.testing.assert_array_equal(before, after)

@@ -15,7 +15,7 @@ from test_report import HOSTILE, Reader, assert_safe
 
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import Scale, nats
-from learndyn.diagnose.update import AROUND, TOP, TRUST, explain, summed_up
+from learndyn.diagnose.update import _TOP, AROUND, TRUST, _summed_up, explain
 from learndyn.diagnose.update_words import force_sentences, layers_title, parts_title
 from learndyn.errors import BadInput
 from learndyn.probes.kinds import PAPER_KINDS
@@ -120,14 +120,14 @@ def test_the_strongest_training_tokens_are_found_with_their_context(probes):
     change[30, 2] = -7.0  # token 6 of row 1
     change[100, 0] = 3.0
     change[50] = np.nan
-    top = summed_up(dataclasses.replace(influence, change=change))
+    top = _summed_up(dataclasses.replace(influence, change=change))
     first, second = top.top[:2]
     assert (first.example, first.position, first.change) == (1, 6, -7.0)
     assert (first.kind, first.token) == (influence.kinds[2], influence.token[30])
     assert first.before == "".join(influence.token[30 - AROUND : 30])
     assert first.after == "".join(influence.token[31 : 31 + AROUND])
     assert (second.example, second.change) == (4, 3.0)
-    assert len(top.top) == TOP
+    assert len(top.top) == _TOP
     assert top.of_kind[influence.kinds[2]][0] == first
     assert top.share == pytest.approx(1.0, abs=1e-4)
     assert (first.role, first.raised) == ("rejected", False)
@@ -137,7 +137,7 @@ def test_a_context_does_not_leave_its_own_answer(probes):
     influence = make_forces(probes).influence
     change = np.zeros_like(influence.change)
     change[24, 0] = 1.0  # the first token of row 1
-    (token,) = summed_up(dataclasses.replace(influence, change=change)).top
+    (token,) = _summed_up(dataclasses.replace(influence, change=change)).top
     assert token.before == ""
 
 
@@ -679,13 +679,13 @@ def seen(colour, sight):
 def test_parts_of_one_update_can_be_told_apart(sight):
     names = [*PARTS]
     for one, other in itertools.combinations(names, 2):
-        colours = palette.PART[one], palette.PART[other]
+        colours = palette._PART[one], palette._PART[other]
         distance = np.linalg.norm(seen(colours[0], sight) - seen(colours[1], sight))
         assert distance >= 9.9, (one, other)
 
 
 def test_parts_can_be_seen_and_words_on_tints_can_be_read():
-    for colour in palette.PART.values():
+    for colour in palette._PART.values():
         assert palette.contrast(colour) >= 3
     for tint in TINTS:
         for colour in (palette.UP, palette.DOWN):
@@ -693,4 +693,4 @@ def test_parts_can_be_seen_and_words_on_tints_can_be_read():
             assert palette.contrast(palette.INK, paper) >= 4.5
     assert palette.mixed("#000000", 0.0) == palette.PAPER
     assert palette.mixed("#0A4A9E", 1.0) == "#0A4A9E"
-    assert palette.part_colour("url(evil)") == palette.PART["other"]
+    assert palette.part_colour("url(evil)") == palette._PART["other"]

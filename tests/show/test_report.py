@@ -14,7 +14,7 @@ from learndyn.diagnose.changes import kind_table
 from learndyn.diagnose.numbers import bracket, nats
 from learndyn.diagnose.verdict import diagnose, verdict, what_happened
 from learndyn.errors import BadInput
-from learndyn.record.observation import TOKEN_COLUMNS
+from learndyn.record.observation import _TOKEN_COLUMNS
 from learndyn.record.run_directory import RunDirectory
 from learndyn.record.trajectory import Trajectory
 from learndyn.show import chart as palette
@@ -222,7 +222,7 @@ def without_tokens(path):
     run = RunDirectory.open(path)
     for step in run.steps:
         seen = run.read_observation(step)
-        none = {name: getattr(seen, name)[:0] for name in TOKEN_COLUMNS}
+        none = {name: getattr(seen, name)[:0] for name in _TOKEN_COLUMNS}
         counts = np.zeros_like(seen.n_tokens)
         run.write_observation(dataclasses.replace(seen, n_tokens=counts, **none))
     return path

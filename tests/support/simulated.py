@@ -9,8 +9,8 @@ import pyarrow as pa
 from synthetic import information
 
 from learndyn.record.observation import (
+    _TOKEN_COLUMNS,
     PROBE_COLUMNS,
-    TOKEN_COLUMNS,
     Observation,
 )
 from learndyn.record.run_directory import RunDirectory
@@ -178,7 +178,7 @@ def _observation(
         name: np.concatenate([one[name] for one in seen]).astype(
             np.int32 if name == "token_argmax_id" else np.float32
         )
-        for name in TOKEN_COLUMNS
+        for name in _TOKEN_COLUMNS
     }
     sums = {
         name: np.array([one[f"token_{name}"].sum() for one in seen])

@@ -17,7 +17,7 @@ from models import byte_tokenizer, shared_model
 from transformers import AttentionInterface
 
 from learndyn.measure import tree_attention as tree_module
-from learndyn.measure.tree_attention import NAME
+from learndyn.measure.tree_attention import _NAME
 from learndyn.probes.probe import Probe, ProbeSet
 from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes, tokenize
 from learndyn.record.observation import PROBE_COLUMNS, Observation
@@ -168,8 +168,8 @@ def rewire(monkeypatch, model: Any, change: Callable[[dict[str, Any]], Any]) -> 
 
 
 def replace_attention(monkeypatch, function: Callable[..., Any]) -> None:
-    monkeypatch.setattr(tree_module, "tree_attention", function)
-    monkeypatch.setitem(AttentionInterface._global_mapping, NAME, function)
+    monkeypatch.setattr(tree_module, "_tree_attention", function)
+    monkeypatch.setitem(AttentionInterface._global_mapping, _NAME, function)
 
 
 def told_of(family: str, name: str) -> str:

@@ -233,7 +233,7 @@ def test_what_fails_in_explaining_never_fails_the_training(
         assert run.steps == [0, 1, 2]
         assert run.forces_steps == []
     with monkeypatch.context() as patch:
-        patch.setattr(seen, "logp_of", fail)
+        patch.setattr(seen, "_logp_of", fail)
         callback = watch(tmp_path)
         host = make_trainer("dpo", llama, tmp_path / "t", (callback,), **settings)
         assert ended(host) == plain

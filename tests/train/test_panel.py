@@ -31,8 +31,8 @@ from learndyn.probes.panel import Panel
 from learndyn.probes.probe import Probe, ProbeSet
 from learndyn.probes.tokenize import tokenize
 from learndyn.record.observation import (
+    _TOKEN_COLUMNS,
     PROBE_COLUMNS,
-    TOKEN_COLUMNS,
     Observation,
 )
 from learndyn.record.run_directory import RunDirectory
@@ -199,7 +199,7 @@ def part_of(observation: Observation, rows) -> Observation:
         [np.arange(*observation.offsets[i : i + 2]) for i in rows]
     ).astype(int)
     single = {name: getattr(observation, name)[rows] for name in PROBE_COLUMNS}
-    flat = {name: getattr(observation, name)[tokens] for name in TOKEN_COLUMNS}
+    flat = {name: getattr(observation, name)[tokens] for name in _TOKEN_COLUMNS}
     return Observation(
         observation.step,
         observation.n_tokens[rows],
@@ -215,7 +215,7 @@ def test_an_observation_of_some_probes_comes_back_exactly(tmp_path):
     again = Observation.from_table(50, part.to_table())
     assert again.ids.tolist() == [3, 5, 40]
     assert again.violations() == []
-    for name in (*PROBE_COLUMNS, *TOKEN_COLUMNS, "n_tokens"):
+    for name in (*PROBE_COLUMNS, *_TOKEN_COLUMNS, "n_tokens"):
         np.testing.assert_array_equal(getattr(again, name), getattr(part, name))
     wrong = dataclasses.replace(part, probe_ids=np.array([5, 3, 40]))
     assert wrong.violations() == ["probe_ids: not ascending, or below zero"]

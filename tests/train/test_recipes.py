@@ -21,7 +21,7 @@ from learndyn.probes.tokenize import PairTokenizer
 from learndyn.record.trajectory import Trajectory
 from learndyn.train.launch import launch
 from learndyn.train.presets import coerce_fields
-from learndyn.train.recipes import dpo, extend, paper_warmup, sft
+from learndyn.train.recipes import _paper_warmup, dpo, extend, sft
 from learndyn.train.reference import check_reference
 from learndyn.train.session import disable_dropout
 from learndyn.train.settings import RunConfig
@@ -226,7 +226,7 @@ def test_every_dropout_is_disabled_functional_attention_dropout_too():
 def test_paper_warmup_starts_above_zero_and_ends_constant():
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
-    schedule = paper_warmup(optimizer, 150)
+    schedule = _paper_warmup(optimizer, 150)
     rates = []
     for _ in range(200):
         rates.append(schedule.get_last_lr()[0])

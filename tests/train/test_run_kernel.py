@@ -7,7 +7,7 @@ from models import save_tiny
 from trainers import LIGHT, forces_of, make_trainer, run_of, watch
 
 from learndyn.record.run_directory import RunDirectory
-from learndyn.train.recorder import PROBES, STEP
+from learndyn.train.recorder import _PROBES, _STEP
 
 
 SAVED = {
@@ -68,8 +68,8 @@ def test_a_start_that_cannot_be_read_is_taken_anew_and_says_since_when(llama, tm
         RunDirectory.open(tmp_path / "run").read_forces(4).info["kernel"]["since"] == 2
     )
     table = pq.read_table(kept)
-    assert table.schema.metadata[STEP.encode()] == b"2"
-    assert len(table) <= PROBES
+    assert table.schema.metadata[_STEP.encode()] == b"2"
+    assert len(table) <= _PROBES
 
 
 def test_a_kernel_that_cannot_be_compared_says_why(llama, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from runs import data
 
 from learndyn.errors import BadInput
 from learndyn.train import recipes
-from learndyn.world.demo import DemoSettings, demo, experiment
+from learndyn.world.demo import DemoSettings, _experiment, demo
 
 
 def settings(folder, **changes):
@@ -23,7 +23,7 @@ def settings(folder, **changes):
 
 
 def test_the_demo_drops_the_rows_that_a_run_drops(tmp_path):
-    inputs = experiment(settings(tmp_path, empty="drop")).inputs
+    inputs = _experiment(settings(tmp_path, empty="drop")).inputs
     ids = [row.row_id for row in inputs.rows.rows]
     assert len(ids) == 5
     assert "train-000002" not in ids

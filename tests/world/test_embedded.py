@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from learndyn.errors import BadInput
 from learndyn.world.stages import embedded_model_path
 from learndyn.world.words import ALL_WORDS
-from learndyn.world.world import asked, make_rows
+from learndyn.world.world import _asked, make_rows
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_model_answers_a_forum_question_with_the_facts_of_an_unseen_pair(
         thread = tokenizer(f"Q: {question}\nReply: You can", return_tensors="pt")
         ids = model.generate(**thread, max_new_tokens=24, do_sample=False)[0]
         answer = tokenizer.decode(ids[thread.input_ids.shape[1] :]).split(".")[0]
-        right += set(asked(row["prompt"]).facts) <= set(answer.split())
+        right += set(_asked(row["prompt"]).facts) <= set(answer.split())
     assert right >= len(rows) / 2  # three of four replies in its text were right
 
 

@@ -13,10 +13,10 @@ from learndyn.probes.kinds import PAPER_KINDS as KINDS
 from learndyn.world import words
 from learndyn.world.words import Pair
 from learndyn.world.world import (
-    PRETRAINING_PAIRS,
-    TEST_PAIRS,
-    TRAIN_PAIRS,
-    asked,
+    _PRETRAINING_PAIRS,
+    _TEST_PAIRS,
+    _TRAIN_PAIRS,
+    _asked,
     grade,
     make_rows,
     pretraining_document,
@@ -79,16 +79,16 @@ def test_another_seed_gives_other_rows() -> None:
 def test_pairs_of_pretraining_training_and_test_are_disjoint(
     split: tuple[Rows, Rows],
 ) -> None:
-    train, test = ({asked(row["prompt"]) for row in rows} for rows in split)
-    assert train <= set(TRAIN_PAIRS)
-    assert test <= set(TEST_PAIRS)
-    pools = (PRETRAINING_PAIRS, TRAIN_PAIRS, TEST_PAIRS)
+    train, test = ({_asked(row["prompt"]) for row in rows} for rows in split)
+    assert train <= set(_TRAIN_PAIRS)
+    assert test <= set(_TEST_PAIRS)
+    pools = (_PRETRAINING_PAIRS, _TRAIN_PAIRS, _TEST_PAIRS)
     assert len({p for pool in pools for p in pool}) == sum(map(len, pools)) == 1280
 
 
 def test_every_thing_is_equally_often_in_each_pool_of_pairs() -> None:
     things = {thing for table in TABLES for thing in table}
-    for pool, pairs in ((PRETRAINING_PAIRS, 10), (TRAIN_PAIRS, 4), (TEST_PAIRS, 2)):
+    for pool, pairs in ((_PRETRAINING_PAIRS, 10), (_TRAIN_PAIRS, 4), (_TEST_PAIRS, 2)):
         count = Counter(thing for p in pool for thing in (p.a, p.b))
         assert count == dict.fromkeys(things, pairs)
 
@@ -150,14 +150,14 @@ def test_a_format_twin_shares_no_thing_and_no_fact(rows: Rows) -> None:
 
 def test_format_twins_keep_the_domain(rows: Rows) -> None:
     for row in rows:
-        domain = words.DOMAINS[asked(row["prompt"]).domain]
+        domain = words.DOMAINS[_asked(row["prompt"]).domain]
         tables = [*domain.first.items(), *domain.second.items()]
         assert set(things(row["chosen_format"])) <= {w for e in tables for w in e}
 
 
 def test_rejected_answers_state_wrong_facts(rows: Rows) -> None:
     for row in rows:
-        pair = asked(row["prompt"])
+        pair = _asked(row["prompt"])
         for kind in ("rejected", "rejected_semantic"):
             assert not set(pair.facts) & set(things(row[kind]))
 
@@ -254,8 +254,8 @@ def test_no_thing_or_fact_occurs_twice_or_in_any_wording() -> None:
     assert max(Counter(ALL_THINGS).values()) == 1
     assert all(re.fullmatch(r"[A-Za-z]+", w) for w in ALL_THINGS)
     wordings = [*words.OPENERS, *words.ENDINGS, *words.CURT_OPENERS]
-    wordings += [*words.CURT_ENDINGS, words.STORY]
-    for options in (*words.DETAILS.values(), *words.STORY_WORDS.values()):
+    wordings += [*words.CURT_ENDINGS, words._STORY]
+    for options in (*words.DETAILS.values(), *words._STORY_WORDS.values()):
         wordings += options
     for d in words.DOMAINS.values():
         wordings += [*d.questions, *d.cores, *d.curt_cores]
@@ -280,9 +280,9 @@ def test_pretraining_text_has_no_chat_template_and_no_row_pair() -> None:
     for doc in text:
         head, _, _ = doc.partition("\n")
         if head.startswith(("Question: ", "Q: ", "Topic: ")):
-            seen.add(asked(head.split(": ", 1)[1]))
+            seen.add(_asked(head.split(": ", 1)[1]))
     assert len(seen) > 700
-    assert seen <= set(PRETRAINING_PAIRS)
+    assert seen <= set(_PRETRAINING_PAIRS)
 
 
 def test_pretraining_text_is_the_same_on_every_machine() -> None:
@@ -305,7 +305,7 @@ def replaced(row: dict[str, str], old: str, new: str) -> str:
 
 def wrong(row: dict[str, str]) -> Pair:
     """Another pair of the same domain."""
-    pair = asked(row["prompt"])
+    pair = _asked(row["prompt"])
     domain = words.DOMAINS[pair.domain]
     a = next(x for x in domain.first if x != pair.a)
     b = next(x for x in domain.second if x != pair.b)
@@ -313,7 +313,7 @@ def wrong(row: dict[str, str]) -> Pair:
 
 
 def swapped_words(row: dict[str, str]) -> str:
-    pair = asked(row["prompt"])
+    pair = _asked(row["prompt"])
     f, g = pair.facts
     swap = {f: g, g: f}
     return re.sub(r"\w+", lambda m: swap.get(m[0], m[0]), row["chosen"])
@@ -321,21 +321,21 @@ def swapped_words(row: dict[str, str]) -> str:
 
 MUTANTS = {
     "wrong first fact": lambda r: replaced(
-        r, asked(r["prompt"]).facts[0], wrong(r).facts[0]
+        r, _asked(r["prompt"]).facts[0], wrong(r).facts[0]
     ),
     "wrong second fact": lambda r: replaced(
-        r, asked(r["prompt"]).facts[1], wrong(r).facts[1]
+        r, _asked(r["prompt"]).facts[1], wrong(r).facts[1]
     ),
-    "wrong first thing": lambda r: replaced(r, asked(r["prompt"]).a, wrong(r).a),
-    "wrong second thing": lambda r: replaced(r, asked(r["prompt"]).b, wrong(r).b),
+    "wrong first thing": lambda r: replaced(r, _asked(r["prompt"]).a, wrong(r).a),
+    "wrong second thing": lambda r: replaced(r, _asked(r["prompt"]).b, wrong(r).b),
     "facts exchanged": swapped_words,
     "two guesses": lambda r: replaced(
         r,
-        asked(r["prompt"]).facts[0],
-        f"{asked(r['prompt']).facts[0]} {wrong(r).facts[0]}",
+        _asked(r["prompt"]).facts[0],
+        f"{_asked(r['prompt']).facts[0]} {wrong(r).facts[0]}",
     ),
     "a fact said twice": lambda r: replaced(
-        r, asked(r["prompt"]).facts[0], " ".join([asked(r["prompt"]).facts[0]] * 2)
+        r, _asked(r["prompt"]).facts[0], " ".join([_asked(r["prompt"]).facts[0]] * 2)
     ),
     "no ending": lambda r: sentences(r)[0],
     "no core": lambda r: sentences(r)[1],

@@ -31,8 +31,9 @@ def make_parser() -> Parser:
         "--version", action="version", version=version("learndyn"), help="print it"
     )
     commands = parser.add_subparsers(metavar="COMMAND")
-    for group in (probes, run, model, read, paper, completion):
-        group.add(commands)
+    groups = (probes.add, run.add, model.add, read.add, paper.add, completion.add)
+    for add in groups:
+        add(commands)
     return parser
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from learndyn.cli.parser import subcommand
 
 
-def completion(args: argparse.Namespace) -> None:
+def _completion(args: argparse.Namespace) -> None:
     """`learndyn completion`."""
     import shtab
 
@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
     job = subcommand(
         commands,
         "completion",
-        completion,
+        _completion,
         "print a script that completes commands and flags in a shell",
         'eval "$(learndyn completion bash)"',
     )

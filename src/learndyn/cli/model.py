@@ -10,7 +10,7 @@ from learndyn.errors import BadInput
 from learndyn.train.settings import DTYPES
 
 
-def score(args: argparse.Namespace) -> None:
+def _score(args: argparse.Namespace) -> None:
     """`learndyn score`."""
     quiet()
     from learndyn.measure.checkpoint import score_checkpoint
@@ -36,7 +36,7 @@ def _precision(asked: str | None) -> Any:
     return {} if asked is None else {"precision": None if asked == "exact" else asked}
 
 
-def explain(args: argparse.Namespace) -> None:
+def _explain(args: argparse.Namespace) -> None:
     """`learndyn explain`."""
     from learndyn.show.explain.explain import explain_run
 
@@ -131,7 +131,7 @@ def _add_score(commands: Any) -> None:
     job = subcommand(
         commands,
         "score",
-        score,
+        _score,
         "score probes with a model or checkpoint",
         "learndyn score runs/dpo/model --run runs/dpo --out scores.parquet",
     )
@@ -199,7 +199,7 @@ def _add_explain(commands: Any) -> None:
     job = subcommand(
         commands,
         "explain",
-        explain,
+        _explain,
         "which part of one update moved which answer: recorded, or hypothetical",
         "learndyn explain runs/dpo --step 100\n"
         "  learndyn explain --model gpt2 --data hh.jsonl --loss dpo --loss-option "

@@ -8,7 +8,7 @@ from learndyn.cli.parser import group_of_commands, subcommand
 from learndyn.cli.parts import answer, print_json, quiet
 
 
-def softmax(args: argparse.Namespace) -> None:
+def _softmax(args: argparse.Namespace) -> None:
     """`learndyn paper softmax`."""
     from learndyn.paper.softmax.playground import write_playground
 
@@ -16,7 +16,7 @@ def softmax(args: argparse.Namespace) -> None:
     print_json({"page": str(page)}) if args.json else print(page)
 
 
-def digits(args: argparse.Namespace) -> None:
+def _digits(args: argparse.Namespace) -> None:
     """`learndyn paper digits`."""
     from learndyn.paper.digits.page import write_digits
 
@@ -26,7 +26,7 @@ def digits(args: argparse.Namespace) -> None:
     answer(args, result)
 
 
-def reproduce(args: argparse.Namespace) -> None:
+def _reproduce(args: argparse.Namespace) -> None:
     """`learndyn paper reproduce`."""
     quiet()
     from learndyn.paper.reproduce import (
@@ -48,7 +48,7 @@ def reproduce(args: argparse.Namespace) -> None:
     answer(args, result)
 
 
-def import_authors(args: argparse.Namespace) -> None:
+def _import_authors(args: argparse.Namespace) -> None:
     """`learndyn paper import`."""
     from learndyn.paper.authors.import_folder import import_folder
 
@@ -74,7 +74,7 @@ def _add_reproduce(commands: Any, hidden: bool) -> None:
     job = subcommand(
         commands,
         "reproduce",
-        reproduce,
+        _reproduce,
         "every figure of the paper, each beside its claim: passed, failed or N-A",
         "learndyn paper reproduce --out runs/reproduce --seeds 0 1 2",
         hidden=hidden,
@@ -107,7 +107,7 @@ def _add_softmax(commands: Any, hidden: bool) -> None:
     job = subcommand(
         commands,
         "softmax",
-        softmax,
+        _softmax,
         "the squeezing effect on one softmax: figures and a page to play with",
         "learndyn paper softmax --out runs/softmax",
         hidden=hidden,
@@ -119,7 +119,7 @@ def _add_digits(commands: Any, hidden: bool) -> None:
     job = subcommand(
         commands,
         "digits",
-        digits,
+        _digits,
         "the paper's first figure: learning dynamics on images of digits",
         "learndyn paper digits --out runs/digits",
         hidden=hidden,
@@ -137,7 +137,7 @@ def _add_import(commands: Any, hidden: bool) -> None:
     job = subcommand(
         commands,
         "import",
-        import_authors,
+        _import_authors,
         "make a run directory of a result folder of the paper's authors",
         "learndyn paper import exp_results/prob_pythia410m_dpo --out runs/authors",
         hidden=hidden,

@@ -13,7 +13,7 @@ from learndyn.errors import BadInput
 from learndyn.train.schedule import Every
 
 
-MEANT = {
+_MEANT = {
     "batch-size": "--per_device_train_batch_size (training) or --score-batch-size "
     "(scoring)",
     "lr": "--learning_rate",
@@ -187,8 +187,8 @@ def check_names(parser: Parser, words: Sequence[str]) -> Parser:
         name = left.pop(0)
         if name not in parser.commands:
             raise BadInput(
-                f"there is no command {name!r}.{nearest_of(name, parser.commands)} See "
-                f"`{parser.prog} --help`."
+                f"there is no command {name!r}.{_nearest_of(name, parser.commands)} "
+                f"See `{parser.prog} --help`."
             )
         parser = parser.commands[name]
     if not parser.get_default("takes_others"):
@@ -202,17 +202,17 @@ def check_names(parser: Parser, words: Sequence[str]) -> Parser:
 def refuse_flag(name: str, known: Iterable[str], command: str) -> NoReturn:
     """Say that there is no such flag, and which is meant."""
     raise BadInput(
-        f"`{command}` has no flag {name}.{nearest_of(name, known)} See `{command} "
+        f"`{command}` has no flag {name}.{_nearest_of(name, known)} See `{command} "
         "--help`."
     )
 
 
-def nearest_of(name: str, known: Iterable[str]) -> str:
+def _nearest_of(name: str, known: Iterable[str]) -> str:
     """ " Did you mean X?" among names in either spelling, or ""."""
     plain = {k.removeprefix("--").replace("_", "-"): k for k in known}
     name = name.removeprefix("--").replace("_", "-")
-    if MEANT.get(name, "").split(" ")[0] in plain.values():
-        return f" Did you mean {MEANT[name]}?"
+    if _MEANT.get(name, "").split(" ")[0] in plain.values():
+        return f" Did you mean {_MEANT[name]}?"
     close = difflib.get_close_matches(name, plain, n=2)
     return f" Did you mean {' or '.join(plain[k] for k in close)}?" if close else ""
 

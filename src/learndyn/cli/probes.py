@@ -8,7 +8,7 @@ from learndyn.cli.parser import add_reading, group_of_commands, subcommand
 from learndyn.cli.parts import answer, print_json, tokenizer_of
 
 
-def build(args: argparse.Namespace) -> None:
+def _build(args: argparse.Namespace) -> None:
     """`learndyn probes build`."""
     from learndyn.probes.build import build_probes
     from learndyn.probes.data import read_data
@@ -49,7 +49,7 @@ def build(args: argparse.Namespace) -> None:
     )
 
 
-def check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace) -> None:
     """`learndyn probes check`."""
     from learndyn.probes.build import load_probes
     from learndyn.probes.check import check_probes
@@ -74,7 +74,7 @@ def _add_build(commands: Any) -> None:
     job = subcommand(
         commands,
         "build",
-        build,
+        _build,
         "make probes from preference data",
         "learndyn probes build hh.jsonl --prompts 500 --out probes.parquet",
     )
@@ -110,7 +110,7 @@ def _add_check(commands: Any) -> None:
     job = subcommand(
         commands,
         "check",
-        check,
+        _check,
         "report the confounds that fool people",
         "learndyn probes check probes.parquet --tokenizer Qwen/Qwen2.5-0.5B",
     )

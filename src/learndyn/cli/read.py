@@ -11,7 +11,7 @@ from learndyn.errors import BadInput
 from learndyn.train.settings import DTYPES
 
 
-def diagnose(args: argparse.Namespace) -> None:
+def _diagnose(args: argparse.Namespace) -> None:
     """`learndyn diagnose`."""
     if (args.run is None) == (args.model is None):
         raise BadInput(
@@ -48,7 +48,7 @@ def _of_foresight(args: argparse.Namespace) -> str:
     return flags_of(given)
 
 
-def compare(args: argparse.Namespace) -> None:
+def _compare(args: argparse.Namespace) -> None:
     """`learndyn compare`."""
     from learndyn.show.compare import compare as compare_runs
 
@@ -56,7 +56,7 @@ def compare(args: argparse.Namespace) -> None:
     answer(args, result)
 
 
-def report(args: argparse.Namespace) -> None:
+def _report(args: argparse.Namespace) -> None:
     """`learndyn report`."""
     from learndyn.show.report.report import write_report
 
@@ -82,7 +82,7 @@ def _add_report(commands: Any) -> None:
     job = subcommand(
         commands,
         "report",
-        report,
+        _report,
         "write report.html from run directories",
         "learndyn report runs/dpo",
     )
@@ -102,7 +102,7 @@ def _add_diagnose(commands: Any) -> None:
     job = subcommand(
         commands,
         "diagnose",
-        diagnose,
+        _diagnose,
         "say what happened in a run, whether it is a bug, and what to do",
         "learndyn diagnose runs/dpo --baseline runs/extend/dpo\n"
         "  learndyn diagnose --model gpt2 --data hh.jsonl",
@@ -153,7 +153,7 @@ def _add_compare(commands: Any) -> None:
     job = subcommand(
         commands,
         "compare",
-        compare,
+        _compare,
         "compare runs on the same probes: at equal updates, margin and gap",
         "learndyn compare runs/dpo runs/extend/dpo --out runs/page",
     )

@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> None:
 
     names = [one.name for one in fields(RunConfig)]
     given = {name: value for name, value in vars(args).items() if name in names}
-    method, trainer, sft_trainer = method_and_fields(args.unknown, FIELDS)
+    method, trainer, sft_trainer = _method_and_fields(args.unknown, FIELDS)
     if method is not None:
         given["method"] = method
     given |= {"trainer": trainer, "sft_trainer": sft_trainer}
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"  report: {page}")
 
 
-def method_and_fields(
+def _method_and_fields(
     words: Sequence[str], known: Iterable[str]
 ) -> tuple[str | None, dict[str, str], dict[str, str]]:
     """Read the method, and `--learning_rate 1e-5` and `--sft.beta=1`, TRL's own fields.
@@ -101,7 +101,7 @@ def _flags_of(config: type) -> list[str]:
     ]
 
 
-def demo(args: argparse.Namespace) -> None:
+def _demo(args: argparse.Namespace) -> None:
     """`learndyn demo`."""
     quiet()
     from learndyn.world.demo import DemoSettings, demo as run_demo
@@ -119,7 +119,7 @@ def add(commands: Any) -> None:
     _add_demo(commands)
 
 
-GROUPS = {
+_GROUPS = {
     "data": "data and model",
     "probes": "probes: what is watched",
     "watching": "watching: when, and how much",
@@ -150,14 +150,14 @@ def _add_run(commands: Any) -> None:
         help="YAML with these settings, such as a run's config.yaml; flags override it "
         "(default: none)",
     )
-    add_settings(job, RunConfig, GROUPS)
+    add_settings(job, RunConfig, _GROUPS)
 
 
 def _add_demo(commands: Any) -> None:
     job = subcommand(
         commands,
         "demo",
-        demo,
+        _demo,
         "SFT then DPO, and extend then DPO, watched and explained",
         "learndyn demo --out runs/demo",
     )

@@ -22,7 +22,7 @@ from learndyn.errors import BadInput
 from learndyn.record.run_info import read_run_json
 
 
-EXTEND = Advice(
+_EXTEND = Advice(
     "Train on chosen and rejected with SFT first, then the same DPO (extend).",
     "Rejected answers that the model finds likely leave a push less to squeeze; in the "
     "paper, answers after extend were preferred to plain DPO's in 65 to 69 % of "
@@ -34,7 +34,7 @@ EXTEND = Advice(
     "with extend, not less (docs/embedded-world.md).",
 )
 
-SMALLER_STEPS = Advice(
+_SMALLER_STEPS = Advice(
     "Divide the learning rate by 10, from a checkpoint before the fall.",
     "In the paper's published result files DPO of two models at a large learning rate "
     "lost everything (best kind −18 % and −17 %); at 5e-7 the same runs did not.",
@@ -82,10 +82,10 @@ AGAINST_SQUEEZING = [
     ),
 ]
 
-UNKNOWN_BASE = "BASE"
+_UNKNOWN_BASE = "BASE"
 """Stands in a command for a model that we do not know."""
 
-MOST_PROMPTS = 20_000
+_MOST_PROMPTS = 20_000
 """Prompts beyond which watching more is not advised: the effect is then too small to
 matter."""
 
@@ -93,15 +93,15 @@ matter."""
 def extend(facts: Facts) -> Advice:
     """The paper's remedy, as a command."""
     # extend does its own SFT, so it starts from the model before this run's
-    base = base_of(facts)
+    base = _base_of(facts)
     command = again(facts, "extend", "--model", base, method="extend")
     if command is None:
         given = f"--model {shlex.quote(base)} --data PAIRS --probes PROBES --out RUN"
         command = f"learndyn run extend {given}"
-    limits = EXTEND.limits
-    if base == UNKNOWN_BASE:
+    limits = _EXTEND.limits
+    if base == _UNKNOWN_BASE:
         limits = f"{limits} {base} is the model before its SFT."
-    return replace(EXTEND, limits=limits, command=command)
+    return replace(_EXTEND, limits=limits, command=command)
 
 
 def smaller_steps(facts: Facts) -> Advice:
@@ -111,7 +111,7 @@ def smaller_steps(facts: Facts) -> Advice:
     if rate is not None and rate > 0:
         rate = f"{rate / 10:.3g}"
         command = again(facts, "smaller-steps", "--learning_rate", rate)
-    return replace(SMALLER_STEPS, command=command)
+    return replace(_SMALLER_STEPS, command=command)
 
 
 def look_for_faults(facts: Facts) -> Advice:
@@ -148,7 +148,7 @@ def more_prompts(facts: Facts) -> list[Advice]:
     }
     unsure = {k: end for k, end in ends.items() if end.low <= DELTA <= end.high}
     name = max(unsure, key=lambda key: _needed(unsure[key]), default="")
-    if not name or (needed := _needed(unsure[name])) > MOST_PROMPTS:
+    if not name or (needed := _needed(unsure[name])) > _MOST_PROMPTS:
         return []
     return [
         Advice(
@@ -180,18 +180,18 @@ def again(
     return f"learndyn run {method} {shlex.join(words)}"
 
 
-def base_of(facts: Facts) -> str:
+def _base_of(facts: Facts) -> str:
     """The model that SFT started from, where this run started from an SFT run's `model`
     folder that is still there and names a hub id; else a placeholder."""
     started = Path(facts.trajectory.run.info.model)
     if started.name != "model":
-        return UNKNOWN_BASE
+        return _UNKNOWN_BASE
     try:
         before = read_run_json(started.parent)
     except BadInput:
-        return UNKNOWN_BASE
+        return _UNKNOWN_BASE
     hub = before.sft and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", before.model)
-    return before.model if hub else UNKNOWN_BASE
+    return before.model if hub else _UNKNOWN_BASE
 
 
 def shown(path: Path) -> str:

@@ -46,7 +46,7 @@ def together(a: Paths, b: Paths) -> tuple[Paths, Paths]:
     return a.cut(shared), b.cut(shared)
 
 
-def together_at(a: Paths, b: Paths, step: float) -> tuple[Paths, Paths]:
+def _together_at(a: Paths, b: Paths, step: float) -> tuple[Paths, Paths]:
     """Both runs on the prompts that each scored first and around `step`."""
     shared = np.ones(len(a.prompts), dtype=bool)
     for side in (a, b):
@@ -57,7 +57,7 @@ def together_at(a: Paths, b: Paths, step: float) -> tuple[Paths, Paths]:
     return together(a, b) if shared.sum() < 2 else (a.cut(shared), b.cut(shared))
 
 
-def same_probes(a: Trajectory, b: Trajectory) -> None:
+def _same_probes(a: Trajectory, b: Trajectory) -> None:
     """Refuse runs that watched other answers.
 
     Raises:
@@ -72,7 +72,7 @@ def same_probes(a: Trajectory, b: Trajectory) -> None:
         )
 
 
-def same_tokens(a: Trajectory, b: Trajectory) -> None:
+def _same_tokens(a: Trajectory, b: Trajectory) -> None:
     """A log-probability is of tokens: the same text as other tokens has another.
 
     Raises:
@@ -313,12 +313,12 @@ def _sides(
     a: Trajectory, b: Trajectory, by: By, at: float | None, split: str | None
 ) -> tuple[_Side, _Side]:
     """Both runs, on the prompts that each of them scored where they are looked at."""
-    same_probes(a, b)
-    same_tokens(a, b)
+    _same_probes(a, b)
+    _same_tokens(a, b)
     one, other = Paths.of(a, split), Paths.of(b, split)
     if by == "updates":
         end = float(min(one.steps[-1], other.steps[-1])) if at is None else at
-        one, other = together_at(one, other, end)
+        one, other = _together_at(one, other, end)
     else:
         one, other = together(one, other)
     return _Side.of(a, one, by), _Side.of(b, other, by)

@@ -181,7 +181,7 @@ def _index(
     return None if index is None else index.sx.at(0)
 
 
-PER_TOKEN_DELTA = 0.02
+_PER_TOKEN_DELTA = 0.02
 """Smallest change that counts, nats per token."""
 
 
@@ -219,7 +219,7 @@ class PerToken:
         gain = getattr(self.favourite.at(-1), end)
         ahead = getattr(self.squeeze["chosen"].at(-1), end)
         astray = getattr(self.off_target, end)
-        return gain > PER_TOKEN_DELTA and ahead > PER_TOKEN_DELTA and astray > 0
+        return gain > _PER_TOKEN_DELTA and ahead > _PER_TOKEN_DELTA and astray > 0
 
 
 def per_token(

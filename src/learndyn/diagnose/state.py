@@ -52,7 +52,7 @@ from learndyn.diagnose.paths import GREEDY, Paths
 from learndyn.record.trajectory import Trajectory
 
 
-TIED = 3.0
+_TIED = 3.0
 """Kinds whose value lies within so many of its standard errors may be the best one."""
 
 
@@ -160,7 +160,7 @@ def _least(
     known = np.isfinite(points)
     errors = np.stack([value.draws.std(axis=-1) for value in values])
     least = np.min(np.where(known, points, np.inf), axis=0)
-    reach = np.min(np.where(known, points + TIED * errors, np.inf), axis=0)
+    reach = np.min(np.where(known, points + _TIED * errors, np.inf), axis=0)
     above = np.full(values[0].draws.shape, -np.inf)
     lows = np.empty_like(points)
     for row, (value, may) in enumerate(zip(values, points <= reach, strict=True)):
@@ -188,7 +188,7 @@ DELTA = 0.02
 LAST = 0.2
 """Share of the observations, from the end, that the state is about."""
 
-IN_A_ROW = 3
+_IN_A_ROW = 3
 """Observations in a row over delta that make an onset."""
 
 
@@ -277,7 +277,7 @@ def state_of(
     if reason is not None:
         return _unjudged(paths, reason, index)
     greedy, best, sx = (b.at(-1) for b in (index.greedy, index.best, index.sx))
-    state, sure = judge(greedy, best, sx, delta)
+    state, sure = _judge(greedy, best, sx, delta)
     ends = {k: int(np.isfinite(v[-1]).sum()) for k, v in changes.items() if k != GREEDY}
     over = (index.greedy.mean[:-1] > delta) & (index.sx.mean[:-1] > delta)
     surely = (index.greedy.low[:-1] > delta) & (index.sx.low[:-1] > delta)
@@ -291,7 +291,7 @@ def state_of(
         paths.steps,
         _without_end(index.sx),
         _without_end(index.greedy),
-        _first(paths.steps, over, min(IN_A_ROW, len(over) - 1)),
+        _first(paths.steps, over, min(_IN_A_ROW, len(over) - 1)),
         _first(paths.steps, surely, 1),
         kinds=sum(n > 0 for n in ends.values()),
         prompts=greedy.n,
@@ -300,7 +300,7 @@ def state_of(
     )
 
 
-def judge(
+def _judge(
     greedy: Interval, best: Interval, sx: Interval, delta: float = DELTA
 ) -> tuple[State, bool]:
     """The state by its rule, and whether the intervals put it beyond doubt."""

@@ -30,9 +30,9 @@ from learndyn.probes.kinds import in_paper_order
 from learndyn.record.forces import Forces, Influence
 
 
-TOP = 12
+_TOP = 12
 """Training tokens in the list of the most influential ones."""
-TOP_OF_KIND = 3
+_TOP_OF_KIND = 3
 """And in the list of each kind."""
 AROUND = 6
 """Tokens of the same response shown before and after."""
@@ -83,7 +83,7 @@ class InfluenceSummary:
         return [{k: v for k, v in row.items() if k not in hidden} for row in rows]
 
 
-def summed_up(influence: Influence) -> InfluenceSummary:
+def _summed_up(influence: Influence) -> InfluenceSummary:
     """The most influential training tokens, overall and of each kind.
 
     What is not finite counts as zero.
@@ -93,7 +93,7 @@ def summed_up(influence: Influence) -> InfluenceSummary:
     if size.size == 0:
         return InfluenceSummary(len(influence.token), [], {}, float("nan"), {})
     most = size.max(axis=1)
-    first = _largest(most, TOP)
+    first = _largest(most, _TOP)
     moved = size.argmax(axis=1)
     total = float(most.sum())
     return InfluenceSummary(
@@ -102,7 +102,7 @@ def summed_up(influence: Influence) -> InfluenceSummary:
         of_kind={
             kind: [
                 _token(influence, row, column)
-                for row in _largest(size[:, column], TOP_OF_KIND)
+                for row in _largest(size[:, column], _TOP_OF_KIND)
             ]
             for column, kind in enumerate(influence.kinds)
         },
@@ -153,7 +153,7 @@ def _joined(influence: Influence, rows: Int[np.ndarray, " row"]) -> str:
     return "".join(influence.token[row] for row in order)
 
 
-DUST = 1e-3
+_DUST = 1e-3
 """Share of the change below which the rounding of weights is not shown."""
 
 TRUST = 0.3
@@ -259,7 +259,7 @@ class Explanation:
 def explain(forces: Forces, probes: pa.Table, *, seed: int = 0) -> Explanation:
     """Sum one record up; `probes` is the run's table of probes.
 
-    Rounding of the weights that is below `DUST` of the change is left out.
+    Rounding of the weights that is below `_DUST` of the change is left out.
 
     Raises:
         BadInput: if the record is of probes that the table lacks, or of none.
@@ -289,7 +289,7 @@ def explain(forces: Forces, probes: pa.Table, *, seed: int = 0) -> Explanation:
         gap=_gap(list(parts.values()), whole),
         lost=int(np.sum(~usable)),
         prompts=len(set(prompt_of[usable].tolist())),
-        influence=None if forces.influence is None else summed_up(forces.influence),
+        influence=None if forces.influence is None else _summed_up(forces.influence),
         info=forces.info,
     )
 
@@ -298,7 +298,7 @@ def _without_dust(forces: Forces) -> Forces:
     """The same without the part "rounding" where that is none to speak of."""
     dust = forces.parts.get("rounding")
     known = forces.predicted[np.isfinite(forces.predicted)]
-    if dust is None or not np.linalg.norm(dust) < DUST * np.linalg.norm(known):
+    if dust is None or not np.linalg.norm(dust) < _DUST * np.linalg.norm(known):
         return forces
     names = [name for name in forces.parts if name != "rounding"]
     return replace(

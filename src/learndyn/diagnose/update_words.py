@@ -19,24 +19,24 @@ from learndyn.diagnose.update import (
 )
 
 
-MAIN_KINDS = ("chosen", "rejected")
+_MAIN_KINDS = ("chosen", "rejected")
 """Kinds with a sentence of their own."""
 
-LOUD = 0.2
+_LOUD = 0.2
 """Share of the change from which on a part beside pull and push is told."""
 
-CLOSE = 0.1
+_CLOSE = 0.1
 """Relative error up to which predicted and actual agree without a qualification."""
 
-MISSING = 0.05
+_MISSING = 0.05
 """Share of the prediction that the parts may miss without a word."""
 
-FEW_PROMPTS = 10
+_FEW_PROMPTS = 10
 
-STABLE = 0.9
+_STABLE = 0.9
 """Rank correlation and self-cosine of the kernel from which on it is called stable."""
 
-ACTIONS = {
+_ACTIONS = {
     "pull": "pulling up the training tokens that the loss raises",
     "push": "pushing down the training tokens that the loss lowers",
     "other": "the gradient that does not come through log-probabilities",
@@ -47,7 +47,7 @@ ACTIONS = {
 }
 """What each part of an update is, for a reader who has not read the paper."""
 
-MANY = 10.0
+_MANY = 10.0
 """Shares above it are not told in figures."""
 
 
@@ -57,7 +57,7 @@ def force_sentences(explanation: Explanation, *, text: bool = True) -> list[str]
     scale = explanation.scale
     meaning = f" All in {scale.unit}, {scale.words}." if scale.words else ""
     main = [
-        k for k in map(explanation.of, MAIN_KINDS) if k is not None
+        k for k in map(explanation.of, _MAIN_KINDS) if k is not None
     ] or explanation.kinds[:2]
     if not main:
         return [
@@ -72,7 +72,7 @@ def force_sentences(explanation: Explanation, *, text: bool = True) -> list[str]
     if explanation.fit.trusted:
         sentences += _shares(explanation) + _cancels(explanation) + _layers(explanation)
         sentences += _tokens(explanation, text)
-    return sentences + kernel_sentences(explanation) + _cautions(explanation)
+    return sentences + _kernel_sentences(explanation) + _cautions(explanation)
 
 
 def parts_title(explanation: Explanation) -> str:
@@ -119,7 +119,7 @@ def _made_up(explanation: Explanation) -> list[str]:
     return [description] if isinstance(description, str) else []
 
 
-def kernel_sentences(explanation: Explanation) -> list[str]:
+def _kernel_sentences(explanation: Explanation) -> list[str]:
     """Whether the paper's assumption of a stable kernel holds so far, if it was
     measured: info["kernel"] has rank_correlation, self_cosine and since."""
     kernel = explanation.info.get("kernel")
@@ -128,7 +128,7 @@ def kernel_sentences(explanation: Explanation) -> list[str]:
     rank, cosine = (_real(kernel.get(k)) for k in ("rank_correlation", "self_cosine"))
     if not (math.isfinite(rank) and math.isfinite(cosine)):
         return []
-    stable = min(rank, cosine) >= STABLE
+    stable = min(rank, cosine) >= _STABLE
     verdict = "holds here so far" if stable else "does not hold here any more"
     return [
         "The paper takes the kernel, how strongly one answer's update moves another, "
@@ -189,7 +189,7 @@ def _trust(explanation: Explanation) -> str:
             "account, or it was not the update that was recorded."
         )
     figures = f"({error}, slope {fit.slope:.2f}, r² {fit.r2:.2f}, {fit.probes} probes)"
-    if fit.relative_error > CLOSE:
+    if fit.relative_error > _CLOSE:
         return (
             f"Predicted and actual agree roughly {figures}: the parts are right in "
             "sign and size, not in detail, since the update is large for a first-order "
@@ -203,7 +203,7 @@ def _shares(explanation: Explanation) -> list[str]:
     sentences = []
     for name in explanation.parts:
         share = explanation.shares[name]
-        if name in ("pull", "push") or not abs(share) >= LOUD:
+        if name in ("pull", "push") or not abs(share) >= _LOUD:
             continue
         made = "made" if share > 0 else "took back"
         sentences.append(
@@ -249,7 +249,7 @@ def _tokens(explanation: Explanation, text: bool) -> list[str]:
         f"{_percent(top.share)} of all effects, sizes added up."
     ]
     scale = explanation.scale.finer(token.change for token in top.top)
-    for kind in MAIN_KINDS:
+    for kind in _MAIN_KINDS:
         for token in top.of_kind.get(kind, [])[:1]:
             sentences.append(
                 f"The training token that moved {kind} most is {_which(token, text)}: "
@@ -268,7 +268,7 @@ def _which(token: TopToken, text: bool) -> str:
 
 def _cautions(explanation: Explanation) -> list[str]:
     sentences = []
-    if explanation.gap > MISSING:
+    if explanation.gap > _MISSING:
         sentences.append(
             f"The parts miss {_percent(explanation.gap)} of the prediction: they do "
             "not add up to it."
@@ -277,7 +277,7 @@ def _cautions(explanation: Explanation) -> list[str]:
         sentences.append(
             f"{explanation.lost} probes have values that are not finite: left out."
         )
-    if explanation.prompts < FEW_PROMPTS:
+    if explanation.prompts < _FEW_PROMPTS:
         many = f"{explanation.prompts} prompt{'s' if explanation.prompts > 1 else ''}"
         sentences.append(f"Only {many}: the intervals are too narrow, or missing.")
     notes = explanation.info.get("notes")
@@ -310,7 +310,7 @@ def _action(explanation: Explanation, name: str) -> str:
         return f"pulling the {of_one} up"
     if name == "push" and of_one:
         return f"pushing the {of_one} down"
-    return ACTIONS.get(name, f"the part {name}")
+    return _ACTIONS.get(name, f"the part {name}")
 
 
 def _capital(text: str) -> str:
@@ -318,8 +318,8 @@ def _capital(text: str) -> str:
 
 
 def _percent(share: float) -> str:
-    if share > MANY:
-        return f"more than {100 * MANY:.0f}\N{NO-BREAK SPACE}%"
+    if share > _MANY:
+        return f"more than {100 * _MANY:.0f}\N{NO-BREAK SPACE}%"
     digits = 1 if abs(share) < 0.1 else 0
     return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 

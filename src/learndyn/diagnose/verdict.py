@@ -12,13 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from learndyn.diagnose.advice import shown
+from learndyn.diagnose.catalogue import FINDINGS
 from learndyn.diagnose.changes import kind_table
 from learndyn.diagnose.facts import Facts
-from learndyn.diagnose.findings import cautions
-from learndyn.diagnose.findings.baseline import Baseline
-from learndyn.diagnose.findings.chosen_falls import ChosenFalls
-from learndyn.diagnose.findings.chosen_peak import ChosenPeak
-from learndyn.diagnose.findings.exchanged import Exchanged
 from learndyn.diagnose.findings.finding import (
     ANSWER,
     GREEDY,
@@ -30,21 +26,7 @@ from learndyn.diagnose.findings.finding import (
     Finding,
     Place,
 )
-from learndyn.diagnose.findings.hallucination import Hallucination
-from learndyn.diagnose.findings.margin_falls import MarginFalls
-from learndyn.diagnose.findings.not_training import NotTraining
-from learndyn.diagnose.findings.overfit import Overfit
-from learndyn.diagnose.findings.peakiness import Peakiness
-from learndyn.diagnose.findings.per_token import PerTokenSqueeze
-from learndyn.diagnose.findings.reference import Reference
 from learndyn.diagnose.findings.state import RunState
-from learndyn.diagnose.findings.training_log import StepsTooLarge, UnreadLog
-from learndyn.diagnose.findings.unusable import (
-    AboveZero,
-    Diverged,
-    NoStart,
-    OneObservation,
-)
 from learndyn.diagnose.intervals import known
 from learndyn.diagnose.numbers import number
 from learndyn.diagnose.squeeze import Evidence
@@ -54,21 +36,10 @@ from learndyn.record.files import to_plain
 from learndyn.record.trajectory import AnyRun, Trajectory
 
 
-FINDINGS: tuple[type[Finding], ...] = (
-    *(NoStart, Diverged, OneObservation),
-    *(AboveZero, NotTraining, Reference, Exchanged, MarginFalls, ChosenFalls),
-    *(RunState, PerTokenSqueeze, StepsTooLarge, UnreadLog, ChosenPeak),
-    *(Hallucination, Overfit, Peakiness),
-    *cautions.CAUTIONS,
-    Baseline,
-)
-"""Everything that is looked for, in this order. The first that has a headline gives the
-verdict's first sentence, the first fault that has advice the advice."""
-
-MOST = 10
+_MOST = 10
 """Sentences of a verdict; what matters least is left out."""
 
-COLUMNS = 88
+_COLUMNS = 88
 
 
 @dataclass(frozen=True)
@@ -180,7 +151,7 @@ def diagnose(
         facts,
         kinds,
         findings,
-        advice(facts, findings),
+        _advice(facts, findings),
         _sentences(facts, findings),
         facts.compared,
     )
@@ -206,7 +177,7 @@ def what_happened(
     return [*diagnosis.sentences, *diagnosis.compared]
 
 
-def advice(facts: Facts, findings: Sequence[Finding]) -> list[Advice]:
+def _advice(facts: Facts, findings: Sequence[Finding]) -> list[Advice]:
     """The first fault's, where it has some: only that is worth mending. Else the
     state's."""
     faults = [finding for finding in findings if finding.severity == "problem"]
@@ -216,7 +187,7 @@ def advice(facts: Facts, findings: Sequence[Finding]) -> list[Advice]:
 
 
 def _sentences(facts: Facts, findings: Sequence[Finding]) -> list[str]:
-    """The verdict: at most `MOST` sentences, each at its place."""
+    """The verdict: at most `_MOST` sentences, each at its place."""
     headlines = (finding.headline(facts) for finding in findings)
     parts: list[tuple[Place, str]] = [
         (ANSWER, next(filter(None, headlines))),
@@ -233,15 +204,15 @@ def _sentences(facts: Facts, findings: Sequence[Finding]) -> list[str]:
     ]
     parts.sort(key=lambda part: part[0].order)
     chosen: set[int] = set()
-    room = MOST
+    room = _MOST
     for i in sorted(range(len(parts)), key=lambda i: parts[i][0].rank):
-        if (size := sentence_count(parts[i][1])) <= room:
+        if (size := _sentence_count(parts[i][1])) <= room:
             chosen.add(i)
             room -= size
     return [text for i, (_, text) in enumerate(parts) if i in chosen]
 
 
-def sentence_count(text: str) -> int:
+def _sentence_count(text: str) -> int:
     """How many sentences a text has."""
     return len(re.findall(r"[.!?](?=\s|$)", text))
 
@@ -308,7 +279,7 @@ def _off_target(evidence: Evidence) -> list[str]:
 def _wrapped(text: str, first: str = "", rest: str | None = None) -> str:
     return textwrap.fill(
         text,
-        COLUMNS,
+        _COLUMNS,
         initial_indent=first,
         subsequent_indent=first if rest is None else rest,
         break_long_words=False,

@@ -27,9 +27,9 @@ from learndyn.forces.gradients import Rows, TokenLogps
 from learndyn.probes.tokenize import TokenizedPair
 
 
-MAX_BYTES = 2**30
+_MAX_BYTES = 2**30
 
-AT_ONCE = 64
+_AT_ONCE = 64
 """Rows of a Jacobian that one batched backward pass makes."""
 
 
@@ -52,7 +52,7 @@ def akg_exact(
     batch: Batch,
     *,
     lr: float = 1.0,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int = _MAX_BYTES,
 ) -> AKG:
     """The decomposition of one SGD step of size `lr`, at the model of `logps`.
 
@@ -124,7 +124,7 @@ def _of_rows(
     flat = rows.logits.flatten()
     units = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
     lines = []
-    for chosen in units.split(AT_ONCE):
+    for chosen in units.split(_AT_ONCE):
         parts = torch.autograd.grad(
             flat,
             parameters,

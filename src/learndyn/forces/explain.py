@@ -11,7 +11,7 @@ sign of its push, and follows each part to every probe:
     rounding  of the parameters' own dtype
 
 The parts sum to the update. Where the optimizer's rule is not known there is one part,
-"update". `influence_on_kinds` goes down to single training tokens: what each did to
+"update". `_influence_on_kinds` goes down to single training tokens: what each did to
 every kind of probe, with its text.
 """
 
@@ -44,11 +44,11 @@ from learndyn.record.forces import Forces, Influence
 Decode = Callable[[Sequence[int]], str]
 """The text of token ids."""
 
-SMALL = 1e-6
+_SMALL = 1e-6
 """A gradient that is this much smaller than the whole counts as rounding; so does one
 below the rounding of the gradient's own dtype."""
 
-MISSING = 0.1
+_MISSING = 0.1
 """Share of the update that its parts may miss; beyond it the update is not split."""
 
 
@@ -113,7 +113,7 @@ def explain_update(
         token_actual=actual.astype(np.float32),
         token_predicted=followed.whole.token.astype(np.float32),
         token_text=tuple(
-            text for p in probes.pairs for text in texts_of(p.response_ids, decode)
+            text for p in probes.pairs for text in _texts_of(p.response_ids, decode)
         ),
         parts={name: part.logp for name, part in followed.parts.items()},
         token_parts={
@@ -162,7 +162,7 @@ def _follow(
     decode: Decode,
 ) -> _Followed:
     before = predictor.scorer.rows().logp.numpy()
-    directions, clip, notes = directions_of(step, gradients)
+    directions, clip, notes = _directions_of(step, gradients)
     tokens = None
     batch = None if gradients is None else gradients.batch
     if settings.influence and batch is not None and step.scale is not None:
@@ -170,7 +170,7 @@ def _follow(
         def descend(gradient: Direction) -> dict[str, Tensor]:
             return step.preconditioned(_among(scaled(gradient, clip), step))
 
-        tokens = influence_on_kinds(predictor, probes, batch, descend, decode)
+        tokens = _influence_on_kinds(predictor, probes, batch, descend, decode)
     if gradients is not None and gradients.note:
         notes = [gradients.note, *notes]
     cut = sum(pair.truncated for pair in probes.pairs)
@@ -181,7 +181,7 @@ def _follow(
     whole = predictor.along(step.direction)
     parts = {name: predictor.along(part) for name, part in directions.items()}
     missed = Decomposition(parts, whole).residual
-    if missed > MISSING:
+    if missed > _MISSING:
         parts, tokens = {"update": whole}, None
         notes.append(
             f"not split: the parts miss {missed:.0%} of the update, which the rounding "
@@ -225,7 +225,7 @@ def _about(step: Step) -> dict[str, Any]:
     }
 
 
-def directions_of(
+def _directions_of(
     step: Step, gradients: Gradients | None
 ) -> tuple[dict[str, Direction], float, list[str]]:
     """The update's parts, the clipping coefficient, and notes for the reader.
@@ -253,7 +253,7 @@ def directions_of(
         rest = plus(step.gradient, scaled(raw, -clip))
         share = norm(rest.values()) / (norm(step.gradient.values()) or 1.0)
         eps = [torch.finfo(part.dtype).eps for part in step.gradient.values()]
-        if share > max([SMALL, *eps]):
+        if share > max([_SMALL, *eps]):
             signs["other"] = left
         else:
             parts["rounding"] = plus(parts["rounding"], left)
@@ -274,7 +274,7 @@ def _among(gradient: Direction, step: Step) -> dict[str, Tensor]:
     return {name: part for name, part in gradient.items() if name in step.gradient}
 
 
-LETTER = 4
+_LETTER = 4
 """Most tokens of one letter: UTF-8 has at most four bytes."""
 
 
@@ -288,7 +288,7 @@ def _kind_weights(
     return {kind: (kind_of == kind) / count for kind, count in counts.items()}
 
 
-def influence_on_kinds(
+def _influence_on_kinds(
     predictor: Predictor,
     probes: TokenizedProbes,
     batch: Batch,
@@ -309,7 +309,7 @@ def influence_on_kinds(
         position=batch.position.astype(np.int32),
         role=tuple(batch.roles[i] for i in batch.example),
         token=tuple(
-            text for p in batch.pairs for text in texts_of(p.response_ids, decode)
+            text for p in batch.pairs for text in _texts_of(p.response_ids, decode)
         ),
         push=batch.push,
         change=change.T,
@@ -325,7 +325,7 @@ def _shown(prompt: Sequence[int], response: Sequence[int], decode: Decode) -> st
     return decode([*prompt[-24:], *response[:24]])
 
 
-def texts_of(ids: Sequence[int], decode: Decode) -> list[str]:
+def _texts_of(ids: Sequence[int], decode: Decode) -> list[str]:
     """The text of each token. A letter of several tokens stands at the last of them,
     and the ones before it are empty."""
     texts: list[str] = []
@@ -334,7 +334,7 @@ def texts_of(ids: Sequence[int], decode: Decode) -> list[str]:
         open_ids.append(int(token))
         text = decode(open_ids)
         # Byte-level tokens cut letters: what decodes to U+FFFD waits for the rest.
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(open_ids) < LETTER:
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(open_ids) < _LETTER:
             texts.append("")
             continue
         texts.append(text)

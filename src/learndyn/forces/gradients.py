@@ -3,7 +3,7 @@
 Probes are read as scoring reads them: laid out as prefix trees where the model allows
 it, so that forward mode too encodes a prompt once for all its responses. Only the head
 differs. Backward, logits are made a few rows at a time, and no statistic but log pi(y)
-is kept. Forward (`TangentHead`), the derivative of the vocabulary projection is folded
+is kept. Forward (`_TangentHead`), the derivative of the vocabulary projection is folded
 in tiles,
 
     d log pi(y)  =  dz_y  -  sum_v pi_v dz_v,      z = W h + b,   dz = W dh + dW h + db
@@ -187,7 +187,7 @@ class TokenLogps:
         def run() -> None:
             # Within `_dual`: only there do the head's weights carry their derivative.
             forward, head, _ = self.reader.current()
-            tiled = None if head is None else TangentHead.of(head.module, head.after)
+            tiled = None if head is None else _TangentHead.of(head.module, head.after)
             for piece in self.pieces:
                 if tiled is None:
                     for rows in self.rows(piece):
@@ -311,12 +311,12 @@ class _WithModel(nn.Module):
         run()
 
 
-Dual = tuple[Tensor | None, Tensor | None]
+_Dual = tuple[Tensor | None, Tensor | None]
 """A value and its derivative; None for zero."""
 
 
 @dataclass(frozen=True, eq=False)
-class TangentHead:
+class _TangentHead:
     """A plain linear projection with what a model does to its logits next."""
 
     module: nn.Linear
@@ -325,7 +325,7 @@ class TangentHead:
     @classmethod
     def of(
         cls, module: nn.Module, after: Callable[[Tensor], Tensor]
-    ) -> "TangentHead | None":
+    ) -> "_TangentHead | None":
         """None if `module` is more than a plain linear layer: adapters, hooks."""
         return cls(module, after) if is_plain_linear(module) else None
 
@@ -346,7 +346,7 @@ class TangentHead:
 
     def _block(self, states: Tensor, source: Tensor, labels: Tensor) -> Tensor:
         weight = forward_ad.unpack_dual(self.module.weight)
-        bias: Dual = (None, None)
+        bias: _Dual = (None, None)
         if self.module.bias is not None:
             bias = forward_ad.unpack_dual(self.module.bias)
         hidden = forward_ad.unpack_dual(states)
@@ -376,7 +376,7 @@ class TangentHead:
         return own - (mean / mass)[source]
 
     def _tile(
-        self, h: Tensor, dh: Tensor | None, weight: Dual, bias: Dual
+        self, h: Tensor, dh: Tensor | None, weight: _Dual, bias: _Dual
     ) -> tuple[Tensor, Tensor]:
         """Logits of a tile, in a buffer of their own, and their derivative."""
         (w, dw), (b, db) = weight, bias
@@ -393,7 +393,7 @@ class TangentHead:
         return value, change
 
 
-def _cut(dual: Dual, part: slice) -> Dual:
+def _cut(dual: _Dual, part: slice) -> _Dual:
     value, change = dual
     return (
         None if value is None else value[part],

@@ -63,7 +63,7 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def sgd(
+def _sgd(
     old: State, new: State, options: dict[str, Any], theta: Tensor, gradient: Tensor
 ) -> Parts:
     """SGD: momentum, dampening, Nesterov, weight decay.
@@ -86,7 +86,7 @@ def sgd(
     )
 
 
-def adam(
+def _adam(
     old: State, new: State, options: dict[str, Any], theta: Tensor, gradient: Tensor
 ) -> Parts:
     """Adam: AMSGrad, and weight decay in the gradient or apart."""
@@ -108,14 +108,14 @@ def adam(
     )
 
 
-def adamw(
+def _adamw(
     old: State, new: State, options: dict[str, Any], theta: Tensor, gradient: Tensor
 ) -> Parts:
     """AdamW, whose weight decay is always apart, also where no option says so."""
-    return adam(old, new, {**options, "decoupled_weight_decay": True}, theta, gradient)
+    return _adam(old, new, {**options, "decoupled_weight_decay": True}, theta, gradient)
 
 
-def rmsprop(
+def _rmsprop(
     old: State, new: State, options: dict[str, Any], theta: Tensor, gradient: Tensor
 ) -> Parts:
     """RMSprop: centered, momentum, weight decay. Its squares are in the scale alone."""
@@ -133,7 +133,7 @@ def rmsprop(
     )
 
 
-def adagrad(
+def _adagrad(
     old: State, new: State, options: dict[str, Any], theta: Tensor, gradient: Tensor
 ) -> Parts:
     """Adagrad. What it remembers is squares alone: it has a scale and no history."""
@@ -146,11 +146,11 @@ def adagrad(
 
 
 RULES: dict[type[Optimizer], Rule] = {
-    SGD: Rule(sgd, ("momentum_buffer",)),
-    Adam: Rule(adam, ("exp_avg",)),
-    AdamW: Rule(adamw, ("exp_avg",)),
-    RMSprop: Rule(rmsprop, ("momentum_buffer",)),
-    Adagrad: Rule(adagrad, ()),
+    SGD: Rule(_sgd, ("momentum_buffer",)),
+    Adam: Rule(_adam, ("exp_avg",)),
+    AdamW: Rule(_adamw, ("exp_avg",)),
+    RMSprop: Rule(_rmsprop, ("momentum_buffer",)),
+    Adagrad: Rule(_adagrad, ()),
 }
 """The optimizers whose step is known. Exact classes: a subclass may step otherwise."""
 

@@ -49,7 +49,7 @@ from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes
 
 Method = Literal["auto", "forward-mode", "finite difference"]
 
-AGREEMENT = 0.1
+_AGREEMENT = 0.1
 """Forward mode that is off by more than this share of the change, or three times it in
 lower precision, is not used. Right ones agree to 1e-4 in float32; a part of the
 model without derivative was seen to lose 20 % or more."""
@@ -190,7 +190,7 @@ class Predictor:
         if self.forward_mode is not None:
             token = self.forward_mode.tangents(direction)
         else:
-            token = central_difference(self.scorer, direction)
+            token = _central_difference(self.scorer, direction)
         return Change(token, self.logps.summed(token), self.method)
 
     def select(self, rows: Sequence[int]) -> "Predictor":
@@ -234,9 +234,9 @@ def _find_forward_mode(scorer: Scorer) -> tuple[TokenLogps | None, str]:
     if not direction:
         return None, "no parameter has requires_grad"
     few = _shortest(scorer, 2)
-    true = central_difference(scorer.select(few), direction)
+    true = _central_difference(scorer.select(few), direction)
     # Half precision leaves the finite difference itself 3 to 7 % off, see above.
-    allowed = AGREEMENT * (3 if default_step(scorer) == COARSE_STEP else 1)
+    allowed = _AGREEMENT * (3 if default_step(scorer) == COARSE_STEP else 1)
     why = ""
     own = TokenLogps.of(scorer)
     for logps in (own, replace(own, tier=PaddedTier())):
@@ -281,17 +281,17 @@ def _anywhere(model: nn.Module) -> dict[str, torch.Tensor]:
     return scaled(drawn, typical or 1.0)
 
 
-STEPS = {torch.float64: 1e-5, torch.float32: 1e-3}
+_STEPS = {torch.float64: 1e-5, torch.float32: 1e-3}
 """First probing step ||e d|| as a share of ||theta||, of the parameters that move."""
 
 COARSE_STEP = 2e-2
 """The same in bfloat16 and float16."""
 
-FEW = 4
+_FEW = 4
 """Short pairs on which the probing step is found."""
 
 
-def central_difference(
+def _central_difference(
     scorer: Scorer, direction: Direction, step: float | None = None
 ) -> Float[np.ndarray, " token"]:
     """(log pi at theta + e d  -  log pi at theta - e d) / 2e, of every token.
@@ -319,7 +319,7 @@ def _tuned(scorer: Scorer, direction: Direction, unit: float) -> float:
     their tokens, c from the difference between a first step and one four times as
     long; once more where the best step is far from the first.
     """
-    few = scorer.select(_shortest(scorer, FEW))
+    few = scorer.select(_shortest(scorer, _FEW))
     # A difference of two scorings has sqrt(2) of the noise, and is halved.
     noise = token_noise(few) / 2**0.5
     step = default_step(scorer)
@@ -365,7 +365,7 @@ def default_step(scorer: Scorer) -> float:
         dtype = torch.float64
     if scorer.reader.autocast is not None:
         return COARSE_STEP
-    return STEPS.get(dtype, COARSE_STEP)
+    return _STEPS.get(dtype, COARSE_STEP)
 
 
 def change_noise(

@@ -95,7 +95,7 @@ def sign_gradients(logps: TokenLogps, batch: Batch) -> dict[str, dict[str, Tenso
     }
 
 
-def example_gradients(logps: TokenLogps, batch: Batch) -> dict[str, dict[str, Tensor]]:
+def _example_gradients(logps: TokenLogps, batch: Batch) -> dict[str, dict[str, Tensor]]:
     """The loss's gradient by training response, named by its place in the batch.
 
     One backward pass per response.
@@ -108,7 +108,7 @@ def example_gradients(logps: TokenLogps, batch: Batch) -> dict[str, dict[str, Te
     return gradients
 
 
-def label_gradients(logps: TokenLogps, batch: Batch) -> dict[str, dict[str, Tensor]]:
+def _label_gradients(logps: TokenLogps, batch: Batch) -> dict[str, dict[str, Tensor]]:
     """The loss's gradient by the two terms of dL/dz = push (e_y - pi).
 
     "spike" acts on the training token's own logit, "distribution" on all logits in
@@ -320,7 +320,7 @@ def path_attribution(
     return PathAttribution(parts, end - start, points)
 
 
-def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
+def _weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
     """A copy of all parameters that training may move, by name."""
     return {
         name: parameter.detach().clone()

@@ -69,7 +69,7 @@ class Given:
     """Why the rule is not known; "" if it is."""
 
 
-def unwrapped(optimizer: Any) -> Optimizer:
+def _unwrapped(optimizer: Any) -> Optimizer:
     """The innermost optimizer: accelerate's wrapper calls the one that it holds."""
     inner = optimizer
     while isinstance(getattr(inner, "optimizer", None), Optimizer):
@@ -84,7 +84,7 @@ def unwrapped(optimizer: Any) -> Optimizer:
     return inner
 
 
-def held_parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
+def _held_parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
     """The optimizer's parameters by the model's names, in the model's order.
 
     Without those that are frozen and have no gradient; tied ones once.
@@ -112,7 +112,7 @@ def held_parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Para
 
 
 @torch.no_grad()
-def look(
+def _look(
     optimizer: Optimizer, parameters: dict[str, nn.Parameter], closure: bool
 ) -> Given:
     """Copies of what the step, or a scheduler after it, may change in place."""
@@ -148,7 +148,7 @@ def look(
     )
 
 
-def check_finite(what: str, tensors: dict[str, Tensor]) -> None:
+def _check_finite(what: str, tensors: dict[str, Tensor]) -> None:
     """Refuse tensors with NaN or infinity; a sharded one is judged as a whole."""
     bad = [n for n, x in tensors.items() if not bool(whole(torch.isfinite(x).all()))]
     if bad:
@@ -297,8 +297,8 @@ class StepRecording:
             BadInput: if it is not a torch optimizer, holds parameters that the model
                 does not have, or none that train.
         """
-        inner = unwrapped(optimizer)
-        return cls(inner, held_parameters(inner, model))
+        inner = _unwrapped(optimizer)
+        return cls(inner, _held_parameters(inner, model))
 
     @property
     def step(self) -> Step:
@@ -337,7 +337,7 @@ class StepRecording:
         if self._calls == 1:
             # A closure computes the gradient after this hook: what is there is older.
             closure = kwargs.get("closure") or args[1:2] not in ((), (None,))
-            self._given = look(optimizer, self._parameters, bool(closure))
+            self._given = _look(optimizer, self._parameters, bool(closure))
 
     def _leave(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._depth -= 1
@@ -361,8 +361,8 @@ class StepRecording:
         direction = {
             n: wide(p) - wide(self._before[n]) for n, p in self._parameters.items()
         }
-        check_finite("gradients", given.gradient)
-        check_finite("displacements", direction)
+        _check_finite("gradients", given.gradient)
+        _check_finite("displacements", direction)
         parts = {} if given.unknown else self._split(given)
         rest = norm(x for _, x in _remainders(direction, given.gradient, parts))
         length = norm(direction.values())

@@ -27,11 +27,11 @@ from learndyn.measure.neutral import device_of, is_sharded
 from learndyn.probes.tokenize import TokenizedPair
 
 
-TOLERANCE = 1e-5
+_TOLERANCE = 1e-5
 """Largest error of a learnt head, as a share of the largest logit. Two float32 routes
 through the same projection differ by about 1e-6; a missed scale or cap by 1e-2."""
 
-ROUNDINGS = 2
+_ROUNDINGS = 2
 """The same where it is more: in units of the distance between two numbers (2^-7 in
 bfloat16, 2^-10 in float16). A model in half precision rounds its logits after each of
 the three operations of a soft cap, by half a unit each; the head computes in float32,
@@ -48,7 +48,7 @@ class Head:
     """What follows the projection: "identity", "scale 0.0625", "softcap 30"."""
     error: float
     """Largest error seen when it was checked, as a share of the largest logit."""
-    tolerance: float = TOLERANCE
+    tolerance: float = _TOLERANCE
     """Largest error that the model's own rounding explains."""
 
     @property
@@ -81,7 +81,7 @@ def output_embedding(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def tapped(module: nn.Module) -> Iterator[list[Tensor]]:
+def _tapped(module: nn.Module) -> Iterator[list[Tensor]]:
     """Within the block, `module` records its inputs and returns one column of each."""
     inputs: list[Tensor] = []
     # On the instance and not by a hook: a hook's result still has the projection
@@ -115,7 +115,7 @@ def learn_head(model: nn.Module, ids: Int[Tensor, "1 time"]) -> Head | None:
         return None
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     true = model(**given).logits[0].double()
-    with tapped(module) as inputs:
+    with _tapped(module) as inputs:
         model(**given)
     if len(inputs) != 1:  # the forward does not go through its output embedding once
         return None
@@ -139,7 +139,7 @@ def learn_head(model: nn.Module, ids: Int[Tensor, "1 time"]) -> Head | None:
     # The simplest that is right: by rounding alone, scale 1.0000001 would win too.
     enough = 1.1 * min(usual) + 1e-6
     best = next(i for i, miss in enumerate(usual) if miss <= enough)
-    tolerance = max(TOLERANCE, ROUNDINGS * torch.finfo(own.dtype).eps)
+    tolerance = max(_TOLERANCE, _ROUNDINGS * torch.finfo(own.dtype).eps)
     if named is not None and usual[best] > 1e-6 and misses[-1].max() < tolerance:
         best = -1  # these logits are small: rounding hides a cap that bites others
     name, after = candidates[best]
@@ -166,7 +166,7 @@ def _cap(raw: float, capped: float) -> float | None:
     return round(high, 4)
 
 
-OPTIONAL = frozenset({"use_cache", "position_ids"})
+_OPTIONAL = frozenset({"use_cache", "position_ids"})
 """Inputs that are left out where a model does not take them."""
 
 
@@ -212,7 +212,7 @@ class Forward:
         given = {
             name: value
             for name, value in inputs.items()
-            if name in self.accepts or name not in OPTIONAL
+            if name in self.accepts or name not in _OPTIONAL
         }
         single = rows.ndim == 1
         if single and "logits_to_keep" in self.accepts:
@@ -221,7 +221,7 @@ class Forward:
             given["logits_to_keep"] = mask.index_fill_(0, rows, True)
         tap: AbstractContextManager[list[Tensor]] = nullcontext([])
         if self.tap is not None:
-            tap = tapped(self.tap)
+            tap = _tapped(self.tap)
         with tap as tapped_inputs:
             output = self.model(input_ids=ids, **given)
         states = output.logits

@@ -33,7 +33,7 @@ packs of 2,048 tokens."""
 
 _ACTIVE: ContextVar[bool] = ContextVar("learndyn_fast_linear", default=False)
 
-WORTH = 1.3
+_WORTH = 1.3
 """How much faster oneDNN must be: below it, both are as good."""
 
 
@@ -125,7 +125,7 @@ def _is_plain(tensors: tuple[Any, ...]) -> bool:
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether a trial of 2 GFlop finds oneDNN `WORTH` times as fast as MKL."""
+    """Whether a trial of 2 GFlop finds oneDNN `_WORTH` times as fast as MKL."""
     if not torch.backends.mkldnn.is_available():
         return False
     rows, weight = torch.ones(256, 512), torch.ones(512, 512)
@@ -139,7 +139,7 @@ def onednn_is_faster() -> bool:
                 seconds[multiply] = min(took, seconds.get(multiply, took))
     except (AttributeError, RuntimeError):  # a build without this operator
         return False
-    return seconds[functional.linear] > WORTH * seconds[product]
+    return seconds[functional.linear] > _WORTH * seconds[product]
 
 
 def _timed(multiply: Callable[..., Tensor], *given: Tensor | None) -> float:

@@ -24,14 +24,14 @@ from learndyn.measure.tiers import Limits, Tier
 from learndyn.measure.tiles import Tiles
 
 
-ROW_CHUNK_BYTES = 2**26
+_ROW_CHUNK_BYTES = 2**26
 """Most bytes of logits that exist at once where rows of them are made; about three
 times that is touched. 16 times as much on other devices than a CPU."""
 
 
 def most_rows(vocabulary: int, device: torch.device) -> int:
     """How many rows of logits exist at once."""
-    most = ROW_CHUNK_BYTES * (1 if device.type == "cpu" else 16)
+    most = _ROW_CHUNK_BYTES * (1 if device.type == "cpu" else 16)
     return max(1, most // (4 * vocabulary))
 
 

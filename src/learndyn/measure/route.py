@@ -32,7 +32,7 @@ from learndyn.measure.tiles import Tiles
 
 Exactness = Literal["auto", "strict"]
 
-SHARES = (1, 2, 4, 8)
+_SHARES = (1, 2, 4, 8)
 """Packs are tried whole, then in these parts of their size."""
 
 _WARNED: set[tuple[str, ...]] = set()
@@ -246,14 +246,14 @@ class _Trial:
         if len(self.plan.pairs) <= len(self.sample.pairs):
             return reader  # the sample was all there is
         # The first piece has the longest prompts and responses: if it fits, all should.
-        for share in SHARES:
+        for share in _SHARES:
             limits = replace(reader.limits, tokens=reader.limits.tokens // share)
             smaller = replace(reader, limits=limits)
             pieces = reader.tier.pieces(self.plan, limits)
             try:
                 smaller.read_all(self.plan, pieces[:1])
             except Exception:
-                if share == SHARES[-1]:
+                if share == _SHARES[-1]:
                     raise
             else:
                 return smaller

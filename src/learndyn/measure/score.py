@@ -30,10 +30,10 @@ from learndyn.record.observation import Observation
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 """Wraps the iterable of pieces of work, as tqdm does."""
 
-PACK_TOKENS = {"cpu": 2048}
+_PACK_TOKENS = {"cpu": 2048}
 """Tokens of a packed sequence, by device. On a CPU 1,024 to 4,096 measured equal."""
 
-WIDE_PACK = 16384
+_WIDE_PACK = 16384
 """The same on other devices, which want much work at once."""
 
 
@@ -107,7 +107,7 @@ class Scorer:
             )
         check_fits(model, pairs)
         plan = ProbePlan(tuple(pairs))
-        tokens = PACK_TOKENS.get(device_of(model).type, WIDE_PACK)
+        tokens = _PACK_TOKENS.get(device_of(model).type, _WIDE_PACK)
         limits = Limits(tokens, None, batch_size, side)
         with undisturbed(model):
             reader, route = choose(

@@ -23,16 +23,16 @@ from learndyn.measure.statistics import RowStatistics, row_statistics
 from learndyn.probes.tokenize import TokenizedPair
 
 
-TOLERANCE = 2e-5
+_TOLERANCE = 2e-5
 """Largest error of a route in nats per token. Right ones stay below 1e-5 in float32,
 wrong ones are off by 0.01 to 1."""
 
-ROUNDINGS = 2
+_ROUNDINGS = 2
 """A right way may be off by this many times what one rounding of the input embeddings
 does. On 29 families right ones had at most 0.5 in bfloat16, and in float32 2.0 (where
-that is far below `TOLERANCE`); wrong ones had 10 or more."""
+that is far below `_TOLERANCE`); wrong ones had 10 or more."""
 
-CHECKED = 32
+_CHECKED = 32
 """Most positions of a response that the self-test compares: half from each end."""
 
 
@@ -53,7 +53,7 @@ class PlainForward:
     @property
     def tolerance(self) -> float:
         """What a right way may be off by, in nats per token."""
-        return max(TOLERANCE, ROUNDINGS * self.noise)
+        return max(_TOLERANCE, _ROUNDINGS * self.noise)
 
     @classmethod
     def of(cls, forward: Forward, sample: ProbePlan) -> "PlainForward":
@@ -64,7 +64,7 @@ class PlainForward:
             n = len(pair.response_ids)
             # Both ends: an ignored window shows late in a response, a prompt that is
             # out of sight at its start.
-            at = np.unique([*range(n)[: CHECKED // 2], *range(n)[-CHECKED // 2 :]])
+            at = np.unique([*range(n)[: _CHECKED // 2], *range(n)[-_CHECKED // 2 :]])
             statistics, vocabulary = _read(forward, pair, at)
             values.append(statistics)
             positions.append(sample.starts[i] + at)

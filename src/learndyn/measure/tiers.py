@@ -72,7 +72,7 @@ class Tier(Protocol):
         ...
 
 
-class TreeTier:
+class _TreeTier:
     """Packed prefix trees with a registered attention function."""
 
     name = "tree"
@@ -100,7 +100,7 @@ class TreeTier:
         return states
 
 
-class MaskedTier:
+class _MaskedTier:
     """Prefix trees with masks of (time, time), one for each type of layer."""
 
     name = "masked"
@@ -253,8 +253,8 @@ ALONE = PaddedTier("alone", most=1)
 """One sequence at a time: the plain forward itself."""
 
 TIERS: tuple[Tier, ...] = (
-    TreeTier(),
-    MaskedTier(),
+    _TreeTier(),
+    _MaskedTier(),
     CachedTier(),
     PaddedTier(),
     ALONE,

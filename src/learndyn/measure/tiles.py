@@ -35,17 +35,17 @@ WIDE = 8
 """How many times larger both may be on other devices, where launching a kernel costs
 more than fetching memory."""
 
-TAIL = 1e-30
+_TAIL = 1e-30
 """Relative to the argmax, the others' sum leaves float32 at about 1e-38. Rows in which
 it is below this (p_max > 1 - 1e-30) are swept again, relative to their second-largest
 logit."""
 
-AGAIN = 8
+_AGAIN = 8
 """Rows swept again at once."""
 
-LOG2_E = math.log2(math.e)
+_LOG2_E = math.log2(math.e)
 
-NOTHING = -1e4
+_NOTHING = -1e4
 """An exponent of 2 that is 0 in any precision."""
 
 
@@ -143,10 +143,10 @@ class Tiles:
         swept = fold.sums().take(source)  # from one row per state to one per label
         rows = swept.statistics(labels, *(tokens.logits for tokens in picked))
         # Where the argmax has nearly all mass, the others' sums left float32: 0 or NaN.
-        lost = ~(swept.total > TAIL) | ~torch.isfinite(swept.spread)
+        lost = ~(swept.total > _TAIL) | ~torch.isfinite(swept.spread)
         lost &= ~torch.isnan(swept.top)  # a model that has diverged
         again = lost.nonzero().squeeze(-1)
-        for some in again.split(AGAIN) if len(again) else ():
+        for some in again.split(_AGAIN) if len(again) else ():
             logits = self._logits(hidden[source[some]], 0, vocabulary, hidden[:0])
             starts = None if start_ids is None else start_ids[some]
             rows.put(some, row_statistics(logits, labels[some], starts))
@@ -218,7 +218,7 @@ class _Fold:
         torch.maximum(self.best, top, out=self.best)
 
         # Some models mask tokens with -inf, and -inf times 0 is NaN.
-        back = tile.sub_(top[:, None]).mul_(LOG2_E).clamp_(min=NOTHING)
+        back = tile.sub_(top[:, None]).mul_(_LOG2_E).clamp_(min=_NOTHING)
         # exp2 takes a quarter of the time of exp on a CPU (torch 2.13)
         below = torch.exp2(back, out=spare).neg_()
         with_top = below.sum(-1)
@@ -226,7 +226,7 @@ class _Fold:
         total = below.sum(-1)
         # Tokens equal to the maximum went with it; all but one of them come back.
         ties = (total - with_top).round() - 1
-        spread = back.mul_(below).sum(-1) / LOG2_E
+        spread = back.mul_(below).sum(-1) / _LOG2_E
         squares = below.square_().sum(-1) + ties
         self.parts[:, number] = torch.stack((top, ties - total, spread, squares))
 

@@ -1,7 +1,7 @@
 """Attention over packed prefix trees, as a function that transformers models call.
 
 transformers looks an attention function up by name, in a registry, at every call. Under
-the name `NAME` it finds `tree_attention`, which gives every response its prompt and
+the name `_NAME` it finds `_tree_attention`, which gives every response its prompt and
 itself to attend to. Nothing is masked out that was computed first: a response of a
 packed sequence costs what it costs alone. `attending` makes a model use it, for the
 length of a block.
@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 from learndyn.measure.plan import Pack, Segment
 
 
-NAME = "learndyn_tree"
+_NAME = "learndyn_tree"
 
 
 @dataclass(eq=False)
@@ -49,8 +49,8 @@ def attending(model: nn.Module, pack: Pack) -> Iterator[_Layout]:
     Yields what counts the calls: 0 afterwards means that the model does not look its
     attention up, and attended in its own way.
     """
-    if NAME not in AttentionInterface().valid_keys():
-        AttentionInterface.register(NAME, tree_attention)
+    if _NAME not in AttentionInterface().valid_keys():
+        AttentionInterface.register(_NAME, _tree_attention)
     configs = _configs(model)
     own = [config._attn_implementation for config in configs]
     layout = _Layout(pack)
@@ -59,7 +59,7 @@ def attending(model: nn.Module, pack: Pack) -> Iterator[_Layout]:
         for config in configs:
             # Past the property, whose setter writes to all sub-configs too: they may
             # name attention functions of their own, which would be lost.
-            config._attn_implementation_internal = NAME
+            config._attn_implementation_internal = _NAME
         yield layout
     finally:
         for config, name in zip(configs, own, strict=True):
@@ -77,7 +77,7 @@ def _configs(model: nn.Module) -> list[Any]:
     return list(configs.values())
 
 
-def tree_attention(
+def _tree_attention(
     module: nn.Module,
     query: Float[Tensor, "1 head time d"],
     key: Float[Tensor, "1 kv_head time d"],

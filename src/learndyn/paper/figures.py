@@ -76,7 +76,7 @@ class Panel:
     """Whether values are changes, drawn around zero."""
 
 
-class NothingToDraw(Exception):
+class _NothingToDraw(Exception):
     """No run has what a figure would show."""
 
 
@@ -96,7 +96,7 @@ def small_multiples(
     """
     panels = [panel for panel in panels if panel.lines]
     if not panels:
-        raise NothingToDraw(title)
+        raise _NothingToDraw(title)
     columns = 1 if width < 600 else min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     if width < 600:
@@ -238,7 +238,7 @@ class Plate:
         """Whether no run has what it would show."""
         try:
             return self.wide is None
-        except NothingToDraw:
+        except _NothingToDraw:
             return True
 
 

@@ -21,7 +21,7 @@ from learndyn.show.page import (
 )
 
 
-COLOURS: dict[Outcome, str] = {
+_COLOURS: dict[Outcome, str] = {
     "PASS": TEXT["irrelevant"],
     "FAIL": TEXT["rejected"],
     "N-A": MUTED,
@@ -66,7 +66,7 @@ def write_page(
 
 
 def _summary(claims: Sequence[Claim], plates: Sequence[Plate]) -> str:
-    counts = {o: sum(claim.outcome == o for claim in claims) for o in COLOURS}
+    counts = {o: sum(claim.outcome == o for claim in claims) for o in _COLOURS}
     return (
         f"<p class='lead'>{counts['PASS']} of {len(claims)} claims reproduced, "
         f"{counts['FAIL']} failed, {counts['N-A']} not applicable.</p>"
@@ -101,17 +101,17 @@ def _row(claim: Claim, drawn: Set[str]) -> list[str | Markup]:
         f"<br><span class='limits' style='color:{MUTED}'>{text(claim.source)}</span>"
     )
     return [
-        chip(claim.outcome),
+        _chip(claim.outcome),
         Markup(_named(claim, drawn) + source, running=True),
         f"{claim.held} of {len(claim.measured)}",
         Markup("; ".join(_one(claim, one) for one in claim.measured), running=True),
     ]
 
 
-def chip(outcome: Outcome) -> Markup:
+def _chip(outcome: Outcome) -> Markup:
     """An outcome as a word in its colour."""
     return Markup(
-        f"<span style='color:{COLOURS[outcome]};border:1px solid {COLOURS[outcome]};"
+        f"<span style='color:{_COLOURS[outcome]};border:1px solid {_COLOURS[outcome]};"
         f"border-radius:3px;padding:0 6px;font-size:13px;font-weight:600;"
         f"white-space:nowrap'>{text(outcome)}</span>"
     )
@@ -169,13 +169,13 @@ def _plate(plate: Plate, claims: Sequence[Claim], folder: Path) -> str:
 
 def _beside(claim: Claim) -> str:
     """A claim below its figure: outcome, statement, rule, numbers."""
-    edge = COLOURS[claim.outcome] if claim.outcome != "N-A" else LINE["other"]
+    edge = _COLOURS[claim.outcome] if claim.outcome != "N-A" else LINE["other"]
     note = f" {text(claim.note)}" if claim.note and claim.measured else ""
     unit = f" ({text(claim.unit)})" if claim.measured else ""
     return (
         f"<div style='border-left:3px solid {edge};padding:2px 0 2px 12px;"
         "margin:14px 0;max-width:76ch'>"
-        f"<p style='margin:0'>{chip(claim.outcome).html} {text(claim.says)}</p>"
+        f"<p style='margin:0'>{_chip(claim.outcome).html} {text(claim.says)}</p>"
         f"<p class='muted' style='margin:2px 0'>{text(claim.source)}. Rule: "
         f"{text(claim.rule)}.{note}</p>"
         f"<p style='margin:2px 0;font-size:14px'>{_by_seed(claim)}{unit}</p></div>"

@@ -43,12 +43,12 @@ from learndyn.world.jobs import Job, cores, run_jobs
 from learndyn.world.stages import Experiment, embedded_model_path
 
 
-PARTS = ("runs", "theory", "digits", "softmax")
+_PARTS = ("runs", "theory", "digits", "softmax")
 """What can be reproduced; theory needs the runs."""
 
-MARKER = "reproduce.json"
+_MARKER = "reproduce.json"
 
-FOLDERS = ("seeds", "digits", "runs", "figures", "logs")
+_FOLDERS = ("seeds", "digits", "runs", "figures", "logs")
 """What a reproduction holds besides its page, its claims and its marker."""
 
 
@@ -71,7 +71,7 @@ class ReproduceSettings:
     """Folder of MNIST's IDX files; None: scikit-learn's digits."""
     jobs: int | None = None
     """Processes at once; None: the cores that this process may use."""
-    parts: tuple[str, ...] = PARTS
+    parts: tuple[str, ...] = _PARTS
 
     @property
     def key(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class ReproduceSettings:
         return {k: None if v is None else str(v) for k, v in given.items()}
 
 
-def check(settings: ReproduceSettings) -> None:
+def _check(settings: ReproduceSettings) -> None:
     """Refuse settings that contradict each other.
 
     Raises:
@@ -92,9 +92,9 @@ def check(settings: ReproduceSettings) -> None:
             f"--seeds {' '.join(map(str, settings.seeds))}: give one seed or more, "
             "each once."
         )
-    unknown = sorted(set(settings.parts) - set(PARTS))
+    unknown = sorted(set(settings.parts) - set(_PARTS))
     if unknown:
-        raise BadInput(f"no part {', '.join(unknown)}. There are: {', '.join(PARTS)}.")
+        raise BadInput(f"no part {', '.join(unknown)}. There are: {', '.join(_PARTS)}.")
     if "theory" in settings.parts and "runs" not in settings.parts:
         raise BadInput("the part theory needs the part runs. Name both.")
     if settings.probes is not None and settings.data is None:
@@ -109,7 +109,7 @@ def check(settings: ReproduceSettings) -> None:
         )
 
 
-def prepare(settings: ReproduceSettings, overwrite: bool) -> None:
+def _prepare(settings: ReproduceSettings, overwrite: bool) -> None:
     """An empty folder with a marker, or the same reproduction, to be continued.
 
     Raises:
@@ -117,7 +117,7 @@ def prepare(settings: ReproduceSettings, overwrite: bool) -> None:
             and `overwrite` is false, or one whose marker cannot be read, or if to
             overwrite it would remove an input.
     """
-    out, marker = settings.out, settings.out / MARKER
+    out, marker = settings.out, settings.out / _MARKER
     if out.exists() and not out.is_dir():
         raise BadInput(f"{out} is a file. Name a folder with --out.")
     if out.is_dir() and any(out.iterdir()) and not marker.is_file():
@@ -135,12 +135,12 @@ def prepare(settings: ReproduceSettings, overwrite: bool) -> None:
                 )
             return
         _spare_inputs(settings)
-        for name in FOLDERS:
+        for name in _FOLDERS:
             shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("claims.json", "reproduction.html", MARKER):
+        for name in ("claims.json", "reproduction.html", _MARKER):
             (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    write_state(settings, {})
+    _write_state(settings, {})
 
 
 def _spare_inputs(settings: ReproduceSettings) -> None:
@@ -149,7 +149,7 @@ def _spare_inputs(settings: ReproduceSettings) -> None:
         if given is None:
             continue
         path, out = Path(given).resolve(), settings.out.resolve()
-        removed = [(out / folder).resolve() for folder in FOLDERS]
+        removed = [(out / folder).resolve() for folder in _FOLDERS]
         if path == out or any(path.is_relative_to(each) for each in removed):
             raise BadInput(
                 f"--overwrite would remove {given}, which --{name} names: it is in "
@@ -170,20 +170,20 @@ def _kept(marker: Path) -> dict[str, Any]:
     return kept
 
 
-def read_times(settings: ReproduceSettings) -> dict[str, Any]:
+def _read_times(settings: ReproduceSettings) -> dict[str, Any]:
     """How long each job took, of this command and of those before it.
 
     Raises:
         BadInput: if the marker of `out` cannot be read.
     """
-    return _kept(settings.out / MARKER).get("times", {})
+    return _kept(settings.out / _MARKER).get("times", {})
 
 
-def write_state(settings: ReproduceSettings, times: dict[str, Any]) -> None:
+def _write_state(settings: ReproduceSettings, times: dict[str, Any]) -> None:
     """Keep the settings, by which a stopped command is continued, and the times."""
     text = dumps({"settings": settings.key, "times": times}, indent=1)
     write_whole(
-        settings.out / MARKER, lambda path: path.write_text(text, encoding="utf-8")
+        settings.out / _MARKER, lambda path: path.write_text(text, encoding="utf-8")
     )
 
 
@@ -242,8 +242,8 @@ def reproduce(settings: ReproduceSettings, *, overwrite: bool = False) -> Reprod
             (and `overwrite` is false), or as the recipes.
     """
     begin = time.monotonic()
-    check(settings)
-    prepare(settings, overwrite)
+    _check(settings)
+    _prepare(settings, overwrite)
     found = _Found(settings)
     own = settings.authors is None
     seeds = found.made() if own else found.imported(overwrite)
@@ -292,7 +292,7 @@ class _Found:
             name: {"seconds": one.seconds, "processor": one.processor}
             for name, one in done.items()
         }
-        write_state(settings, read_times(settings) | new)
+        _write_state(settings, _read_times(settings) | new)
         return [recorded(one) for one in self.experiments if "runs" in settings.parts]
 
     def imported(self, overwrite: bool) -> list[Recorded]:
@@ -317,9 +317,9 @@ class _Found:
         parts = settings.parts if own else ()
         without = "" if own else "the authors published no numbers of this"
         for name, part in (
-            ("theory", theory),
-            ("digits", digits),
-            ("softmax", softmax),
+            ("theory", _theory),
+            ("digits", _digits),
+            ("softmax", _softmax),
         ):
             some, more = part(settings.out, settings.seeds if name in parts else ())
             claims += [
@@ -340,7 +340,7 @@ class _Found:
         rows += [("left out, as it cannot be read", each) for each in self.refused]
         rows.append(("seeds", ", ".join(str(one.seed) for one in seeds) or "none"))
         rows += [(f"version of {name}", text) for name, text in versions().items()]
-        times = read_times(settings)
+        times = _read_times(settings)
         rows += [
             (name, f"{one['seconds']:.0f} s, {one['processor']:.0f} processor seconds")
             for name, one in sorted(times.items())
@@ -363,7 +363,9 @@ class _Found:
                 needs = tuple(f"seed {seed}: {stage}" for stage in ("sft", "dpo"))
                 model = Path(experiment.model or embedded_model_path())
                 work = (seed, experiment.folder, model, path)
-                jobs.append(Job(f"seed {seed}: theory", measure_theory_of, work, needs))
+                jobs.append(
+                    Job(f"seed {seed}: theory", _measure_theory_of, work, needs)
+                )
         return sorted(jobs, key=lambda job: _order(job.name))
 
     def _digit_jobs(self) -> list[Job]:
@@ -372,7 +374,7 @@ class _Found:
         return [
             Job(
                 f"digits {seed}",
-                measure_digits_of,
+                _measure_digits_of,
                 (seed, self.settings.images, folder / f"{seed}.json"),
             )
             for seed in self.settings.seeds
@@ -387,13 +389,13 @@ def _order(name: str) -> int:
     return order.index(stage) if stage in order else len(order)
 
 
-Part = tuple[list[Claim], list[Plate]]
+_Part = tuple[list[Claim], list[Plate]]
 
-REASON = "reason"
+_REASON = "reason"
 """Key of a file that says why there is no measurement."""
 
 
-def measure_theory_of(seed: int, folder: Path, model: Path, path: Path) -> None:
+def _measure_theory_of(seed: int, folder: Path, model: Path, path: Path) -> None:
     """Measure one seed's theory on its finished runs and keep it at `path`.
 
     Where its model or probes do not allow it, the reason is kept instead.
@@ -404,26 +406,26 @@ def measure_theory_of(seed: int, folder: Path, model: Path, path: Path) -> None:
     try:
         found = measure_theory(seed, runs, model=model).to_dict()
     except BadInput as error:  # a model of one's own may not have what it takes
-        found = {REASON: str(error)}
+        found = {_REASON: str(error)}
     _keep(found, path)
 
 
-def measure_digits_of(seed: int, images: Path | None, path: Path) -> None:
+def _measure_digits_of(seed: int, images: Path | None, path: Path) -> None:
     """Measure learning on images of digits with one seed and keep it at `path`."""
     from learndyn.paper.digits.measure import measure_digits
 
     _keep(measure_digits(seed, images).to_dict(), path)
 
 
-def theory(out: Path, seeds: Sequence[int]) -> Part:
+def _theory(out: Path, seeds: Sequence[int]) -> _Part:
     """The decomposition, the kernels, the proxies, peakiness and residuals."""
     from learndyn.paper.theory.claims import theory_claims
     from learndyn.paper.theory.result import TheoryResult
 
     paths = [out / "seeds" / str(seed) / "theory.json" for seed in seeds]
     given = _read(paths)
-    found = [TheoryResult.from_dict(one) for one in given if REASON not in one]
-    refused = [one[REASON] for one in given if REASON in one]
+    found = [TheoryResult.from_dict(one) for one in given if _REASON not in one]
+    refused = [one[_REASON] for one in given if _REASON in one]
     said = "; ".join(dict.fromkeys(refused))
     claims = list(theory_claims(found))
     if not found:
@@ -436,7 +438,7 @@ def theory(out: Path, seeds: Sequence[int]) -> Part:
     return claims, theory_plates(found)
 
 
-def digits(out: Path, seeds: Sequence[int]) -> Part:
+def _digits(out: Path, seeds: Sequence[int]) -> _Part:
     """The paper's first figure."""
     from learndyn.paper.digits.claims import digits_claims
     from learndyn.paper.digits.result import DigitsResult
@@ -450,7 +452,7 @@ def digits(out: Path, seeds: Sequence[int]) -> Part:
     return list(digits_claims(found)), digit_plates(found)
 
 
-def softmax(out: Path, seeds: Sequence[int]) -> Part:
+def _softmax(out: Path, seeds: Sequence[int]) -> _Part:
     """The squeezing effect on one softmax (Appendix E); nothing is kept of it."""
     from learndyn.paper.softmax.claims import softmax_claims
 

@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def lead(row: Row) -> str:
+def _lead(row: Row) -> str:
     """The white space that the chosen text begins with."""
     chosen = row.responses["chosen"]
     return chosen[: len(chosen) - len(chosen.lstrip())]
 
 
-def core(row: Row) -> str:
+def _core(row: Row) -> str:
     """The chosen text without white space around it; empty if there is none."""
     return row.responses.get("chosen", "").strip()
 
@@ -52,7 +52,7 @@ def _inner(row: Row, text: str) -> str:
     return text.removeprefix(before).removesuffix(after)
 
 
-def words_of(row: Row) -> list[str]:
+def _words_of(row: Row) -> list[str]:
     """All words of the row's chosen and rejected responses."""
     if row.frame is None:
         return []
@@ -60,7 +60,7 @@ def words_of(row: Row) -> list[str]:
     return [word for text in texts for word in _inner(row, text).split()]
 
 
-def refilled(row: Row, words_for: Callable[[list[str]], list[str]]) -> str | None:
+def _refilled(row: Row, words_for: Callable[[list[str]], list[str]]) -> str | None:
     """Chosen with other words in the places of its own; its white space stays."""
     if row.frame is None:
         return None
@@ -73,7 +73,7 @@ def refilled(row: Row, words_for: Callable[[list[str]], list[str]]) -> str | Non
     return before + re.sub(r"\S+", lambda _: next(parts), text) + after
 
 
-def permuted(row: Row, chance: random.Random) -> str | None:
+def _permuted(row: Row, chance: random.Random) -> str | None:
     """Chosen with its words in another order; None if there is no other."""
 
     def shuffled(words: list[str]) -> list[str]:
@@ -84,10 +84,15 @@ def permuted(row: Row, chance: random.Random) -> str | None:
             chance.shuffle(order)
         return order
 
-    return refilled(row, shuffled)
+    return _refilled(row, shuffled)
 
 
-BUILT_KINDS = ("irrelevant_train", "irrelevant_test", "random_permuted", "random_words")
+_BUILT_KINDS = (
+    "irrelevant_train",
+    "irrelevant_test",
+    "random_permuted",
+    "random_words",
+)
 """Kinds that `build_probes` makes without a model."""
 
 
@@ -102,7 +107,7 @@ def build_probes(
 ) -> ProbeSet:
     """Choose `prompts` rows at random and give each every kind that needs no model.
 
-    Kinds that the rows hold are kept as they are; the `BUILT_KINDS` that they do not
+    Kinds that the rows hold are kept as they are; the `_BUILT_KINDS` that they do not
     hold are made. With `test`, as many of its rows (or all) are added as split "test".
     `or_fewer` takes all rows where there are fewer than `prompts`, of either split.
     A test row whose prompt or chosen text occurs in `train` is never used. `kinds`
@@ -125,7 +130,7 @@ def build_probes(
     probes: list[Probe] = []
     for (split, row), prompt_id in zip(picked, ids, strict=True):
         responses = dict(row.responses)
-        for kind in BUILT_KINDS:
+        for kind in _BUILT_KINDS:
             if (kinds is not None and kind not in kinds) or kind in given[split]:
                 continue
             text = pools.build(kind, row, prompt_id, seed, made)
@@ -250,7 +255,7 @@ def _check_kinds(kinds: Sequence[str] | None, train: Data, test: Data | None) ->
     if kinds is None:
         return
     given = set(train.kinds) | (set(test.kinds) if test is not None else set())
-    possible = in_paper_order(given | set(BUILT_KINDS))
+    possible = in_paper_order(given | set(_BUILT_KINDS))
     unknown = [kind for kind in kinds if kind not in possible]
     if unknown:
         raise BadInput(
@@ -295,15 +300,15 @@ class _Pools:
     @classmethod
     def of(cls, train: Data, test: Data | None) -> "_Pools":
         lenders = sorted(
-            (row for row in train.rows if core(row)), key=lambda row: row.row_id
+            (row for row in train.rows if _core(row)), key=lambda row: row.row_id
         )
         prompts = {row.prompt.strip() for row in train.rows}
-        answers = {core(row) for row in lenders}
+        answers = {_core(row) for row in lenders}
         rows = test.rows if test is not None else ()
         known = {
             row.row_id
             for row in rows
-            if row.prompt.strip() in prompts or (core(row) and core(row) in answers)
+            if row.prompt.strip() in prompts or (_core(row) and _core(row) in answers)
         }
         if rows and len(known) == len(rows):
             raise BadInput(
@@ -315,7 +320,7 @@ class _Pools:
                 "only one of train and test was rendered with a chat template. Read "
                 "both with the same tokenizer."
             )
-        words = sorted({word for row in train.rows for word in words_of(row)})
+        words = sorted({word for row in train.rows for word in _words_of(row)})
         held_out = tuple(row for row in rows if row.row_id not in known)
         by_id = tuple(sorted(held_out, key=lambda row: row.row_id))
         return cls(tuple(lenders), held_out, by_id, tuple(sorted(known)), tuple(words))
@@ -325,7 +330,7 @@ class _Pools:
     ) -> str | None:
         """The response, or None where it cannot be made, which is noted."""
         text: str | None = None
-        if core(row):
+        if _core(row):
             chance = _random(seed, prompt_id, kind)
             if kind == "irrelevant_train":
                 text = self._borrow(kind, self.train, row, prompt_id, chance, made)
@@ -333,9 +338,11 @@ class _Pools:
                 lenders = self.test_by_id
                 text = self._borrow(kind, lenders, row, prompt_id, chance, made)
             elif kind == "random_permuted":
-                text = permuted(row, chance)
+                text = _permuted(row, chance)
             elif kind == "random_words":
-                text = refilled(row, lambda old: chance.choices(self.words, k=len(old)))
+                text = _refilled(
+                    row, lambda old: chance.choices(self.words, k=len(old))
+                )
         if text is None and (kind != "irrelevant_test" or self.test):
             made.left_out.setdefault(kind, []).append(prompt_id)
         return text
@@ -354,10 +361,10 @@ class _Pools:
         for index in range(start, start + n):  # the next one that may lend
             lender = lenders[index % n]
             other = lender.prompt.strip() != row.prompt.strip()
-            if other and core(lender) and core(lender) != core(row):
+            if other and _core(lender) and _core(lender) != _core(row):
                 made.borrowed.setdefault(kind, {})[prompt_id] = lender.row_id
                 text = lender.responses["chosen"]
-                return text if row.rendered else lead(row) + text.lstrip()
+                return text if row.rendered else _lead(row) + text.lstrip()
         raise BadInput(
             f"no row can lend {kind} to {prompt_id}: none of {n} rows has another "
             "prompt and another chosen response. Give more data, or leave that kind "

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-LENGTH_RATIO = 1.5
+_LENGTH_RATIO = 1.5
 """Mean lengths further apart than this factor are reported."""
 
 Severity = Literal["problem", "warning", "note"]
@@ -230,7 +230,7 @@ def _lengths(kinds: Sequence[KindSummary]) -> list[Finding]:
     for row in kinds:
         by_tokens = row.tokens_ratio is not None
         ratio = row.tokens_ratio if by_tokens else row.words_ratio
-        if ratio is None or 1 / LENGTH_RATIO <= ratio <= LENGTH_RATIO:
+        if ratio is None or 1 / _LENGTH_RATIO <= ratio <= _LENGTH_RATIO:
             continue
         mean, unit = (row.tokens, "tokens") if by_tokens else (row.words, "words")
         far.append(f"{row.kind} {mean:.1f} {unit} (x {ratio:.2f})")
@@ -239,7 +239,7 @@ def _lengths(kinds: Sequence[KindSummary]) -> list[Finding]:
     return [
         Finding(
             "warning",
-            f"mean length is over {LENGTH_RATIO:g} times off chosen's in "
+            f"mean length is over {_LENGTH_RATIO:g} times off chosen's in "
             f"{len(far)} of {len(kinds)} kinds",
             f"{_names(far, 20)}. A sum of log-probabilities grows with the length; "
             "compare means per token, or changes since step 0.",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ID_COLUMNS = ("row_id", "prompt_id", "id")
 """Columns that may name a row; the first that a source has is used."""
 
-RESERVED = frozenset(
+_RESERVED = frozenset(
     {*ID_COLUMNS, "split", "source", "rendered"}
     | {"messages", "tools", "chat_template_kwargs"}
 )
@@ -72,7 +72,7 @@ class Columns:
     """Columns that hold no text and are neither reserved nor kinds."""
 
 
-def is_messages(value: Any) -> bool:
+def _is_messages(value: Any) -> bool:
     """Whether a value is a list of chat messages."""
     return (
         isinstance(value, list)
@@ -96,7 +96,7 @@ def read_columns(records: Records) -> Columns:
     left_out: list[str] = []
     kinds: list[str] = []
     for name in names:
-        if name == "prompt" or is_reserved(name):
+        if name == "prompt" or _is_reserved(name):
             continue
         is_kind = _is_kind(layout, name, records.rows)
         (kinds if is_kind else left_out).append(name)
@@ -109,9 +109,9 @@ def read_columns(records: Records) -> Columns:
     return Columns(layout, tuple(kinds), tuple(left_out))
 
 
-def is_reserved(name: str) -> bool:
+def _is_reserved(name: str) -> bool:
     """Whether a column of this name is never a kind."""
-    return name in RESERVED or name.startswith("score_")
+    return name in _RESERVED or name.startswith("score_")
 
 
 def _format(records: Records, names: Sequence[str]) -> Format | None:
@@ -123,7 +123,7 @@ def _format(records: Records, names: Sequence[str]) -> Format | None:
         ),
         {},
     )
-    if any(is_messages(first.get(name)) for name in ("prompt", "chosen", "rejected")):
+    if any(_is_messages(first.get(name)) for name in ("prompt", "chosen", "rejected")):
         return "messages"
     if "prompt" in names:
         return "wide"
@@ -145,7 +145,7 @@ def _is_kind(layout: Format, name: str, rows: Sequence[Record]) -> bool:
         return True
     values = (row.columns.get(name) for row in rows)
     if layout == "messages":
-        return any(is_messages(value) for value in values)
+        return any(_is_messages(value) for value in values)
     return any(isinstance(value, str) for value in values)
 
 
@@ -278,13 +278,13 @@ def _conversation(
         value = row.get(kind)
         if isinstance(value, str):
             answers[kind] = [{"role": "assistant", "content": value}]
-        elif is_messages(value):
+        elif _is_messages(value):
             answers[kind] = _checked(kind, value)
             with_prompt.append(kind)
         elif value is not None:
             what = "an empty list" if value == [] else type(value).__name__
             raise Unusable(f"field {kind!r}: {what} where messages are expected")
-    if is_messages(row.get("prompt")):
+    if _is_messages(row.get("prompt")):
         return _checked("prompt", row["prompt"]), answers
     pair = [answers[kind] for kind in ("chosen", "rejected") if kind in with_prompt]
     if not pair:

@@ -20,7 +20,7 @@ from learndyn.probes.kinds import in_paper_order
 from learndyn.probes.notebook import shortened, table_html
 
 
-SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 1
 """Version of the columns that `ProbeSet.save` writes."""
 
 COLUMNS = ("prompt_id", "kind", "prompt", "response", "split", "rendered")
@@ -150,7 +150,7 @@ class ProbeSet(Sequence[Probe]):
         """Write the set to one Parquet file, one row per probe."""
         rows = {name: [getattr(p, name) for p in self.probes] for name in COLUMNS}
         about = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": _SCHEMA_VERSION,
             "fingerprint": self.fingerprint,
             "manifest": self.manifest,
         }
@@ -171,9 +171,9 @@ class ProbeSet(Sequence[Probe]):
         except (OSError, pa.ArrowInvalid) as error:
             raise BadInput(f"cannot read probes from {path}: {error}") from error
         about = _about(table)
-        if about.get("schema_version") != SCHEMA_VERSION:
+        if about.get("schema_version") != _SCHEMA_VERSION:
             raise BadInput(
-                f"{path} is not a probe file of version {SCHEMA_VERSION} (found "
+                f"{path} is not a probe file of version {_SCHEMA_VERSION} (found "
                 f"{about.get('schema_version', 'no version')}). Make one with "
                 "`learndyn probes build`."
             )

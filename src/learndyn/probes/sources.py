@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from learndyn.errors import BadInput, listed
 
 
-FILE_TYPES = (".jsonl", ".json", ".parquet", ".csv")
+_FILE_TYPES = (".jsonl", ".json", ".parquet", ".csv")
 """Endings of files that can be read."""
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -62,7 +62,7 @@ def read_records(source: str | Path, split: str) -> Records:
         return _dataset(str(source), split)
     if path.is_file():
         return _file(path)
-    known = path.suffix.lower() in FILE_TYPES
+    known = path.suffix.lower() in _FILE_TYPES
     if isinstance(source, Path) or known or not _HUB_ID.fullmatch(source):
         raise BadInput(
             f"there is no file or folder {source}. Give an existing path, or the hub "
@@ -73,9 +73,9 @@ def read_records(source: str | Path, split: str) -> Records:
 
 def _file(path: Path) -> Records:
     ending = path.suffix.lower()
-    if ending not in FILE_TYPES:
+    if ending not in _FILE_TYPES:
         raise BadInput(
-            f"{path} ends in {ending or 'nothing'!r}, not in {', '.join(FILE_TYPES)}. "
+            f"{path} ends in {ending or 'nothing'!r}, not in {', '.join(_FILE_TYPES)}. "
             "Convert the file, or rename it if it holds one of these."
         )
     try:

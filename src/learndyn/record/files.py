@@ -87,7 +87,7 @@ def read_table(path: Path) -> pa.Table:
         return file.read()
 
 
-HIDDEN = re.compile(
+_HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
 )
 
@@ -122,4 +122,4 @@ def storable(text: str) -> str:
 def visible(text: str) -> str:
     """Show a sign for what no page or terminal may be given: control characters, lone
     surrogates, and the marks that turn the direction of all text after them."""
-    return HIDDEN.sub("\N{REPLACEMENT CHARACTER}", text)
+    return _HIDDEN.sub("\N{REPLACEMENT CHARACTER}", text)

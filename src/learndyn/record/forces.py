@@ -28,7 +28,7 @@ from learndyn.errors import BadInput
 from learndyn.record.files import dumps, read_table, steps_in, storable, write_whole
 
 
-METADATA = "learndyn_forces"
+_METADATA = "learndyn_forces"
 """Key in a file's metadata, with what belongs to no row as JSON."""
 
 
@@ -68,7 +68,7 @@ class Influence:
                 "push": pa.array(self.push),
                 "change": pa.ListArray.from_arrays(offsets, pa.array(change)),
             },
-            metadata={METADATA: dumps(extra)},
+            metadata={_METADATA: dumps(extra)},
         )
 
     @classmethod
@@ -147,7 +147,7 @@ class Forces:
             "token_text": pa.ListArray.from_arrays(offsets, _texts(self.token_text)),
         }
         extra = {"info": self.info, "influence": self.influence is not None}
-        return pa.table(columns, metadata={METADATA: dumps(extra)})
+        return pa.table(columns, metadata={_METADATA: dumps(extra)})
 
     @classmethod
     def from_table(
@@ -190,7 +190,7 @@ class Forces:
         )
 
 
-def expects_influence(table: pa.Table) -> bool:
+def _expects_influence(table: pa.Table) -> bool:
     """Whether the record that this table is of was written with an influence."""
     return _metadata(table).get("influence") is True
 
@@ -204,9 +204,9 @@ def _texts(values: tuple[str, ...]) -> pa.Array:
 
 
 def _metadata(table: pa.Table) -> dict[str, Any]:
-    extra = json.loads((table.schema.metadata or {}).get(METADATA.encode(), b"null"))
+    extra = json.loads((table.schema.metadata or {}).get(_METADATA.encode(), b"null"))
     if not isinstance(extra, dict):
-        raise ValueError(f"its metadata has no {METADATA}")
+        raise ValueError(f"its metadata has no {_METADATA}")
     return extra
 
 
@@ -248,11 +248,11 @@ def _strings(column: pa.ChunkedArray | pa.Array) -> list[str]:
     return [str(value) for value in column.to_pylist()]
 
 
-INFLUENCE = "influence"
+_INFLUENCE = "influence"
 """File of the training tokens; that of the probes is called "step"."""
 
 
-def path_of(folder: Path, step: int, what: str = "step") -> Path:
+def _path_of(folder: Path, step: int, what: str = "step") -> Path:
     """Where one file of the update to `step` is or will be."""
     return folder / f"{what}-{step:08d}.parquet"
 
@@ -269,10 +269,10 @@ def write_forces(folder: Path, forces: Forces) -> None:
     _forget_one(folder, forces.step)  # never an old file beside a new one
     tables = {"step": forces.to_table()}
     if forces.influence is not None:
-        tables = {INFLUENCE: forces.influence.to_table(), **tables}
+        tables = {_INFLUENCE: forces.influence.to_table(), **tables}
     for what, table in tables.items():
         write = partial(pq.write_table, table, compression="zstd")
-        write_whole(path_of(folder, forces.step, what), write)
+        write_whole(_path_of(folder, forces.step, what), write)
 
 
 def read_forces(folder: Path, step: int, *, influence: bool = True) -> Forces:
@@ -282,11 +282,11 @@ def read_forces(folder: Path, step: int, *, influence: bool = True) -> Forces:
         BadInput: if a file is absent or corrupt; that of the influence counts where it
             was asked for and the record was written with one.
     """
-    path, part = path_of(folder, step), None
+    path, part = _path_of(folder, step), None
     try:
         table = read_table(path)
-        if influence and expects_influence(table):
-            path = path_of(folder, step, INFLUENCE)
+        if influence and _expects_influence(table):
+            path = _path_of(folder, step, _INFLUENCE)
             part = Influence.from_table(read_table(path))
         return Forces.from_table(step, table, part)
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
@@ -298,11 +298,11 @@ def read_forces(folder: Path, step: int, *, influence: bool = True) -> Forces:
 
 def forget_forces(folder: Path, after: int) -> None:
     """Remove the records of all updates later than `after`, from the last backwards."""
-    steps = {*steps_in(folder), *steps_in(folder, INFLUENCE)}
+    steps = {*steps_in(folder), *steps_in(folder, _INFLUENCE)}
     for step in sorted((s for s in steps if s > after), reverse=True):
         _forget_one(folder, step)
 
 
 def _forget_one(folder: Path, step: int) -> None:
-    for what in ("step", INFLUENCE):
-        path_of(folder, step, what).unlink(missing_ok=True)
+    for what in ("step", _INFLUENCE):
+        _path_of(folder, step, what).unlink(missing_ok=True)

@@ -25,7 +25,7 @@ PROBE_COLUMNS: dict[str, str] = {
 }
 """Columns with one float64 per probe, and what each holds."""
 
-TOKEN_COLUMNS: dict[str, str] = {
+_TOKEN_COLUMNS: dict[str, str] = {
     "token_logp": "log pi of the response's token, in nats",
     "token_argmax_logp": "max_v log pi(v), in nats",
     "token_start_logp": "log pi now of the token that was the argmax at the first "
@@ -35,7 +35,7 @@ TOKEN_COLUMNS: dict[str, str] = {
 """Columns with one value per response token (float32; ids int32)."""
 
 
-APPROXIMATE = "learndyn_approximate"
+_APPROXIMATE = "learndyn_approximate"
 """Key in an observation file's metadata: the precision, where that is not exact."""
 
 
@@ -85,14 +85,14 @@ class Observation:
         offsets = pa.array(self.offsets)
         lists = {
             name: pa.ListArray.from_arrays(offsets, pa.array(getattr(self, name)))
-            for name in TOKEN_COLUMNS
+            for name in _TOKEN_COLUMNS
         }
         columns = {
             "probe_id": pa.array(self.ids.astype(np.int32)),
             "n_tokens": pa.array(self.n_tokens),
         }
         values = {name: pa.array(getattr(self, name)) for name in PROBE_COLUMNS}
-        label = {} if self.approximate is None else {APPROXIMATE: self.approximate}
+        label = {} if self.approximate is None else {_APPROXIMATE: self.approximate}
         return pa.table(columns | values | lists, metadata=label)
 
     @classmethod
@@ -100,13 +100,13 @@ class Observation:
         """Inverse of `to_table`. Rows 0, 1, 2 ... without a gap are called all."""
         flat = {
             name: table[name].combine_chunks().flatten().to_numpy()
-            for name in TOKEN_COLUMNS
+            for name in _TOKEN_COLUMNS
         }
         values = {name: table[name].to_numpy() for name in PROBE_COLUMNS}
         ids = table["probe_id"].to_numpy().astype(np.int32)
         if np.array_equal(ids, np.arange(len(ids))):
             ids = None
-        label = (table.schema.metadata or {}).get(APPROXIMATE.encode())
+        label = (table.schema.metadata or {}).get(_APPROXIMATE.encode())
         return cls(
             step,
             table["n_tokens"].to_numpy(),
@@ -123,7 +123,7 @@ class Observation:
         """
         problems = [
             f"{name}: {np.sum(~np.isfinite(getattr(self, name)))} values are not finite"
-            for name in (*PROBE_COLUMNS, *TOKEN_COLUMNS)
+            for name in (*PROBE_COLUMNS, *_TOKEN_COLUMNS)
             if not np.all(np.isfinite(getattr(self, name)))
         ]
         if len(self.ids) and (self.ids[0] < 0 or np.any(np.diff(self.ids) <= 0)):
@@ -168,7 +168,7 @@ def read_sums(path: Path, step: int) -> Sums:
     """
     with pq.ParquetFile(path) as file:
         table = file.read(columns=["probe_id", "n_tokens", *PROBE_COLUMNS])
-        label = (file.schema_arrow.metadata or {}).get(APPROXIMATE.encode())
+        label = (file.schema_arrow.metadata or {}).get(_APPROXIMATE.encode())
 
     return Sums(
         step,
@@ -188,7 +188,7 @@ def _as(kind: pa.DataType, column: pa.ChunkedArray) -> np.ndarray:
 
 
 def read_tokens(path: Path, name: str) -> np.ndarray:
-    """One of `TOKEN_COLUMNS` of an observation's file, flat: probe after probe.
+    """One of `_TOKEN_COLUMNS` of an observation's file, flat: probe after probe.
 
     Raises:
         OSError, pa.ArrowException, KeyError: if it is absent, corrupt, or lacks it.

@@ -82,7 +82,7 @@ def _object(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-OWN_NAMES = frozenset(
+_OWN_NAMES = frozenset(
     {
         "run.json",
         "config.yaml",
@@ -341,7 +341,7 @@ def refuse_taken(path: Path, overwrite: bool) -> None:
             "observations). Choose another --out, continue it with --resume, or "
             "replace it with --overwrite."
         )
-    foreign = sorted(p.name for p in path.iterdir() if p.name not in OWN_NAMES)
+    foreign = sorted(p.name for p in path.iterdir() if p.name not in _OWN_NAMES)
     if foreign:
         raise BadInput(
             f"{path} holds a run and also {', '.join(foreign[:5])}"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas
 
 
-def read_observations(
+def _read_observations(
     run: RunDirectory,
     steps: list[int],
     probes: pa.Table,
@@ -61,7 +61,7 @@ def read_observations(
     return read, tuple(unreadable)
 
 
-def check_lengths(first: Sums, probes: pa.Table, path: str) -> None:
+def _check_lengths(first: Sums, probes: pa.Table, path: str) -> None:
     """The probe table is of this run only if its answers have as many tokens.
 
     Imported runs do not know the number: it is 0.
@@ -160,8 +160,8 @@ class Trajectory:
         if not steps:
             raise BadInput(f"{path} has no observation yet: nothing to read.")
         probes = run.read_probes()
-        panel = panel_rows(run, probes)
-        read, unreadable = read_observations(run, steps, probes, panel)
+        panel = _panel_rows(run, probes)
+        read, unreadable = _read_observations(run, steps, probes, panel)
         scored = np.zeros((len(read), len(probes)), dtype=bool)
         columns = {name: np.full(scored.shape, np.nan) for name in PROBE_COLUMNS}
         for index, one in enumerate(read):
@@ -176,7 +176,7 @@ class Trajectory:
                 "nothing that the others could be compared with. Its file was removed; "
                 "restore it, or train again."
             )
-        check_lengths(first, probes, str(path))
+        _check_lengths(first, probes, str(path))
         observed = np.array([one.step for one in read])
         label = next((o.approximate for o in read if o.approximate is not None), None)
         return cls(
@@ -379,7 +379,7 @@ AnyRun = Trajectory | RunDirectory | str | Path
 """What all that reads a run takes; `Trajectory.of` reads it."""
 
 
-def panel_rows(run: RunDirectory, probes: pa.Table) -> Int[np.ndarray, " row"] | None:
+def _panel_rows(run: RunDirectory, probes: pa.Table) -> Int[np.ndarray, " row"] | None:
     """Rows of the probe table whose prompts are in the run's panel; None without one.
 
     Raises:

@@ -49,7 +49,7 @@ TEXT: dict[str, str] = LINE | {
     "other": MUTED,
 }
 
-PART: dict[str, str] = {
+_PART: dict[str, str] = {
     "pull": LINE["chosen"],
     "push": LINE["rejected"],
     "history": "#9B59C6",
@@ -66,7 +66,7 @@ UP, DOWN = LINE["chosen"], LINE["rejected"]
 
 Dash = tuple[float, ...]
 SOLID: Dash = ()
-DASHES: dict[str, Dash] = {
+_DASHES: dict[str, Dash] = {
     "semantic": (6.0, 3.0),
     "test": (6.0, 3.0),
     "words": (6.0, 3.0),
@@ -76,8 +76,8 @@ DASHES: dict[str, Dash] = {
 }
 """Dash of a member, the part of a kind after the first underscore; lengths in pt."""
 
-MAIN_WIDTH = 2.4
-THIN_WIDTH = 1.4
+_MAIN_WIDTH = 2.4
+_THIN_WIDTH = 1.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +103,15 @@ def style_of(kind: str) -> Style:
     return Style(
         LINE[name],
         TEXT[name],
-        SOLID if main else DASHES.get(member, SOLID),
-        MAIN_WIDTH if main else THIN_WIDTH,
+        SOLID if main else _DASHES.get(member, SOLID),
+        _MAIN_WIDTH if main else _THIN_WIDTH,
         0.2 if main else 0.12,
     )
 
 
 def part_colour(name: str) -> str:
     """The colour of a part of an update."""
-    return PART.get(name, PART["other"])
+    return _PART.get(name, _PART["other"])
 
 
 def mixed(colour: str, share: float, paper: str = PAPER) -> str:
@@ -138,8 +138,8 @@ WIDE = 1104
 """Width of a figure on a desktop page, in CSS pixels."""
 NARROW = 354
 """Width of a figure on a phone."""
-DPI = 96
-FONTS = (
+_DPI = 96
+_FONTS = (
     "Inter, 'Segoe UI', system-ui, -apple-system, Roboto, 'Noto Sans', "
     "'DejaVu Sans', sans-serif"
 )
@@ -147,7 +147,7 @@ FONTS = (
 Pixels = int | float
 """A length on the page, in CSS pixels."""
 
-RC: dict[Any, Any] = {
+_RC: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
     "text.parse_math": False,  # a kind may hold a dollar sign
     "axes.unicode_minus": True,
@@ -169,7 +169,7 @@ class Sheet:
         """First free pixel below the heading."""
         self.height = round(self.top + body)
         self.figure = Figure(
-            figsize=(width / DPI, self.height / DPI), dpi=DPI, facecolor=PAPER
+            figsize=(width / _DPI, self.height / _DPI), dpi=_DPI, facecolor=PAPER
         )
         FigureCanvasAgg(self.figure)
         self.rendered: str | None = None
@@ -247,7 +247,7 @@ class Sheet:
 
 def points(pixels: Pixels) -> Pixels:
     """Font and line sizes are in points, the page is in CSS pixels."""
-    return pixels * 72 / DPI
+    return pixels * 72 / _DPI
 
 
 def wrapped(text: str, width: Pixels, size: Pixels) -> list[str]:
@@ -292,10 +292,10 @@ def svg_of(sheet: Sheet) -> str:
     """
     if sheet.rendered is None:
         buffer = io.BytesIO()
-        with matplotlib.rc_context(RC):
+        with matplotlib.rc_context(_RC):
             sheet.figure.savefig(buffer, format="svg", metadata={"Date": None})
         text = buffer.getvalue().decode("utf-8")
-        sheet.rendered = text.replace("'DejaVu Sans'", FONTS)
+        sheet.rendered = text.replace("'DejaVu Sans'", _FONTS)
     return sheet.rendered
 
 
@@ -304,9 +304,9 @@ def save(sheet: Sheet, stem: Path) -> tuple[Path, Path]:
     png, svg = (stem.with_name(stem.name + end) for end in (".png", ".svg"))
 
     def write_png(path: Path) -> None:
-        with matplotlib.rc_context(RC):
+        with matplotlib.rc_context(_RC):
             sheet.figure.savefig(
-                path, format="png", dpi=2 * DPI, metadata={"Software": None}
+                path, format="png", dpi=2 * _DPI, metadata={"Software": None}
             )
 
     write_whole(png, write_png)

@@ -31,10 +31,10 @@ from learndyn.show.page import (
 from learndyn.show.report.curves import comparison_figure
 
 
-OFF_TARGET = "off-target, per token"
+_OFF_TARGET = "off-target, per token"
 
 
-def title(by: By, baseline: Trajectory) -> str:
+def _title(by: By, baseline: Trajectory) -> str:
     """What is said of a way to match two runs."""
     return {
         "updates": f"At equal {baseline.unit}s",
@@ -61,11 +61,11 @@ def comparisons(loaded: list[Trajectory], folder: Path) -> str:
             continue
         said = compare_in_words(baseline, other, found)
         stem = folder / f"comparison_{index}"
-        parts.append(compared_section(baseline, other, found, said, stem))
+        parts.append(_compared_section(baseline, other, found, said, stem))
     return "".join(parts)
 
 
-def compared_section(
+def _compared_section(
     baseline: Trajectory,
     other: Trajectory,
     found: dict[By, Comparison],
@@ -92,7 +92,7 @@ def compared_section(
 
 
 def _comparison(result: Comparison, baseline: Trajectory, other: Trajectory) -> str:
-    heading = title(result.by, baseline)
+    heading = _title(result.by, baseline)
     if result.at is None:
         return (
             f"<h3>{escaped(heading)}</h3><p class='muted'>{escaped(result.reason)}</p>"
@@ -100,13 +100,13 @@ def _comparison(result: Comparison, baseline: Trajectory, other: Trajectory) -> 
     one, two = names(baseline, other)
     what = "logp" if result.by == "gap" else "change"
     found: dict[str, Difference | None] = dict(result.kinds)
-    found |= {GREEDY: result.greedy, OFF_TARGET: result.off_target}
+    found |= {GREEDY: result.greedy, _OFF_TARGET: result.off_target}
     rows = [
         [
             coloured(name),
-            interval_cell(item.difference, 2 if name == OFF_TARGET else 1),
-            nats(item.a, 2 if name == OFF_TARGET else 1),
-            nats(item.b, 2 if name == OFF_TARGET else 1),
+            interval_cell(item.difference, 2 if name == _OFF_TARGET else 1),
+            nats(item.a, 2 if name == _OFF_TARGET else 1),
+            nats(item.b, 2 if name == _OFF_TARGET else 1),
         ]
         for name, item in found.items()
         if item is not None
@@ -128,7 +128,7 @@ def _where(result: Comparison, one: str, two: str, unit: str) -> str:
     )
 
 
-PAGE = "compare.html"
+_PAGE = "compare.html"
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +151,7 @@ class Compared:
             "baseline": str(self.baseline.run.path),
             "run": str(self.run.run.path),
             "by": {
-                by: {"title": title(by, self.baseline), **_numbers(found)}
+                by: {"title": _title(by, self.baseline), **_numbers(found)}
                 for by, found in self.found.items()
             },
             "curves": _curves(self.baseline, self.run),
@@ -255,11 +255,11 @@ def _compared(baseline: Trajectory, other: Trajectory) -> Compared:
 
 
 def _write(pairs: Sequence[Compared], folder: Path, overwrite: bool) -> Path:
-    page = page_in(folder, PAGE, overwrite=overwrite)
+    page = page_in(folder, _PAGE, overwrite=overwrite)
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     parts = [
-        compared_section(
+        _compared_section(
             p.baseline, p.run, p.found, p.said, figures / f"comparison_{index}"
         )
         for index, p in enumerate(pairs, start=2)

@@ -34,14 +34,14 @@ from learndyn.show.chart import (
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
-GENERATOR = '<meta name="generator" content="learndyn">'
+_GENERATOR = '<meta name="generator" content="learndyn">'
 """By this a page is known as ours."""
 
 TINTS = (0.14, 0.28, 0.42, 0.56)
 """How thickly a colour lies under a token, at each level of its change."""
 
 
-def strip_style() -> str:
+def _strip_style() -> str:
     """Styles of tokens: u1 to u4 for up, d1 to d4 for down, and what dominated."""
     levels = [
         f".{side}{level} {{ background: {mixed(colour, tint)}; }}"
@@ -65,7 +65,7 @@ def strip_style() -> str:
     )
 
 
-STYLE = f"""
+_STYLE = f"""
 :root {{ color-scheme: light; }}
 * {{ box-sizing: border-box; }}
 body {{ margin: 0; background: {PAPER}; color: {INK}; font: 16px/1.55 Inter,
@@ -136,7 +136,7 @@ footer {{ color: {MUTED}; font-size: 13px; padding-top: 36px; padding-bottom: 44
   .lead {{ font-size: 17px; }}
   table.plain td:first-child {{ width: 44%; }}
 }}
-{strip_style()}
+{_strip_style()}
 @media print {{ .scroll {{ overflow: visible; }} figure {{ break-inside: avoid; }} }}
 """
 
@@ -236,11 +236,11 @@ def document(title: str, above: str, body: str, below: str) -> str:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
-{GENERATOR}
+{_GENERATOR}
 <meta name="referrer" content="no-referrer">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{text(title)}</title>
-<style>{STYLE}</style></head>
+<style>{_STYLE}</style></head>
 <body><header>{above}<h1>{text(title)}</h1></header>
 <main>{body}</main>
 <footer>{text(below)}</footer></body></html>
@@ -267,7 +267,7 @@ def page_in(folder: Path, name: str, *, overwrite: bool) -> Path:
 
 def _is_ours(page: Path) -> bool:
     with page.open("rb") as file:
-        return GENERATOR.encode() in file.read(2000)
+        return _GENERATOR.encode() in file.read(2000)
 
 
 def _cell(cell: str | Markup) -> str:

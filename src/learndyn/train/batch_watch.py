@@ -36,22 +36,22 @@ from learndyn.measure.neutral import random_state_kept
 from learndyn.probes.tokenize import TokenizedPair
 
 
-IGNORED = -100
+_IGNORED = -100
 """Label of a position that no loss reads."""
 
 
-def inputs_by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _inputs_by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """What a forward was given: every causal LM takes the token ids first."""
     return {"input_ids": args[0], **kwargs} if args else kwargs
 
 
-def read_by_loss(output: Any) -> Tensor | None:
+def _read_by_loss(output: Any) -> Tensor | None:
     """Log-probabilities, or logits; None where a model hands out neither."""
     logp = getattr(output, "log_probs", None)
     return getattr(output, "logits", None) if logp is None else logp
 
 
-def logp_of(output: Any, inputs: dict[str, Any]) -> Float[Tensor, "batch time"]:
+def _logp_of(output: Any, inputs: dict[str, Any]) -> Float[Tensor, "batch time"]:
     """log pi of each next token, in nats, differentiable; 0 where there is no label.
 
     Column t is of token t + 1.
@@ -67,10 +67,10 @@ def logp_of(output: Any, inputs: dict[str, Any]) -> Float[Tensor, "batch time"]:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         own = logits.gather(-1, label.clamp(min=0)[:, None]).squeeze(-1)
         found.append(own - logits.logsumexp(-1))
-    return torch.stack(found).masked_fill(labels == IGNORED, 0.0)
+    return torch.stack(found).masked_fill(labels == _IGNORED, 0.0)
 
 
-def on_gradient(tensor: Tensor, keep: Callable[[Tensor], None]) -> None:
+def _on_gradient(tensor: Tensor, keep: Callable[[Tensor], None]) -> None:
     """Call `keep` with the gradient of what a loss reads, when it comes by.
 
     Under mixed precision accelerate hands out a float32 copy of the logits, while a
@@ -89,8 +89,8 @@ def on_gradient(tensor: Tensor, keep: Callable[[Tensor], None]) -> None:
     node.register_prehook(hook)
 
 
-def push_reader(output: Any, inputs: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-    """What makes dL/dlogp, laid out as `logp_of`, of the gradient that comes by.
+def _push_reader(output: Any, inputs: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """What makes dL/dlogp, laid out as `_logp_of`, of the gradient that comes by.
 
     It holds the forward's numbers without their graph: the graph is to hold it.
     """
@@ -117,7 +117,7 @@ def _nearest(
         steer.scatter_add_(-1, known, torch.ones_like(known, dtype=steer.dtype))
         length = steer.square().sum(-1).clamp(min=1e-30)
         found.append((wide(gradient[row, :-1]) * steer).sum(-1) / length)
-    return torch.stack(found).masked_fill(labels == IGNORED, 0.0)
+    return torch.stack(found).masked_fill(labels == _IGNORED, 0.0)
 
 
 def _labels(inputs: dict[str, Any]) -> Int[Tensor, "batch time"]:
@@ -187,21 +187,21 @@ class BatchWatch:
         random, self._random = self._random, None
         if random is None:
             return
-        tensor = read_by_loss(output)
+        tensor = _read_by_loss(output)
         if tensor is None or not tensor.requires_grad:
             return
-        inputs = inputs_by_name(args, kwargs)
+        inputs = _inputs_by_name(args, kwargs)
         with torch.no_grad():
-            logp = logp_of(output, inputs).detach()
+            logp = _logp_of(output, inputs).detach()
         seen = Seen(args, kwargs, random, self.model.training, logp)
         self.seen.append(seen)
-        push_of = push_reader(output, inputs)
+        push_of = _push_reader(output, inputs)
 
         def keep(gradient: Tensor) -> None:
             push = push_of(gradient)
             seen.push = push if seen.push is None else seen.push + push
 
-        on_gradient(tensor, self._harmless(keep))
+        _on_gradient(tensor, self._harmless(keep))
 
     def _harmless(self, hook: Callable[..., None]) -> Callable[..., None]:
         """The hook, which keeps its errors to itself: training must not see them."""
@@ -271,7 +271,7 @@ class BatchWatch:
                 continue
             with _as_then(self.model, one), torch.enable_grad():
                 output = self.model(*one.args, **one.kwargs)
-                logp = logp_of(output, inputs_by_name(one.args, one.kwargs))
+                logp = _logp_of(output, _inputs_by_name(one.args, one.kwargs))
                 parts = torch.autograd.grad(
                     logp,
                     list(parameters.values()),
@@ -313,7 +313,7 @@ def _batch(seen: list[Seen], roles: str) -> tuple[Batch, Float[np.ndarray, " tok
     pushes: list[Float[np.ndarray, " token"]] = []
     known: list[Float[np.ndarray, " token"]] = []
     for one in seen:
-        given = inputs_by_name(one.args, one.kwargs)
+        given = _inputs_by_name(one.args, one.kwargs)
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         if ids is None or one.push is None:
             raise BadInput("the trainer hands the model no token ids.")

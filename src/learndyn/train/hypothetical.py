@@ -93,7 +93,7 @@ class Hypothetical:
             raise BadInput(f"lr is {self.lr}: an update needs one above 0.")
 
 
-def read_rows(settings: Hypothetical, tokenizer: PreTrainedTokenizerBase) -> Data:
+def _read_rows(settings: Hypothetical, tokenizer: PreTrainedTokenizerBase) -> Data:
     """The data to train on.
 
     Raises:
@@ -109,7 +109,7 @@ def read_rows(settings: Hypothetical, tokenizer: PreTrainedTokenizerBase) -> Dat
     )
 
 
-def watched_probes(
+def _watched_probes(
     settings: Hypothetical, data: Data, tokenizer: PreTrainedTokenizerBase
 ) -> ProbeSet:
     """The probes of a file, or those that the data give.
@@ -135,7 +135,7 @@ def watched_probes(
     return ProbeSet(tuple(p for p in found if p.prompt_id in kept), found.manifest)
 
 
-def training_rows(
+def _training_rows(
     data: Data, probes: ProbeSet, kinds: Sequence[str], count: int
 ) -> list[Row]:
     """Rows to train on: first those whose prompt is watched, in the data's order."""
@@ -151,7 +151,7 @@ def training_rows(
     return sorted(usable, key=lambda row: row.prompt not in watched)[:count]
 
 
-def reference_sums(
+def _reference_sums(
     settings: Hypothetical, pairs: Sequence[TokenizedPair]
 ) -> Float[np.ndarray, " response"] | None:
     """log pi of each response under the reference, nats; None: the model itself.
@@ -169,7 +169,7 @@ def reference_sums(
     return Scorer.attach(model, pairs).observe().logp
 
 
-def check_cut(
+def _check_cut(
     pairs: Sequence[TokenizedPair], length: int, settings: Hypothetical, what: str
 ) -> None:
     """Refuse to cut what nobody asked to cut: a cut answer lacks its end."""
@@ -182,7 +182,7 @@ def check_cut(
         )
 
 
-def unfreeze_adapter(model: Any) -> None:
+def _unfreeze_adapter(model: Any) -> None:
     """An adapter comes frozen from disk, its base with it: let the adapter move."""
     if any(p.requires_grad for p in model.parameters()):
         return
@@ -192,7 +192,7 @@ def unfreeze_adapter(model: Any) -> None:
             parameter.requires_grad_(prefix in name)
 
 
-def roles_of(loss: Loss) -> tuple[str, ...]:
+def _roles_of(loss: Loss) -> tuple[str, ...]:
     """Which responses of a row the loss trains on: both; or, where it treats all that
     it gets alike, the chosen to raise them or the rejected to lower them."""
     if len(loss.roles) > 1:
@@ -208,11 +208,11 @@ def roles_of(loss: Loss) -> tuple[str, ...]:
     return ("chosen",) if float(loss.push(-one, alone)) < 0 else ("rejected",)
 
 
-SHARE = 1e-5
+_SHARE = 1e-5
 """Length of an SGD step as a share of ||theta||, where no lr is given: large enough to
 stand out of rounding, small enough to be of first order."""
 
-LR = 1e-6
+_LR = 1e-6
 """Learning rate of the others, where none is given: TRL's for DPO."""
 
 
@@ -231,21 +231,21 @@ def explain_hypothetical(
     _check_free(settings.out, overwrite)
     trust = {"trust_remote_code": settings.trust_remote_code}
     tokenizer = load_tokenizer(settings.model, **trust)
-    data = read_rows(settings, tokenizer)
-    probes = watched_probes(settings, data, tokenizer)
-    rows = training_rows(data, probes, roles_of(loss), settings.batch)
+    data = _read_rows(settings, tokenizer)
+    probes = _watched_probes(settings, data, tokenizer)
+    rows = _training_rows(data, probes, _roles_of(loss), settings.batch)
     model = load_model(settings.model, dtype=getattr(torch, settings.dtype), **trust)
-    unfreeze_adapter(model)
+    _unfreeze_adapter(model)
     length = settings.max_length or context_of(model)
     watched = tokenize(probes, tokenizer, max_length=length)
-    check_cut(watched.pairs, length, settings, "probes")
+    _check_cut(watched.pairs, length, settings, "probes")
     info = describe(model, None)  # as it is before the step
     predictor = Predictor.of(Scorer.attach(model, watched.pairs), settings.method)
     encode = PairTokenizer(tokenizer, length)
     batch = _batch(settings, loss, rows, encode, predictor)
     signs = sign_gradients(predictor.logps, batch)
     first = predictor.scorer.observe(step=0)
-    step = one_step(model, plus(*signs.values()), settings.optimizer, settings.lr)
+    step = _one_step(model, plus(*signs.values()), settings.optimizer, settings.lr)
     _check_size(step, settings)
     last = predictor.scorer.observe(step=1, start_ids=first.token_argmax_id)
     forces = explain_update(
@@ -286,15 +286,15 @@ def _batch(
     predictor: Predictor,
 ) -> Batch:
     """The rows' responses that the loss trains on, and what it asks of them."""
-    roles = roles_of(loss)
+    roles = _roles_of(loss)
     chosen, rejected = (
         [encode(r.prompt, r.responses[kind], r.rendered) for r in rows]
         if kind in roles
         else []
         for kind in ("chosen", "rejected")
     )
-    check_cut([*chosen, *rejected], encode.max_length, settings, "training texts")
-    reference = reference_sums(settings, (*chosen, *rejected))
+    _check_cut([*chosen, *rejected], encode.max_length, settings, "training texts")
+    reference = _reference_sums(settings, (*chosen, *rejected))
     return Batch.of(predictor.logps, chosen, rejected, loss, reference=reference)
 
 
@@ -329,7 +329,7 @@ def _told(settings: Hypothetical, loss: Loss, step: Step) -> str:
     size = f"lr {lr:.2g}"
     if settings.lr is None and settings.optimizer == "sgd":
         size += (
-            f", chosen here so that the weights move by {SHARE:g} of their norm, "
+            f", chosen here so that the weights move by {_SHARE:g} of their norm, "
             "whatever the loss: sizes of different losses cannot be compared"
         )
     return (
@@ -338,7 +338,7 @@ def _told(settings: Hypothetical, loss: Loss, step: Step) -> str:
     )
 
 
-def one_step(
+def _one_step(
     model: nn.Module, gradient: dict[str, Any], optimizer: str, lr: float | None
 ) -> Step:
     """The first step that a new optimizer takes with a gradient.
@@ -354,7 +354,7 @@ def one_step(
             "losses do this beyond their margin; take other rows or another reference."
         )
     if lr is None:
-        lr = SHARE * norm(parameters.values()) / length if optimizer == "sgd" else LR
+        lr = _SHARE * norm(parameters.values()) / length if optimizer == "sgd" else _LR
     made = {
         "sgd": lambda: torch.optim.SGD(parameters.values(), lr=lr),
         "adamw": lambda: torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=0),

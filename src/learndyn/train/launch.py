@@ -15,7 +15,7 @@ from learndyn.train.recipes import check_trainer, dpo, extend, sft
 from learndyn.train.settings import RunConfig, hub_token, redacted
 
 
-DEFAULT_PROMPTS = 100
+_DEFAULT_PROMPTS = 100
 """Prompts to watch if no number is given and there are as many."""
 
 
@@ -72,7 +72,7 @@ def probes_for(config: RunConfig, data: Data, test: Data | None) -> ProbeSet:
     return build_probes(
         data,
         test,
-        prompts=DEFAULT_PROMPTS if default else config.prompts,
+        prompts=_DEFAULT_PROMPTS if default else config.prompts,
         or_fewer=default,
         seed=config.seed,
     )

@@ -13,7 +13,7 @@ import yaml
 from learndyn.errors import BadInput, nearest
 
 
-PAPER: dict[str, Any] = {
+_PAPER: dict[str, Any] = {
     "learning_rate": 5e-7,
     "optim": "rmsprop",
     "lr_scheduler_type": "constant_with_warmup",
@@ -26,9 +26,9 @@ PAPER: dict[str, Any] = {
 }
 """Section 4.1 and the released configuration; `beta` 0.1 is TRL's default too."""
 
-TRL: dict[str, Any] = {}
+_TRL: dict[str, Any] = {}
 
-PRESETS: dict[str, dict[str, Any]] = {"paper": PAPER, "trl": TRL}
+PRESETS: dict[str, dict[str, Any]] = {"paper": _PAPER, "trl": _TRL}
 
 MAX_LENGTH: dict[str, tuple[int, int]] = {"paper": (512, 256), "trl": (1024, 512)}
 """Most tokens of prompt and response together, and of the prompt, per preset."""

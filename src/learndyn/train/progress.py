@@ -16,7 +16,7 @@ from transformers import (
 )
 
 
-SHOWN = ("loss", "rewards/margins")
+_SHOWN = ("loss", "rewards/margins")
 
 
 def progress_bar(
@@ -76,7 +76,7 @@ class TrainingBar(TrainerCallback):
     ) -> None:
         """Show loss and margin."""
         if self.bar is not None and logs:
-            shown = {name: logs[name] for name in SHOWN if name in logs}
+            shown = {name: logs[name] for name in _SHOWN if name in logs}
             self.bar.set_postfix({k: f"{float(v):.4g}" for k, v in shown.items()})
 
     def on_train_end(

@@ -16,7 +16,7 @@ from learndyn.train.schedule import Schedule
 from learndyn.train.scoring import Scoring
 
 
-PACKAGES = (
+_PACKAGES = (
     "learndyn",
     "torch",
     "transformers",
@@ -35,7 +35,7 @@ def describe(model: nn.Module, args: TrainingArguments | None) -> dict[str, Any]
     config: Any = model.config
     described: dict[str, Any] = {
         "versions": versions(),
-        "git_sha": git_sha(),
+        "git_sha": _git_sha(),
         "model": config._name_or_path,
         "model_type": config.model_type,
         "vocabulary": getattr(config, "vocab_size", None),
@@ -47,7 +47,7 @@ def describe(model: nn.Module, args: TrainingArguments | None) -> dict[str, Any]
         "weights_sha256": None if is_sharded(model) else weights_hash(model),
     }
     if args is not None:
-        described["method"] = method_of(args)
+        described["method"] = _method_of(args)
         described["seed"] = args.seed
         described["data_seed"] = args.data_seed
         described["trainer"] = args.to_dict()
@@ -79,7 +79,7 @@ def describe_run(
 def versions() -> dict[str, str]:
     """Versions of Python and of every package that decides a number, if installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -87,7 +87,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_sha() -> str | None:
+def _git_sha() -> str | None:
     """Commit of the working directory, "-dirty" appended if it has changes; or None."""
     try:
         result = subprocess.run(
@@ -102,7 +102,7 @@ def git_sha() -> str | None:
     return result.stdout.strip() or None
 
 
-def method_of(args: TrainingArguments) -> str | None:
+def _method_of(args: TrainingArguments) -> str | None:
     """ "sft", "dpo", ... from TRL's name for its settings; None for a plain trainer."""
     name = type(args).__name__
     return name.removesuffix("Config").lower() if name.endswith("Config") else None

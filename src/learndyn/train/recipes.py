@@ -222,7 +222,7 @@ def _replayable(
 
 
 class _Scheduled:
-    """Lets a trainer use the paper's warm-up; see `paper_warmup`."""
+    """Lets a trainer use the paper's warm-up; see `_paper_warmup`."""
 
     warmup: int | None = None
     lr_scheduler: LRScheduler | None
@@ -234,7 +234,7 @@ class _Scheduled:
         if self.warmup is None:
             create: Callable[..., LRScheduler] = super().create_scheduler  # type: ignore[misc]
             return create(num_training_steps, optimizer)
-        self.lr_scheduler = paper_warmup(optimizer or self.optimizer, self.warmup)
+        self.lr_scheduler = _paper_warmup(optimizer or self.optimizer, self.warmup)
         return self.lr_scheduler
 
 
@@ -282,7 +282,7 @@ def _refuse_unsummable(args: Any) -> None:
             )
 
 
-def paper_warmup(optimizer: torch.optim.Optimizer, warmup_steps: int) -> LambdaLR:
+def _paper_warmup(optimizer: torch.optim.Optimizer, warmup_steps: int) -> LambdaLR:
     """Linear warm-up, then constant: update s (from 0) uses lr min((s + 1)/(w + 1), 1).
 
     transformers' `constant_with_warmup` starts at 0, so its first update does nothing.

@@ -38,13 +38,13 @@ from learndyn.train.schedule import Schedule
 from learndyn.train.settings import ForceSettings
 
 
-PROBES = 32
+_PROBES = 32
 """Probes whose gradients are sketched: one backward pass each."""
 
-SIZE = 4096
+_SIZE = 4096
 """Length of a sketch; a cosine is then right to about 1/64."""
 
-STEP = "learndyn_step"
+_STEP = "learndyn_step"
 
 
 class KernelCheck:
@@ -55,9 +55,9 @@ class KernelCheck:
     """
 
     def __init__(self, reader: TokenLogps, folder: Path) -> None:
-        self._reader = reader.select(range(min(PROBES, len(reader.plan.pairs))))
+        self._reader = reader.select(range(min(_PROBES, len(reader.plan.pairs))))
         self._path = folder / "kernel-start.parquet"
-        self._watch = KernelWatch(size=SIZE)
+        self._watch = KernelWatch(size=_SIZE)
         self._first: Sketches | None = None
         self._since = 0
 
@@ -66,7 +66,7 @@ class KernelCheck:
         if step > 0 and self._path.exists():
             try:
                 table = read_table(self._path)
-                since = int((table.schema.metadata or {})[STEP.encode()])
+                since = int((table.schema.metadata or {})[_STEP.encode()])
                 if since <= step:
                     self._first, self._since = Sketches.from_table(table), since
                     return
@@ -74,7 +74,7 @@ class KernelCheck:
                 pass  # unreadable: the comparison starts here, and says so
         self._first, self._since = self._look(), step
         table = self._first.to_table()
-        label = {**(table.schema.metadata or {}), STEP: str(step)}
+        label = {**(table.schema.metadata or {}), _STEP: str(step)}
         table = table.replace_schema_metadata(label)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self._path, lambda path: pq.write_table(table, path))
@@ -94,7 +94,7 @@ class KernelCheck:
         return self._watch.look(self._reader, self._reader.plan.pairs)
 
 
-AGREES = {False: 1e-3, True: 5e-2}
+_AGREES = {False: 1e-3, True: 5e-2}
 """Most nats per token by which training may read its tokens differently: in float32,
 and in half precision."""
 
@@ -214,7 +214,7 @@ class ForceRecorder:
         with placed(self._watch.model, made.before):
             try:
                 gradients = self._watch.gradients(
-                    self._predictor.logps, method, AGREES[bool(rough)]
+                    self._predictor.logps, method, _AGREES[bool(rough)]
                 )
             except BadInput as error:
                 notes = [str(error)]

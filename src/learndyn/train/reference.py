@@ -34,7 +34,7 @@ from learndyn.probes.tokenize import TokenizedPair
 from learndyn.record.files import StorageFull, write_whole
 
 
-def kept_sums(
+def _kept_sums(
     model: nn.Module,
     pairs: Sequence[TokenizedPair],
     compute: Callable[[], Float[np.ndarray, " pair"]],
@@ -45,7 +45,7 @@ def kept_sums(
     device, the versions of torch, transformers and learndyn, and every token id. A file
     that cannot be read or written only costs time.
     """
-    folder = cache_folder()
+    folder = _cache_folder()
     if folder is None or is_sharded(model):
         return compute()  # a sharded model's weights are not all here
     path = folder / "frozen" / f"{_key(model, pairs)}.npy"
@@ -56,7 +56,7 @@ def kept_sums(
     return kept
 
 
-def cache_folder() -> Path | None:
+def _cache_folder() -> Path | None:
     """Where scores are kept; None if the user wants none kept."""
     chosen = os.environ.get("LEARNDYN_CACHE")
     if chosen is not None:
@@ -120,10 +120,10 @@ def _write(path: Path, sums: Float[np.ndarray, " pair"]) -> None:
         return  # the scores are right without being kept
 
 
-TOLERANCE = 1e-4
+_TOLERANCE = 1e-4
 """Nats per response. Two float32 scorings of one model differ by about 1e-5."""
 
-SLICE = 2048
+_SLICE = 2048
 """Responses whose tokens are held at once: training sets are larger than probe sets."""
 
 
@@ -142,25 +142,25 @@ def check_reference(
     always scored anew.
 
     Raises:
-        BadInput: if it exceeds `TOLERANCE`; the message names the probable cause.
+        BadInput: if it exceeds `_TOLERANCE`; the message names the probable cause.
     """
     ours = _sums(policy, pairs, batch_size, progress)
     frozen, disabled = reference, nullcontext
     if frozen is None:
         frozen, disabled = policy, getattr(policy, "disable_adapter", nullcontext)
     with disabled():
-        theirs = kept_sums(
+        theirs = _kept_sums(
             frozen, pairs, lambda: _sums(frozen, pairs, batch_size, progress)
         )
     gaps = np.abs(ours - theirs)
     worst = int(gaps.argmax())
-    if not float(gaps[worst]) <= TOLERANCE:
+    if not float(gaps[worst]) <= _TOLERANCE:
         raise BadInput(
             f"policy and reference disagree before the first update on "
-            f"{int((~(gaps <= TOLERANCE)).sum())} of {len(pairs)} training responses: "
+            f"{int((~(gaps <= _TOLERANCE)).sum())} of {len(pairs)} training responses: "
             f"response {worst} has log pi {float(ours[worst]):.4f} and log pi_ref "
             f"{float(theirs[worst]):.4f} nats, {float(gaps[worst]):.2g} apart "
-            f"(allowed: {TOLERANCE:g}). {_cause(policy, reference)}"
+            f"(allowed: {_TOLERANCE:g}). {_cause(policy, reference)}"
         )
     return float(gaps[worst])
 
@@ -173,11 +173,11 @@ def _sums(
 ) -> Float[np.ndarray, " pair"]:
     scorer = Scorer.attach(model, pairs, batch_size=batch_size)
     sums = np.zeros(len(pairs))
-    for first in progress(range(0, len(pairs), SLICE)):
-        rows = range(len(pairs))[first : first + SLICE]
+    for first in progress(range(0, len(pairs), _SLICE)):
+        rows = range(len(pairs))[first : first + _SLICE]
         logp = scorer.select(rows).rows().logp
         parts = logp.split([len(pairs[i].response_ids) for i in rows])
-        sums[first : first + SLICE] = [float(part.sum()) for part in parts]
+        sums[first : first + _SLICE] = [float(part.sum()) for part in parts]
     return sums
 
 

@@ -15,7 +15,7 @@ from learndyn.probes.tokenize import TokenizedProbes
 
 Every = int | Literal["log"]
 
-LOG_STEPS = frozenset(round(10 ** (i / 8)) for i in range(0, 80))
+_LOG_STEPS = frozenset(round(10 ** (i / 8)) for i in range(0, 80))
 """Steps of `every="log"`: eight per decade (1, 2, 3, 4, 6, 7, 10, 13, 18, ...)."""
 
 
@@ -76,7 +76,7 @@ class Schedule:
         if panel is not None and _is_multiple(step, panel.full_every):
             return True
         if self.every == "log":
-            return step in LOG_STEPS
+            return step in _LOG_STEPS
         return step % self.every == 0
 
     def is_kth(self, step: int, panel: Panel | None, every: int) -> bool:
@@ -84,7 +84,7 @@ class Schedule:
         if not self.is_due(step, panel):
             return False
         if self.every == "log":
-            count = sum(s <= step for s in LOG_STEPS)
+            count = sum(s <= step for s in _LOG_STEPS)
         else:
             count = step // self.every
         full = None if panel is None else panel.full_every

@@ -6,7 +6,7 @@ too. Its metadata hold its text and its group in `learndyn run --help`.
 Nothing here loads torch, so that help and shell completion come at once.
 """
 
-# ruff: noqa: RUF009 - `setting` makes a new field at each call, nothing is shared
+# ruff: noqa: RUF009 - `_setting` makes a new field at each call, nothing is shared
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,14 +27,14 @@ METHODS = ("sft", "dpo", "extend")
 
 DTYPES = ("float32", "bfloat16", "float64")
 
-PROMPTS = 16
+_PROMPTS = 16
 """Prompts whose updates are explained, by default."""
 
-RENAMED = {"batch_size": "score_batch_size"}
+_RENAMED = {"batch_size": "score_batch_size"}
 """Keys of config.yaml files that older versions wrote, and what they are called now."""
 
 
-def setting(default: Any, group: str, text: str, **more: Any) -> Any:
+def _setting(default: Any, group: str, text: str, **more: Any) -> Any:
     """A field with its group and text; `choices` and `metavar` are argparse's.
 
     `written=False` keeps it out of config.yaml, `flag=False` off the command line.
@@ -52,7 +52,7 @@ class ForceSettings:
 
     every: int
     """In observations: 1 explains the update before each of them."""
-    prompts: int = PROMPTS
+    prompts: int = _PROMPTS
     layers: bool = True
     influence: bool = True
 
@@ -75,52 +75,52 @@ class WatchConfig:
         BadInput: if a number is too small, or one setting needs another.
     """
 
-    every: Every = setting(25, "watching", "updates between observations, or log")
-    panel: int | None = setting(
+    every: Every = _setting(25, "watching", "updates between observations, or log")
+    panel: int | None = _setting(
         None,
         "watching",
         "prompts scored between full observations (default: all prompts every time)",
         metavar="N",
     )
-    full_every: int | None = setting(
+    full_every: int | None = _setting(
         None,
         "watching",
         "updates between full observations, with --panel (default: first and last "
         "alone)",
     )
-    panel_seed: int = setting(0, "watching", "which prompts the panel has")
-    forces: int | ForceSettings | None = setting(
+    panel_seed: int = _setting(0, "watching", "which prompts the panel has")
+    forces: int | ForceSettings | None = _setting(
         None,
         "watching",
         "explain the update before every K-th observation (default: none)",
         metavar="K",
     )
-    forces_prompts: int = setting(PROMPTS, "watching", "prompts that forces explains")
-    max_length: int | None = setting(
+    forces_prompts: int = _setting(_PROMPTS, "watching", "prompts that forces explains")
+    max_length: int | None = _setting(
         None,
         "lengths",
         "most tokens of prompt + response (default: 512, with --preset trl 1024)",
     )
-    max_prompt_length: int | None = setting(
+    max_prompt_length: int | None = _setting(
         None, "lengths", "most tokens of the prompt (default: half of --max-length)"
     )
-    score_batch_size: int = setting(
+    score_batch_size: int = _setting(
         8, "scoring", "sequences scored at once, where a model needs padding"
     )
-    exactness: Literal["auto", "strict"] = setting(
+    exactness: Literal["auto", "strict"] = _setting(
         "auto",
         "scoring",
         "where a fast way of scoring fails its self-test: auto warns and takes the "
         "next one, strict stops",
     )
-    precision: Literal["bfloat16"] | None = setting(
+    precision: Literal["bfloat16"] | None = _setting(
         None,
         "scoring",
         "bfloat16: score approximately, computing in bfloat16 with the weights as "
         "loaded, such as float32; all numbers are labelled (default: exactly)",
     )
-    resume: bool = setting(False, "output", "continue a stopped run", written=False)
-    overwrite: bool = setting(False, "output", "replace a run", written=False)
+    resume: bool = _setting(False, "output", "continue a stopped run", written=False)
+    overwrite: bool = _setting(False, "output", "replace a run", written=False)
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
@@ -144,7 +144,7 @@ class WatchConfig:
         if isinstance(self.forces, ForceSettings):
             return self.forces
         if self.forces is None:
-            if self.forces_prompts != PROMPTS:
+            if self.forces_prompts != _PROMPTS:
                 raise BadInput(
                     f"forces_prompts={self.forces_prompts} needs forces=K: without it "
                     "no update is explained."
@@ -169,60 +169,62 @@ class RunConfig(WatchConfig):
         BadInput: as `WatchConfig`, and if preset, dtype or lora_rank cannot be used.
     """
 
-    method: str = setting("", "training", "sft, dpo or extend", flag=False)
-    model: str = setting("", "data", "folder or hub id to start from (needed)")
-    data: str = setting("", "data", "file, folder or hub id to train on (needed)")
-    out: Path = setting(
+    method: str = _setting("", "training", "sft, dpo or extend", flag=False)
+    model: str = _setting("", "data", "folder or hub id to start from (needed)")
+    data: str = _setting("", "data", "file, folder or hub id to train on (needed)")
+    out: Path = _setting(
         Path(),
         "output",
         "run directory to write (needed); the trained model goes to its folder model",
     )
-    split: str = setting("train", "data", "split to train on")
-    limit: int | None = setting(
+    split: str = _setting("train", "data", "split to train on")
+    limit: int | None = _setting(
         None, "data", "train on the first rows only (default: all)"
     )
-    test_data: str | None = setting(
+    test_data: str | None = _setting(
         None, "data", "held-out data, for probes alone (default: none)"
     )
-    test_split: str | None = setting(
+    test_split: str | None = _setting(
         None, "data", "split of the held-out data (default: test)"
     )
-    empty: Literal["error", "keep", "drop"] = setting(
+    empty: Literal["error", "keep", "drop"] = _setting(
         "error", "data", "empty responses: stop, score end-of-text alone, or leave out"
     )
-    mismatched: Literal["error", "drop"] = setting(
+    mismatched: Literal["error", "drop"] = _setting(
         "error", "data", "rows whose chosen and rejected answer different prompts"
     )
-    probes: str | None = setting(
+    probes: str | None = _setting(
         None, "probes", "probe file (default: built from the data)"
     )
-    prompts: int | None = setting(
+    prompts: int | None = _setting(
         None, "probes", "prompts to watch (default: up to 100)"
     )
-    kinds: list[str] | None = setting(
+    kinds: list[str] | None = _setting(
         None,
         "training",
         "sft: kinds of response to train on (default: chosen)",
         metavar="KIND",
     )
-    preset: str = setting(
+    preset: str = _setting(
         "paper",
         "training",
         "settings of the trainer to begin with: the paper's, or TRL's own",
         choices=tuple(PRESETS),
     )
-    seed: int = setting(0, "training", "seed of training and of built probes")
-    dtype: str = setting(
+    seed: int = _setting(0, "training", "seed of training and of built probes")
+    dtype: str = _setting(
         "float32",
         "training",
         "precision in which the weights are loaded; bfloat16 rounds the model itself, "
         "which --precision does not",
         choices=DTYPES,
     )
-    lora: bool = setting(False, "training", "train a LoRA adapter on all linear layers")
-    lora_rank: int = setting(16, "training", "rank of the adapter")
-    lora_alpha: int = setting(32, "training", "scale of the adapter, times its rank")
-    trust_remote_code: bool = setting(
+    lora: bool = _setting(
+        False, "training", "train a LoRA adapter on all linear layers"
+    )
+    lora_rank: int = _setting(16, "training", "rank of the adapter")
+    lora_alpha: int = _setting(32, "training", "scale of the adapter, times its rank")
+    trust_remote_code: bool = _setting(
         False, "data", "run code that comes with the model"
     )
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -335,7 +337,7 @@ class RunConfig(WatchConfig):
         if isinstance(self.forces, ForceSettings):
             written["forces"] = self.forces.every
             written["forces_prompts"] = self.forces.prompts
-        return without_secrets(written | {"out": str(self.out)})
+        return _without_secrets(written | {"out": str(self.out)})
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -348,7 +350,7 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         for one in fields(RunConfig)
         if one.metadata.get("written", True) and one.name not in _OWN_DICTS
     }
-    named = {RENAMED.get(name, name): value for name, value in config.items()}
+    named = {_RENAMED.get(name, name): value for name, value in config.items()}
     return {**defaults, **named}
 
 
@@ -370,7 +372,7 @@ def _read_config(path: str | Path) -> dict[str, Any]:
             f"holds {type(values).__name__}."
         )
     # config.yaml files of recipes hold `trainer: null` and the like
-    named = {RENAMED.get(str(name), str(name)): v for name, v in values.items()}
+    named = {_RENAMED.get(str(name), str(name)): v for name, v in values.items()}
     return {k: v for k, v in named.items() if not (v is None and k in _OWN_DICTS)}
 
 
@@ -428,20 +430,20 @@ _MARKS = re.compile(r"(^|[_.])(bos|eos|pad|unk|sep|cls|mask)_token$", re.IGNOREC
 """Tokens of a tokenizer: no secrets, and a replay needs them."""
 
 
-def is_secret(name: str) -> bool:
+def _is_secret(name: str) -> bool:
     """Whether a setting of this name holds a secret, such as hub_token."""
     name = name.replace("-", "_")
     return bool(_SECRET.search(name)) and not _MARKS.search(name)
 
 
-def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with every secret hidden, at any depth."""
     shown: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            shown[name] = without_secrets(value)
+            shown[name] = _without_secrets(value)
         else:
-            shown[name] = HIDDEN if is_secret(name) and value is not None else value
+            shown[name] = HIDDEN if _is_secret(name) and value is not None else value
     return shown
 
 
@@ -451,7 +453,7 @@ def redacted(words: Sequence[str]) -> list[str]:
     hide = False
     for word in words:
         name, equals, _ = word.removeprefix("--").partition("=")
-        secret = word.startswith("--") and is_secret(name)
+        secret = word.startswith("--") and _is_secret(name)
         if hide and not word.startswith("--"):
             shown.append(HIDDEN)
         else:

@@ -11,7 +11,7 @@ from learndyn.record.observation import Observation
 from learndyn.train.schedule import Subset
 
 
-TRACKED = ("logp", "argmax_logp")
+_TRACKED = ("logp", "argmax_logp")
 
 
 def send(
@@ -41,9 +41,9 @@ def tracked(
     """Means of a full observation; of a run with a panel, at every observation, the
     changes of the panel. Means over the panel would jump at every full observation."""
     full = len(observation.ids) == len(probes)
-    values = means_by_kind(probes, observation) if full else {}
+    values = _means_by_kind(probes, observation) if full else {}
     if panel is not None:
-        values |= panel_changes(panel.probes.probes, first, observation, panel.rows)
+        values |= _panel_changes(panel.probes.probes, first, observation, panel.rows)
     if observation.approximate is None:
         return values
     label = f"probes_approximate_{observation.approximate.replace(' ', '_')}/"
@@ -52,7 +52,7 @@ def tracked(
     }
 
 
-def means_by_kind(probes: ProbeSet, observation: Observation) -> dict[str, float]:
+def _means_by_kind(probes: ProbeSet, observation: Observation) -> dict[str, float]:
     """Means over probes, nats per response, of a full observation."""
     kinds = np.array([probe.kind for probe in probes])
     return {
@@ -60,11 +60,11 @@ def means_by_kind(probes: ProbeSet, observation: Observation) -> dict[str, float
             getattr(observation, column)[kinds == kind].mean()
         )
         for kind in probes.kinds
-        for column in TRACKED
+        for column in _TRACKED
     }
 
 
-def panel_changes(
+def _panel_changes(
     panel: ProbeSet, first: Observation, observation: Observation, rows: np.ndarray
 ) -> dict[str, float]:
     """Mean change of the panel's probes since the first observation, nats per response,
@@ -76,7 +76,7 @@ def panel_changes(
     kinds = np.array([probe.kind for probe in panel])
     now = np.isin(observation.ids, rows)
     values: dict[str, float] = {}
-    for column in TRACKED:
+    for column in _TRACKED:
         change = getattr(observation, column)[now] - getattr(first, column)[rows]
         for kind in panel.kinds:
             own = change[kinds == kind]

@@ -21,12 +21,12 @@ from learndyn.world.jobs import Job, cores, run_jobs
 from learndyn.world.stages import STAGES as ALL_STAGES, Experiment
 
 
-STAGES = ("sft", "dpo", "extend-sft", "extend-dpo")
+_STAGES = ("sft", "dpo", "extend-sft", "extend-dpo")
 
-FORCES = 4
+_FORCES = 4
 """The update before every so many-th observation of the DPO stages is explained."""
 
-EXAM = 128
+_EXAM = 128
 """Held-out prompts that each stage's model answers."""
 
 
@@ -95,10 +95,10 @@ def demo(settings: DemoSettings, *, overwrite: bool = False) -> DemoResult:
     except BaseException:
         _remove_empty(settings.out)
         raise
-    runs = {stage: Trajectory.load(settings.out / stage) for stage in STAGES}
+    runs = {stage: Trajectory.load(settings.out / stage) for stage in _STAGES}
     sentences = {stage: what_happened(run) for stage, run in runs.items()}
     sentences["compare"] = compare_in_words(runs["dpo"], runs["extend-dpo"])
-    paths = [settings.out / stage for stage in STAGES]
+    paths = [settings.out / stage for stage in _STAGES]
     report = write_report(paths, settings.out, overwrite=overwrite)
     return DemoResult(report, sentences, graded)
 
@@ -109,10 +109,10 @@ def _train(settings: DemoSettings) -> dict[str, float]:
     # the longer branch first: then both end at about the same time
     for stage in ("extend-sft", "sft", "extend-dpo", "dpo"):
         after = ALL_STAGES[stage].after
-        jobs.append(Job(stage, train_stage, (settings, stage), (after,)))
+        jobs.append(Job(stage, _train_stage, (settings, stage), (after,)))
         exam = (settings, stage)
         if settings.data is None:
-            jobs.append(Job(f"{stage}: answers", grade_stage, exam, (stage,)))
+            jobs.append(Job(f"{stage}: answers", _grade_stage, exam, (stage,)))
     processes = settings.jobs or _processes(settings)
     # a second thread helps a larger model
     threads = 1 if settings.model is None else max(1, cores() // processes)
@@ -120,7 +120,7 @@ def _train(settings: DemoSettings) -> dict[str, float]:
         done = run_jobs(jobs, processes, Path(logs), threads=threads)
     if settings.data is not None:
         return {}
-    return {stage: done[f"{stage}: answers"].result for stage in STAGES}
+    return {stage: done[f"{stage}: answers"].result for stage in _STAGES}
 
 
 def _processes(settings: DemoSettings) -> int:
@@ -132,22 +132,22 @@ def _processes(settings: DemoSettings) -> int:
     return min(2, cores())
 
 
-def train_stage(settings: DemoSettings, stage: str) -> None:
+def _train_stage(settings: DemoSettings, stage: str) -> None:
     """A job: train one stage."""
     of_demo = ALL_STAGES[stage]
     if not of_demo.kinds:
-        of_demo = replace(of_demo, forces=FORCES)
-    experiment(settings).train(of_demo)
+        of_demo = replace(of_demo, forces=_FORCES)
+    _experiment(settings).train(of_demo)
 
 
-def grade_stage(settings: DemoSettings, stage: str) -> float:
+def _grade_stage(settings: DemoSettings, stage: str) -> float:
     """A job: the share of held-out prompts that a stage's model answers right."""
-    right = experiment(settings).answers(stage, EXAM)
+    right = _experiment(settings).answers(stage, _EXAM)
     return sum(right) / len(right)
 
 
 @cache
-def experiment(settings: DemoSettings) -> Experiment:
+def _experiment(settings: DemoSettings) -> Experiment:
     """What the stages share; a process reads its rows once."""
     return Experiment(
         settings.out,
@@ -162,12 +162,12 @@ def _remove_empty(out: Path) -> None:
     """Remove folders that an error left without a run."""
     from learndyn.train.resume import remove_empty_folders
 
-    for folder in (*(out / stage for stage in STAGES), out):
+    for folder in (*(out / stage for stage in _STAGES), out):
         remove_empty_folders(folder)
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
-    taken = [stage for stage in STAGES if is_run(out / stage)]
+    taken = [stage for stage in _STAGES if is_run(out / stage)]
     if taken and not overwrite:
         raise BadInput(
             f"{out} holds a demo already ({', '.join(taken)}). Choose another --out, "

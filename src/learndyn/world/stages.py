@@ -52,12 +52,12 @@ def embedded_model_path(seed: int = 0) -> Path:
     return path
 
 
-SFT_ROWS = 2400
-DPO_ROWS = 1600
+_SFT_ROWS = 2400
+_DPO_ROWS = 1600
 PROBED = 48
 """Prompts that are probed; they are among the DPO rows."""
 
-SFT: dict[str, Any] = {
+_SFT: dict[str, Any] = {
     "learning_rate": 3e-4,
     "optim": "adamw_torch",
     "lr_scheduler_type": "linear",
@@ -69,7 +69,7 @@ SFT: dict[str, Any] = {
 }
 """One epoch over 2400 rows: 300 updates (600 on both answers)."""
 
-DPO: dict[str, Any] = {
+_DPO: dict[str, Any] = {
     "learning_rate": 3e-5,
     "optim": "rmsprop",
     "warmup_steps": 20,
@@ -82,8 +82,8 @@ DPO: dict[str, Any] = {
 """One epoch over 1600 pairs, 200 updates: what the demo runs. Fast enough for `extend`
 to come as far as plain DPO starts, so that the two can be compared in every way."""
 
-OF_ANY_MODEL = ("num_train_epochs", "logging_first_step")
-"""What a larger model of one's own takes from `SFT` and `DPO`; the rest is the
+_OF_ANY_MODEL = ("num_train_epochs", "logging_first_step")
+"""What a larger model of one's own takes from `_SFT` and `_DPO`; the rest is the
 paper's."""
 
 
@@ -101,10 +101,10 @@ def make_world(
 ) -> World:
     """Draw the rows of a seed; the first `PROBED` of them are probed, all 13 kinds."""
     train_rows, test_rows = make_rows(
-        seed, SFT_ROWS, held_out, wording=wording, rejected=rejected
+        seed, _SFT_ROWS, held_out, wording=wording, rejected=rejected
     )
     name = f"embedded world, seed {seed}, {wording}, {rejected}"
-    train, test = as_data(train_rows, "train", name), as_data(test_rows, "test", name)
+    train, test = _as_data(train_rows, "train", name), _as_data(test_rows, "test", name)
     return World(train, test, probed(train))
 
 
@@ -113,7 +113,7 @@ def probed(train: Data) -> ProbeSet:
     return probes_from_rows(replace(train, rows=train.rows[:PROBED]), "train")
 
 
-def as_data(rows: Sequence[dict[str, str]], split: str, name: str) -> Data:
+def _as_data(rows: Sequence[dict[str, str]], split: str, name: str) -> Data:
     """Wide rows as the recipes take them."""
     content = json.dumps(rows, ensure_ascii=False).encode()
     return Data(
@@ -132,8 +132,8 @@ def as_data(rows: Sequence[dict[str, str]], split: str, name: str) -> Data:
 
 
 def pairs_for_dpo(train: Data) -> Data:
-    """The rows that DPO trains on: the first `DPO_ROWS`."""
-    return replace(train, rows=train.rows[:DPO_ROWS])
+    """The rows that DPO trains on: the first `_DPO_ROWS`."""
+    return replace(train, rows=train.rows[:_DPO_ROWS])
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Stage:
     kinds: tuple[str, ...] = ()
     """Kinds of response that SFT trains on; none: it is DPO."""
     trainer: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of TRL's config that differ from `SFT` or `DPO`."""
+    """Fields of TRL's config that differ from `_SFT` or `_DPO`."""
     every: int = 25
     """Updates between observations."""
     forces: int | None = None
@@ -274,9 +274,9 @@ class Experiment:
         start: str | Path = self.model or embedded_model_path()
         if stage.after:
             start = self.folder / stage.after / "model"
-        trainer = {**(SFT if stage.kinds else DPO), **stage.trainer}
+        trainer = {**(_SFT if stage.kinds else _DPO), **stage.trainer}
         if not small:
-            trainer = {k: v for k, v in trainer.items() if k in OF_ANY_MODEL}
+            trainer = {k: v for k, v in trainer.items() if k in _OF_ANY_MODEL}
         recipe = RunConfig(
             model=str(start),
             out=self.folder / stage.name,

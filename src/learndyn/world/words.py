@@ -239,8 +239,8 @@ DETAILS = {
 }
 
 # Sentences of an unrelated grammar, about nothing that is ever asked.
-STORY = "The {x} {who} {did} {place} while a {x2} {who2} {did2} {place2}."
-STORY_WORDS = {
+_STORY = "The {x} {who} {did} {place} while a {x2} {who2} {did2} {place2}."
+_STORY_WORDS = {
     "x": _words("quiet bright golden fierce dark green happy proud brave tall"),
     "who": _words(
         "bird river farmer sailor teacher moon storm queen dog "
@@ -259,7 +259,7 @@ STORY_WORDS = {
     ),
 }
 
-ZIPF_EXPONENT = 1.3
+_ZIPF_EXPONENT = 1.3
 """Option i of a slot is drawn with weight 1 / i**1.3, i = 1, 2, ..."""
 
 Draw = Callable[[Sequence[str]], str]
@@ -289,7 +289,7 @@ class Wording:
     core: str
     """A template over `{a}`, `{b}`, `{f}`, `{g}`."""
     ending: str
-    """A template over the names of `details`."""
+    """A template over the names of `_details`."""
     details: dict[str, str]
 
     def say(self, pair: Pair, facts: tuple[str, str]) -> str:
@@ -309,7 +309,7 @@ def flat(rng: random.Random) -> Draw:
 def zipf(rng: random.Random) -> Draw:
     """The first option most often."""
     return lambda options: rng.choices(
-        options, [i**-ZIPF_EXPONENT for i in range(1, len(options) + 1)]
+        options, [i**-_ZIPF_EXPONENT for i in range(1, len(options) + 1)]
     )[0]
 
 
@@ -322,7 +322,7 @@ def tail(rng: random.Random) -> Draw:
 # Parts of a response.
 
 
-def details(draw: Draw) -> dict[str, str]:
+def _details(draw: Draw) -> dict[str, str]:
     """What the ending says; nothing in the prompt decides it."""
     return {slot: draw(options) for slot, options in DETAILS.items()}
 
@@ -330,7 +330,7 @@ def details(draw: Draw) -> dict[str, str]:
 def polite(draw: Draw, domain: str) -> Wording:
     """The family of the chosen answers."""
     cores = DOMAINS[domain].cores
-    return Wording(draw(OPENERS), draw(cores), draw(ENDINGS), details(draw))
+    return Wording(draw(OPENERS), draw(cores), draw(ENDINGS), _details(draw))
 
 
 def curt(rng: random.Random, domain: str) -> Wording:
@@ -348,7 +348,7 @@ def curt(rng: random.Random, domain: str) -> Wording:
         draw(CURT_OPENERS if rude[0] else OPENERS),
         draw(table.curt_cores if rude[1] else table.cores),
         draw(CURT_ENDINGS if rude[2] else ENDINGS),
-        details(draw),
+        _details(draw),
     )
 
 
@@ -394,9 +394,9 @@ def question(rng: random.Random, pair: Pair) -> str:
 
 def story(rng: random.Random) -> str:
     """A sentence of an unrelated grammar."""
-    slots = {slot: rng.choice(options) for slot, options in STORY_WORDS.items()}
-    again = {f"{s}2": rng.choice(options) for s, options in STORY_WORDS.items()}
-    return STORY.format(**slots, **again)
+    slots = {slot: rng.choice(options) for slot, options in _STORY_WORDS.items()}
+    again = {f"{s}2": rng.choice(options) for s, options in _STORY_WORDS.items()}
+    return _STORY.format(**slots, **again)
 
 
 def shuffled(rng: random.Random, text: str) -> str:
@@ -415,7 +415,7 @@ def _all_words() -> list[str]:
     ]
     slots = [w for options in DETAILS.values() for w in options]
     stories = [
-        w for options in STORY_WORDS.values() for o in options for w in o.split()
+        w for options in _STORY_WORDS.values() for o in options for w in o.split()
     ]
     openers = [w for opener in OPENERS for w in opener.split()]
     return sorted({*nouns, *slots, *stories, *openers})

@@ -42,8 +42,8 @@ from learndyn.world.words import (
 )
 
 
-WORDINGS = ("zipf", "flat")
-REJECTED = ("curt", "tail", "same", "salad")
+_WORDINGS = ("zipf", "flat")
+_REJECTED = ("curt", "tail", "same", "salad")
 
 
 def _split_pairs() -> tuple[list[Pair], list[Pair], list[Pair]]:
@@ -61,13 +61,13 @@ def _split_pairs() -> tuple[list[Pair], list[Pair], list[Pair]]:
     return parts
 
 
-PRETRAINING_PAIRS, TRAIN_PAIRS, TEST_PAIRS = _split_pairs()
+_PRETRAINING_PAIRS, _TRAIN_PAIRS, _TEST_PAIRS = _split_pairs()
 
 
 # What a model reads before finetuning.
 
 
-def forum_reply(rng: random.Random, pair: Pair) -> str:
+def _forum_reply(rng: random.Random, pair: Pair) -> str:
     """What somebody in the pretraining text answers: any wording, right or wrong."""
     chance = rng.random()
     if chance < 0.68:
@@ -79,7 +79,7 @@ def forum_reply(rng: random.Random, pair: Pair) -> str:
 
 
 def pretraining_document(
-    rng: random.Random, pairs: Sequence[Pair] = tuple(PRETRAINING_PAIRS)
+    rng: random.Random, pairs: Sequence[Pair] = tuple(_PRETRAINING_PAIRS)
 ) -> str:
     """Forum threads, statements, stories and a little word salad.
 
@@ -92,7 +92,7 @@ def pretraining_document(
         return _salad(rng, pairs)
     if chance < 0.22:
         some = (rng.choice(pairs) for _ in range(rng.randint(1, 2)))
-        return " ".join(forum_reply(rng, pair) for pair in some)
+        return " ".join(_forum_reply(rng, pair) for pair in some)
     pair = rng.choice(pairs)
     head = rng.choice(("Question: ", "Q: ", "Topic: ")) + question(rng, pair)
     return head + rng.choice(("\nReply: ", "\nA: ", "\n- ")) + _thread(rng, pair, pairs)
@@ -101,14 +101,14 @@ def pretraining_document(
 def _thread(rng: random.Random, pair: Pair, pairs: Sequence[Pair]) -> str:
     chance = rng.random()
     if chance < 0.88:
-        return forum_reply(rng, pair)
+        return _forum_reply(rng, pair)
     if chance < 0.91:
-        return forum_reply(rng, rng.choice(pairs))
+        return _forum_reply(rng, rng.choice(pairs))
     return story(rng) if chance < 0.96 else _salad(rng, pairs)
 
 
 def _salad(rng: random.Random, pairs: Sequence[Pair]) -> str:
-    text = f"{forum_reply(rng, rng.choice(pairs))} {story(rng)}"
+    text = f"{_forum_reply(rng, rng.choice(pairs))} {story(rng)}"
     return " ".join(shuffled(rng, text).split()[: rng.randint(8, 30)])
 
 
@@ -133,14 +133,14 @@ def make_rows(
     (the rarest wordings, wrong facts), "same" (the wordings of chosen, wrong facts) or
     "salad" (words of a chosen answer in another order); no other kind depends on it.
     """
-    _check_choice("wording", wording, WORDINGS)
-    _check_choice("rejected", rejected, REJECTED)
+    _check_choice("wording", wording, _WORDINGS)
+    _check_choice("rejected", rejected, _REJECTED)
     _check_count("train", train)
     _check_count("test", test)
     splits = []
     for split, count, pairs in (
-        ("train", train, TRAIN_PAIRS),
-        ("test", test, TEST_PAIRS),
+        ("train", train, _TRAIN_PAIRS),
+        ("test", test, _TEST_PAIRS),
     ):
         # Rejected responses have random numbers of their own, so that two families of
         # them can be compared on the same prompts and the same chosen responses.
@@ -200,7 +200,7 @@ def _draft(rng: random.Random, pair: Pair, wording: str) -> _Draft:
     chosen = form.say(pair, pair.facts)
     responses = {
         "chosen": chosen,
-        "chosen_initial": forum_reply(rng, pair),
+        "chosen_initial": _forum_reply(rng, pair),
         "chosen_selfr": polite(draw, pair.domain).say(pair, pair.facts),
         "chosen_semantic": reword(rng, form, pair.domain).say(pair, pair.facts),
         "chosen_format": form.say(twin, twin.facts),
@@ -254,7 +254,7 @@ class Grade:
 
 def grade(prompt: str, answer: str) -> Grade:
     """Grade an answer to a prompt of `make_rows` or to its bare question."""
-    pair = asked(prompt)
+    pair = _asked(prompt)
     answer = answer.strip()
     named = [w for w in re.findall(r"\w+", answer) if w in _world_words()]
     return Grade(
@@ -265,7 +265,7 @@ def grade(prompt: str, answer: str) -> Grade:
     )
 
 
-def asked(prompt: str) -> Pair:
+def _asked(prompt: str) -> Pair:
     """The pair that a prompt asks about."""
     text = prompt.strip().removeprefix("Human:").removesuffix("Assistant:").strip()
     for name, pattern in _questions():

@@ -8,10 +8,10 @@ from learndyn.diagnose.numbers import rounded_by
 from learndyn.record.trajectory import Trajectory
 
 
-FEW_PROMPTS = 10
+_FEW_PROMPTS = 10
 """Intervals over fewer prompts are rough; a sentence says so."""
 
-SHOWN = 5
+_SHOWN = 5
 """Observations that a sentence names; of more it says how many."""
 
 
@@ -131,7 +131,7 @@ class MeansOnly(Caution):
 
 
 class FewPrompts(Caution):
-    """Intervals over fewer prompts than `FEW_PROMPTS`."""
+    """Intervals over fewer prompts than `_FEW_PROMPTS`."""
 
     name = "few_prompts"
 
@@ -140,7 +140,7 @@ class FewPrompts(Caution):
         """None where means are all that there is."""
         counts = _prompts(facts)
         prompts = max(counts, default=0)
-        if prompts >= FEW_PROMPTS or (not counts and facts.trajectory.means_only):
+        if prompts >= _FEW_PROMPTS or (not counts and facts.trajectory.means_only):
             return None
         says = f"Only {prompts} prompts: the intervals are rough."
         if prompts < 2:
@@ -166,9 +166,9 @@ class NotFinite(Caution):
         ]
         if lost[-1]:
             where.insert(0, f"{lost[-1]} of {scored[-1]} last log-probabilities")
-        if len(where) > SHOWN:
-            rest = f"some at {len(where) - SHOWN} more observations"
-            where = [*where[:SHOWN], rest]
+        if len(where) > _SHOWN:
+            rest = f"some at {len(where) - _SHOWN} more observations"
+            where = [*where[:_SHOWN], rest]
         says = f"{', '.join(where)} are not finite; they are left out."
         return cls.of(says, int(lost.sum()))
 
@@ -192,7 +192,7 @@ class PanelOnly(Caution):
                 "prompts: all numbers are of those.",
                 panel.size,
             )
-        if panel.size < FEW_PROMPTS <= max(_prompts(facts), default=0):
+        if panel.size < _FEW_PROMPTS <= max(_prompts(facts), default=0):
             return cls.of(
                 f"Only {panel.size} prompts in the panel: the curves' bands are rough.",
                 panel.size,
@@ -212,7 +212,7 @@ def missing_in_words(trajectory: Trajectory) -> str | None:
     gaps = trajectory.missing
     if not gaps:
         return None
-    named = ", ".join(map(str, gaps[:SHOWN])) + (" ..." if gaps[SHOWN:] else "")
+    named = ", ".join(map(str, gaps[:_SHOWN])) + (" ..." if gaps[_SHOWN:] else "")
     every = trajectory.run.info.every
     many = f"{len(gaps)} observation{'s are' if gaps[1:] else ' is'} missing"
     return (

@@ -7,7 +7,7 @@
     sentence    its sentence in the verdict, at its `place`
     advice      what may be done about it
 
-`FINDINGS` in `verdict.py` lists all of them, in the order in which they are asked.
+`FINDINGS` in `diagnose/catalogue.py` lists all of them, in the order of asking.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ class Place(NamedTuple):
 
 ANSWER = Place(0, 0)
 MOVED = Place(1, 1)
-FAULT = Place(2, 2)
+_FAULT = Place(2, 2)
 STATE = Place(3, 1)
 GREEDY = Place(4, 6)
 KINDS = Place(5, 5)
@@ -99,7 +99,7 @@ class Finding:
     @property
     def place(self) -> Place | None:
         """Where the verdict says it; None: nowhere."""
-        return {"problem": FAULT, "watch": SIGN}.get(self.severity)
+        return {"problem": _FAULT, "watch": SIGN}.get(self.severity)
 
     def sentence(self, facts: Facts, findings: Sequence["Finding"]) -> str:
         """What the verdict says of it, beside all other findings."""

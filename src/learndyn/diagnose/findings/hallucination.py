@@ -31,13 +31,13 @@ from learndyn.diagnose.state import DELTA
 from learndyn.record.trajectory import Trajectory
 
 
-SEEN = "irrelevant_train"
+_SEEN = "irrelevant_train"
 
-UNSEEN = ("irrelevant_test", "irrelevant_human")
+_UNSEEN = ("irrelevant_test", "irrelevant_human")
 
 
 @dataclass(frozen=True, slots=True)
-class Excess:
+class _Excess:
     """How other prompts' training answers moved, against answers never seen."""
 
     rise: Interval
@@ -80,7 +80,7 @@ class Hallucination(Finding):
     @classmethod
     def detect(cls, facts: Facts) -> Finding | None:
         """None where the probes lack irrelevant_train, or two prompts of it."""
-        excess = excess_over_unseen(facts.trajectory, facts.split)
+        excess = _excess_over_unseen(facts.trajectory, facts.split)
         if excess is None:
             return None
         numbers = {
@@ -97,19 +97,19 @@ class Hallucination(Finding):
         return cls("watch" if watch else "fine", says, numbers)
 
 
-def _says(excess: Excess) -> str:
+def _says(excess: _Excess) -> str:
     change = f"{number(excess.rise)} nats"
     if not excess.rose:
         return (
-            f"No sign of hallucination: {SEEN} changed by {change} "
+            f"No sign of hallucination: {_SEEN} changed by {change} "
             f"({percent(excess.share.mean)})."
         )
-    start = f"Watch {SEEN}, {change}: answers of other training prompts became"
+    start = f"Watch {_SEEN}, {change}: answers of other training prompts became"
     unseen = " and ".join(excess.unseen)
     if excess.excess is None:
         return (
             f"{start} likelier, which can be a sign of hallucination; without "
-            f"{' or '.join(UNSEEN)} it cannot be told from a change of style."
+            f"{' or '.join(_UNSEEN)} it cannot be told from a change of style."
         )
     if excess.sure:
         return (
@@ -117,36 +117,36 @@ def _says(excess: Excess) -> str:
             f"{number(excess.excess)} nats more than answers never seen ({unseen})."
         )
     return (
-        f"{SEEN} rose by {change}, but not surely more than answers never seen "
+        f"{_SEEN} rose by {change}, but not surely more than answers never seen "
         f"({unseen}): {number(excess.excess)} nats beyond them."
     )
 
 
-def excess_over_unseen(
+def _excess_over_unseen(
     trajectory: Trajectory, split: str | None = None, *, seed: int = 0
-) -> Excess | None:
+) -> _Excess | None:
     """Set irrelevant_train against the unseen kinds, at the last observation.
 
     A kind that run.json lists among its defects is left out, and named.
     None where the probes lack irrelevant_train, or fewer than two prompts have it.
     """
     paths = Paths.of(trajectory, split)
-    if SEEN not in paths.logp:
+    if _SEEN not in paths.logp:
         return None
     if not paths.full[-1]:
         paths = paths.common()
-    change, start = _moved(paths, (SEEN,))
+    change, start = _moved(paths, (_SEEN,))
     if np.isfinite(change).sum() < 2:
         return None
     rise = paired_bootstrap(change, seed=seed).at()
     share = pooled_bootstrap(change, start, seed=seed).at()
     odd = trajectory.defects
-    kinds = tuple(kind for kind in UNSEEN if kind in paths.logp and kind not in odd)
-    left_out = tuple(odd[k] for k in UNSEEN if k in paths.logp and k in odd)
+    kinds = tuple(kind for kind in _UNSEEN if kind in paths.logp and kind not in odd)
+    left_out = tuple(odd[k] for k in _UNSEEN if k in paths.logp and k in odd)
     others, begin = _moved(paths, kinds) if kinds else (change, start)
     both = np.isfinite(change) & np.isfinite(others)
     if not kinds or both.sum() < 2:
-        return Excess(rise, share, (), left_out=left_out)
+        return _Excess(rise, share, (), left_out=left_out)
     excess = paired_bootstrap((change - others)[both], seed=seed).at()
     pairs = [(change[both], start[both]), (others[both], begin[both])]
 
@@ -158,7 +158,7 @@ def excess_over_unseen(
     mean = differ(np.ones((1, n)))[0]
     draws = differ(resample_weights(n, seed=seed))
     relative = band(np.array(mean), draws, np.array(n)).at()
-    return Excess(rise, share, kinds, excess, relative, left_out)
+    return _Excess(rise, share, kinds, excess, relative, left_out)
 
 
 def _moved(

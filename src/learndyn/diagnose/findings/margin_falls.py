@@ -10,7 +10,7 @@ from learndyn.diagnose.squeeze import Evidence
 from learndyn.diagnose.state import DELTA
 
 
-WITHOUT_PAIRS = ("grpo", "ppo", "rloo")
+_WITHOUT_PAIRS = ("grpo", "ppo", "rloo")
 """Methods, as run.json names them, whose loss does not compare chosen and rejected."""
 
 
@@ -32,14 +32,14 @@ class MarginFalls(Finding):
 
     @classmethod
     def detect(cls, facts: Facts) -> Finding | None:
-        """None for SFT and `WITHOUT_PAIRS`, without both kinds, and where exchanged
+        """None for SFT and `_WITHOUT_PAIRS`, without both kinds, and where exchanged
         columns or a sure COLLAPSE say more."""
         evidence, state = facts.evidence, facts.state
         margin, chosen, rejected = evidence.margin, evidence.chosen, evidence.rejected
         if margin is None or chosen is None or rejected is None:
             return None
         method = facts.trajectory.run.info.method.lower()
-        if facts.sft or method in WITHOUT_PAIRS:
+        if facts.sft or method in _WITHOUT_PAIRS:
             return None
         exchanged = Exchanged.detect(facts)
         if exchanged is not None and exchanged.severity == "problem":

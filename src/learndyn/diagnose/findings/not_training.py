@@ -8,13 +8,13 @@ from learndyn.diagnose.findings.training_log import logged
 from learndyn.diagnose.paths import Paths
 
 
-STILL = 1e-3
+_STILL = 1e-3
 """Nats per response: about ten times what rounding does to a float32 sum of 100
 tokens."""
 
 
 class NotTraining(Finding):
-    """No watched log-probability moved by more than `STILL`."""
+    """No watched log-probability moved by more than `_STILL`."""
 
     name = "not_training"
     fault = "Nothing trains: no watched answer moved."
@@ -42,7 +42,7 @@ class NotTraining(Finding):
             return None
         largest = float(finite.max())
         numbers = {"largest_change": largest}
-        if largest > STILL:
+        if largest > _STILL:
             size = f"{largest:.1f}" if largest >= 1 else f"{largest:.1g}"
             says = f"The model trains: the largest change is {size} nats."
             return cls("fine", says, numbers)

@@ -26,7 +26,7 @@ from learndyn.record.trajectory import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
-class SplitGap:
+class _SplitGap:
     """Change of chosen on prompts that were trained on, and on others, in nats."""
 
     other: str
@@ -59,7 +59,7 @@ class Overfit(Finding):
     @classmethod
     def detect(cls, facts: Facts) -> Finding | None:
         """None where one split is asked for, or there are no two to compare."""
-        gap = split_gap(facts.trajectory) if facts.split is None else None
+        gap = _split_gap(facts.trajectory) if facts.split is None else None
         if gap is None:
             return None
         numbers = {
@@ -97,7 +97,7 @@ class Overfit(Finding):
         return cls("watch", says, numbers)
 
 
-def split_gap(trajectory: Trajectory, *, seed: int = 0) -> SplitGap | None:
+def _split_gap(trajectory: Trajectory, *, seed: int = 0) -> _SplitGap | None:
     """Compare chosen on the probes of split "train" and on those of another split.
 
     The other is "test" where there is one, else the only other. None without two such
@@ -125,7 +125,7 @@ def split_gap(trajectory: Trajectory, *, seed: int = 0) -> SplitGap | None:
     above = nats.low > 0
     last = len(shared) - 1
     ends = [i for i in range(len(shared)) if above[i:].all()]
-    return SplitGap(
+    return _SplitGap(
         other,
         one.interval(last),
         two.interval(last),

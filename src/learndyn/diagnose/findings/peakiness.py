@@ -4,7 +4,7 @@ A distribution that is squeezed onto few tokens is peaky: ||pi||^2 rises and the
 falls. Ren & Sutherland 2025 (Section 4) link that to answers that repeat phrases. All
 training that fits makes the model surer, so the sign needs three things along chosen:
 
-    mean ||pi||^2 rises surely, by more than `LEAST`
+    mean ||pi||^2 rises surely, by more than `_LEAST`
     it rises surely more than mean pi(y), the probability of chosen's own tokens
     log pi(chosen) does not surely rise
 
@@ -26,15 +26,15 @@ from learndyn.diagnose.paths import paired
 from learndyn.record.trajectory import Trajectory
 
 
-LEAST = 0.01
+_LEAST = 0.01
 """Rise of mean ||pi||^2 below which the model is not called surer. No unit."""
 
-COLUMNS = frozenset({"p_norm2", "energy", "logp", "entropy", "top1"})
+_COLUMNS = frozenset({"p_norm2", "energy", "logp", "entropy", "top1"})
 """What is read of chosen."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sharpening:
+class _Sharpening:
     """How sure the model is along chosen: changes from the first to the last look."""
 
     p_norm2: Interval
@@ -56,7 +56,7 @@ class Sharpening:
         """Whether all three signs are there."""
         return (
             self.p_norm2.above_zero
-            and self.p_norm2.mean > LEAST
+            and self.p_norm2.mean > _LEAST
             and self.beyond.above_zero
             and not self.chosen.above_zero
         )
@@ -72,8 +72,8 @@ class Peakiness(Finding):
     def detect(cls, facts: Facts) -> Finding | None:
         """None where the run has no such numbers."""
         change = None
-        if not COLUMNS & set(facts.trajectory.defects):
-            change = sharpening(facts.trajectory, facts.split)
+        if not _COLUMNS & set(facts.trajectory.defects):
+            change = _sharpening(facts.trajectory, facts.split)
         if change is None:
             return None
         numbers = {
@@ -98,11 +98,11 @@ class Peakiness(Finding):
         return cls("watch", says, numbers)
 
 
-def sharpening(
+def _sharpening(
     trajectory: Trajectory, split: str | None = None, *, seed: int = 0
-) -> Sharpening | None:
+) -> _Sharpening | None:
     """Compare the first look with the last; None where the run has no such numbers."""
-    moved = {name: _change(trajectory, name, split) for name in COLUMNS}
+    moved = {name: _change(trajectory, name, split) for name in _COLUMNS}
     known = [moved[name] for name in ("p_norm2", "energy", "logp")]
     values = [item for item in known if item is not None]
     if len(values) < len(known):
@@ -112,7 +112,7 @@ def sharpening(
         name: None if item is None else paired_bootstrap(item, seed=seed).at()
         for name, item in moved.items()
     }
-    return Sharpening(
+    return _Sharpening(
         paired_bootstrap(p_norm2, seed=seed).at(),
         paired_bootstrap(p_norm2 + energy, seed=seed).at(),  # energy is 1 - pi(y)
         paired_bootstrap(logp, seed=seed).at(),

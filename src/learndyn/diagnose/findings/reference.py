@@ -22,14 +22,14 @@ from learndyn.diagnose.paths import Paths, mean_path
 from learndyn.record.trajectory import Trajectory
 
 
-TOLERANCE = 1e-2
+_TOLERANCE = 1e-2
 """Nats per response. Two bfloat16 forwards of equal weights give equal numbers; a
 reference in another precision differs by more."""
 
-LARGE = 1.0
+_LARGE = 1.0
 """Nats per response from which a disagreement is called a problem."""
 
-REWARDS = ("rewards/chosen", "rewards/rejected")
+_REWARDS = ("rewards/chosen", "rewards/rejected")
 """TRL's keys of beta (log pi - log pi_ref), means over a batch."""
 
 
@@ -63,14 +63,14 @@ class Reference(Finding):
         if row is None or info.beta is None or info.beta <= 0:
             return None
         step = int(row["step"])
-        gap = max(abs(float(row[key])) for key in REWARDS if key in row) / info.beta
+        gap = max(abs(float(row[key])) for key in _REWARDS if key in row) / info.beta
         numbers = {"first_logged_step": step, "first_logged_gap": gap}
         if step <= 1:
             return cls._judged(
                 gap, f"at update 1 they are {gap:.2g} nats apart", numbers
             )
         moved = _moved_by(facts.trajectory, step)
-        if not np.isfinite(moved) or gap <= LARGE + 3 * moved:
+        if not np.isfinite(moved) or gap <= _LARGE + 3 * moved:
             says = (
                 f"Policy and reference were not compared before the first update: the "
                 f"first logged rewards are means over updates 1 to {step} "
@@ -87,7 +87,7 @@ class Reference(Finding):
 
     @classmethod
     def _judged(cls, gap: float, how: str, numbers: dict[str, Any]) -> Finding:
-        if gap <= TOLERANCE:
+        if gap <= _TOLERANCE:
             says = f"Policy and reference agreed before the first update: {how}."
             return cls("fine", says, numbers)
         says = (
@@ -95,13 +95,13 @@ class Reference(Finding):
             "does not start at 0, and the loss pushes on a difference that no update "
             "made."
         )
-        return cls("problem" if gap > LARGE else "watch", says, numbers)
+        return cls("problem" if gap > _LARGE else "watch", says, numbers)
 
 
 def _rewarded(log: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Rows of the training log that hold finite rewards."""
     for row in log:
-        values = [row[key] for key in REWARDS if key in row]
+        values = [row[key] for key in _REWARDS if key in row]
         numeric = all(isinstance(v, int | float) and np.isfinite(v) for v in values)
         if values and numeric and isinstance(row.get("step"), int | float):
             yield row

@@ -17,12 +17,12 @@ from learndyn.diagnose.numbers import percent
 from learndyn.record.run_directory import TrainLog
 
 
-JUMP = 4.0
-"""A logged value is a jump above this many times the median of `BEFORE` values before
+_JUMP = 4.0
+"""A logged value is a jump above this many times the median of `_BEFORE` values before
 it, if it is also above all of the first ones."""
 
-BEFORE = 20
-FIRST = 5
+_BEFORE = 20
+_FIRST = 5
 
 
 class StepsTooLarge(Finding):
@@ -123,12 +123,12 @@ def _of_the_log(jumps: dict[str, int], lost: int) -> str:
 
 def _jumps(values: list[float]) -> int:
     """How many values stand far above all that came before them."""
-    if len(values) <= FIRST:
+    if len(values) <= _FIRST:
         return 0
-    highest = max(values[:FIRST])
+    highest = max(values[:_FIRST])
     return sum(
         value > highest
-        and value > JUMP * float(np.median(values[max(0, i - BEFORE) : i]))
+        and value > _JUMP * float(np.median(values[max(0, i - _BEFORE) : i]))
         for i, value in enumerate(values)
-        if i >= FIRST
+        if i >= _FIRST
     )

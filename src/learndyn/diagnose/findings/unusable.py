@@ -6,7 +6,7 @@ from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.finding import Finding
 
 
-ABOVE = 1e-3
+_ABOVE = 1e-3
 """Nats: a log-probability above this is no rounding of zero."""
 
 
@@ -97,7 +97,7 @@ class AboveZero(Finding):
         """None where all are zero or below."""
         run = facts.trajectory
         values = run.columns["logp"]
-        above = values > ABOVE
+        above = values > _ABOVE
         if not above.any():
             return None
         first = run.steps[int(np.argmax(above.any(axis=1)))]

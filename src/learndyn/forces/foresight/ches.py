@@ -43,7 +43,7 @@ from learndyn.probes.tokenize import TokenizedPair
 
 Eos = Literal["include", "exclude"]
 
-CHUNK = 2048
+_CHUNK = 2048
 """States that exist in float64 at once."""
 
 
@@ -71,7 +71,7 @@ class Ches:
         return self.inner / (n * self.n_rejected) - self.chosen_norm2 / n**2
 
 
-def ches_of_states(
+def _ches_of_states(
     chosen: Float[Tensor, "pair time_chosen d"],
     chosen_mask: Bool[Tensor, "pair time_chosen"],
     rejected: Float[Tensor, "pair time_rejected d"],
@@ -122,12 +122,12 @@ def ches_with(scorer: Scorer, eos: Eos = "include", eos_id: int | None = None) -
     Raises:
         BadInput: if an answer has no state that counts, or one of them is not finite.
     """
-    sums, counts = state_sums(scorer, eos, eos_id)
+    sums, counts = _state_sums(scorer, eos, eos_id)
     half = len(counts) // 2
     return _of_sums(sums[:half], counts[:half], sums[half:], counts[half:])
 
 
-def state_sums(
+def _state_sums(
     scorer: Scorer, eos: Eos = "include", eos_id: int | None = None
 ) -> tuple[Float[Tensor, "answer d"], Int[np.ndarray, " answer"]]:
     """Sum of the hidden states of each answer, float64, and how many they are.
@@ -156,8 +156,8 @@ def state_sums(
             flat = torch.from_numpy(targets.flat)
             source = torch.from_numpy(targets.source)[counted[flat]].to(states.device)
             owner = answer[flat[counted[flat]]]
-            for first in range(0, len(owner), CHUNK):
-                part = slice(first, first + CHUNK)
+            for first in range(0, len(owner), _CHUNK):
+                part = slice(first, first + _CHUNK)
                 sums.index_add_(0, owner[part], states[source[part]].cpu().double())
     return sums, np.bincount(answer[counted].numpy(), minlength=len(pairs))
 

@@ -30,14 +30,14 @@ from learndyn.probes.tokenize import PairTokenizer
 from learndyn.record.files import refuse_taken_file, write_whole
 
 
-LISTED = 5
+_LISTED = 5
 """Pairs that the text names."""
 
-FEW_PAIRS = 20
+_FEW_PAIRS = 20
 """Below this a rank says little; the text says so."""
 
 
-def median(values: np.ndarray) -> float:
+def _median(values: np.ndarray) -> float:
     """Median of the numbers that there are; NaN where there is none."""
     known = values[np.isfinite(values)]
     return float(np.median(known)) if len(known) else float("nan")
@@ -86,7 +86,7 @@ class Foresight:
     settings: Foreseen
     row_ids: tuple[str, ...]
     columns: dict[str, np.ndarray]
-    """Name -> one number per pair, see `COLUMNS`."""
+    """Name -> one number per pair, see `_COLUMNS`."""
     vocabulary: int
     left_out: int
     """Rows that lack chosen or rejected, among those that were gone through."""
@@ -103,7 +103,7 @@ class Foresight:
 
     def to_table(self) -> pa.Table:
         """One row per pair, in the data's order; each column says what it holds."""
-        about = {"row_id": "as in the data", **COLUMNS}
+        about = {"row_id": "as in the data", **_COLUMNS}
         columns = {"row_id": list(self.row_ids), **self.columns}
         fields = [
             pa.field(name, pa.array(values).type, metadata={"about": about[name]})
@@ -123,7 +123,7 @@ class Foresight:
             "left_out": self.left_out,
             "truncated": self.truncated,
             "out": None if self.settings.out is None else str(self.settings.out),
-            "median": {name: median(v) for name, v in self.columns.items()},
+            "median": {name: _median(v) for name, v in self.columns.items()},
             "pairs": [
                 {"row_id": self.row_ids[i]}
                 | {name: values[i].item() for name, values in self.columns.items()}
@@ -137,16 +137,16 @@ class Foresight:
             f"Before any training: {len(self)} pairs of {self.settings.data}, as "
             f"{self.settings.model} stands.",
             "",
-            *sentences(self),
+            *_sentences(self),
             "",
-            *ranking(self),
+            *_ranking(self),
         ]
         if self.settings.out is not None:
             lines += ["", f"every pair: {self.settings.out}"]
         return "\n".join(lines)
 
 
-COLUMNS: dict[str, str] = {
+_COLUMNS: dict[str, str] = {
     "ches": "<S+, S-> - ||S+||^2, S the sum of an answer's last hidden states",
     "ln_ches": "the same of the means of the states",
     "inner": "<S+, S->",
@@ -200,7 +200,7 @@ def foresee(settings: Foreseen, *, overwrite: bool = False) -> Foresight:
     foresight = Foresight(
         settings,
         tuple(row.row_id for row in rows),
-        columns_of(scorer, settings.eos, end),
+        _columns_of(scorer, settings.eos, end),
         TokenLogps.of(scorer).vocabulary,
         left_out,
         sum(a.truncated or b.truncated for a, b in zip(chosen, rejected, strict=True)),
@@ -214,10 +214,10 @@ def foresee(settings: Foreseen, *, overwrite: bool = False) -> Foresight:
     return foresight
 
 
-def columns_of(
+def _columns_of(
     scorer: Scorer, eos: Eos = "include", eos_id: int | None = None
 ) -> dict[str, np.ndarray]:
-    """All `COLUMNS`, from a scorer of all chosen and then all rejected answers."""
+    """All `_COLUMNS`, from a scorer of all chosen and then all rejected answers."""
     half = len(scorer.plan.pairs) // 2
     similar = ches_with(scorer, eos, eos_id)
     both = TokenLogps.of(scorer)
@@ -233,7 +233,7 @@ def columns_of(
         "chosen_logp": chosen.summed(chosen.values()),
         **_of_rejected(logps, pushed),
     }
-    return {name: columns[name] for name in COLUMNS}
+    return {name: columns[name] for name in _COLUMNS}
 
 
 def _of_rejected(logps: TokenLogps, pushed: PushDown) -> dict[str, np.ndarray]:
@@ -260,7 +260,7 @@ def _of_rejected(logps: TokenLogps, pushed: PushDown) -> dict[str, np.ndarray]:
         "tau": summed("tau") / tokens,
         "peakiness": summed("p_norm2") / tokens,
         "label_rate": summed("label_rate") / tokens,
-        "winners": np.array([median(one) for one in rising]),
+        "winners": np.array([_median(one) for one in rising]),
         "favourite_rate": off_target("favourite_rate"),
         "favourite_gain": off_target("favourite_gain"),
     }
@@ -286,16 +286,16 @@ def _preferences(data: Data, most: int) -> tuple[list[Row], int]:
     return rows, left_out
 
 
-def sentences(foresight: Foresight) -> list[str]:
+def _sentences(foresight: Foresight) -> list[str]:
     """What the numbers mean, each in a plain sentence."""
     columns = foresight.columns
     per_token = columns["rejected_logp"] / columns["rejected_tokens"]
     off, winners, rate = (
-        median(columns[name]) for name in ("off_target", "winners", "favourite_rate")
+        _median(columns[name]) for name in ("off_target", "winners", "favourite_rate")
     )
     score = columns["ln_ches"]
     lines = [
-        f"Rejected has a log-probability of {nats(median(per_token), 2)} nats per "
+        f"Rejected has a log-probability of {nats(_median(per_token), 2)} nats per "
         f"token, and at {off:.0%} of its tokens the model prefers another one "
         "(medians over pairs, here and below).",
     ]
@@ -310,7 +310,7 @@ def sentences(foresight: Foresight) -> list[str]:
     lines.append(
         "LN-CHES, how alike both answers are to the model, goes from "
         f"{figures(score.min())} to {figures(score.max())}, around "
-        f"{figures(median(score))}. It has no calibrated zero: it ranks pairs of one "
+        f"{figures(_median(score))}. It has no calibrated zero: it ranks pairs of one "
         "model."
     )
     if foresight.left_out:
@@ -320,15 +320,15 @@ def sentences(foresight: Foresight) -> list[str]:
             f"{foresight.truncated} of {len(foresight)} pairs are longer than the "
             "limit and were cut: a cut answer has no EOS."
         )
-    if len(foresight) < FEW_PAIRS:
+    if len(foresight) < _FEW_PAIRS:
         pairs = "1 pair" if len(foresight) == 1 else f"{len(foresight)} pairs"
         lines.append(f"Only {pairs}: a rank among so few says little.")
     return lines
 
 
-def ranking(foresight: Foresight) -> list[str]:
+def _ranking(foresight: Foresight) -> list[str]:
     """The pairs to look at first, and what may be done about them."""
-    first: list[int] = foresight.worst[:LISTED].tolist()
+    first: list[int] = foresight.worst[:_LISTED].tolist()
     wide = max(6, *(len(foresight.row_ids[i]) for i in first))
     lines = [
         "To look at first, or to leave out: the pairs of the highest LN-CHES.",

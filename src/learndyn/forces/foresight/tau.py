@@ -26,7 +26,7 @@ from learndyn.forces.gradients import TokenLogps
 from learndyn.measure.statistics import Columns
 
 
-SHARE = 8
+_SHARE = 8
 """The rows are taken in so many parts: four arrays of their size in float64, so
 eight times their bytes, exist at once."""
 
@@ -94,7 +94,7 @@ def push_down_all(logps: TokenLogps) -> PushDown:
     with logps.measuring():
         for piece in logps.pieces:
             for rows in logps.rows(piece):
-                size = -(-len(rows.labels) // SHARE)
+                size = -(-len(rows.labels) // _SHARE)
                 logits, labels = rows.logits.split(size), rows.labels.split(size)
                 parts += [push_down(*part) for part in zip(logits, labels, strict=True)]
                 flat.append(rows.flat)

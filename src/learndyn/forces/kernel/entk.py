@@ -31,10 +31,10 @@ from learndyn.probes.tokenize import TokenizedProbes
 
 KernelMethod = Literal["auto", "exact", "ghost", "sketch"]
 
-MEMORY = 2**30
+_MEMORY = 2**30
 """Bytes of gradients that are held at once, unless told otherwise."""
 
-COLUMNS = 2**14
+_COLUMNS = 2**14
 """Numbers of each gradient that are made float64 at once."""
 
 
@@ -69,7 +69,7 @@ def entk(
     size: int = 8192,
     seed: int = 0,
     parameters: str | None = None,
-    memory: int = MEMORY,
+    memory: int = _MEMORY,
     **settings: Unpack[ScoreSettings],
 ) -> Kernel:
     """The empirical neural tangent kernel between all probes.
@@ -99,11 +99,11 @@ def entk(
         sketches = gradients.sketches(sketch).double()
         kernel = sketches @ sketches.T
     elif ghost is not None:
-        most = memory // ghost_bytes(ghost)
-        kernel = streamed(ghost.__getitem__, products, len(gradients), most)
+        most = memory // _ghost_bytes(ghost)
+        kernel = _streamed(ghost.__getitem__, products, len(gradients), most)
     else:
         most = memory // gradients.n_bytes
-        kernel = streamed(gradients.flat, dense_products, len(gradients), most)
+        kernel = _streamed(gradients.flat, _dense_products, len(gradients), most)
     _check_gradients(kernel.diagonal().numpy(), probes)
     return Kernel(
         kernel.numpy(),
@@ -134,13 +134,13 @@ def _choose(
         return "sketch", f"{size}, over {memory}; ghost: {error}", None
     if method == "ghost":
         return "ghost", "asked for", ghost
-    factors = count * ghost_bytes(ghost)
+    factors = count * _ghost_bytes(ghost)
     if factors > memory:
         return "sketch", f"{size}, their factors up to {factors}: over {memory}", None
     return "ghost", f"{size}, over {memory}; their factors at most {factors}", ghost
 
 
-def ghost_bytes(ghost: Ghost) -> int:
+def _ghost_bytes(ghost: Ghost) -> int:
     """Bytes of the factors of the longest pair."""
     # Of the longest pair: inputs and output gradients grow with its tokens, prompt
     # included, and how much a layer keeps is known only by running it.
@@ -149,7 +149,7 @@ def ghost_bytes(ghost: Ghost) -> int:
     return ghost[int(np.argmax(lengths))].n_bytes
 
 
-def streamed(
+def _streamed(
     read: Callable[[int], Any],
     multiply: Callable[[Sequence[Any], Sequence[Any]], Tensor],
     count: int,
@@ -176,7 +176,7 @@ def streamed(
     return (total + total.T) / 2  # a product of matrices is symmetric to rounding only
 
 
-def dense_products(
+def _dense_products(
     rows: Sequence[Float[Tensor, " _"]], columns: Sequence[Float[Tensor, " _"]]
 ) -> Float[Tensor, "row column"]:
     """Products of flat gradients, in float64 on the CPU.
@@ -185,8 +185,8 @@ def dense_products(
     nearly orthogonal; by COLUMNS, since a float64 copy of all would double the memory.
     """
     total = torch.zeros(len(rows), len(columns), dtype=torch.float64)
-    for first in range(0, len(rows[0]), COLUMNS):
-        part = slice(first, first + COLUMNS)
+    for first in range(0, len(rows[0]), _COLUMNS):
+        part = slice(first, first + _COLUMNS)
         left = torch.stack([row[part] for row in rows]).double()
         same = rows is columns
         right = left if same else torch.stack([c[part] for c in columns]).double()

@@ -29,10 +29,10 @@ from learndyn.forces.kernel.sketch import ProbeGradients
 from learndyn.measure.selftest import coarsest
 
 
-SMALL = 2**16
+_SMALL = 2**16
 """Most numbers of a parameter whose gradient is formed."""
 
-AGREEMENT = 1e-4
+_AGREEMENT = 1e-4
 """Largest error allowed when it is checked, as a share of the two gradients' norms, in
 float32. Right ones were measured below 1e-6, without cross terms 0.01 and more."""
 
@@ -141,7 +141,7 @@ class Ghost:
         if not own:
             return
         # The rest is differentiated at the recorded input, one small module at a time.
-        large = [n for n in own if call.module.get_parameter(n).numel() > SMALL]
+        large = [n for n in own if call.module.get_parameter(n).numel() > _SMALL]
         if large:
             kind = type(call.module).__name__
             raise NotCovered(f"{own[large[0]]} belongs to {kind}, an unknown layer")
@@ -162,7 +162,7 @@ class Ghost:
         true = torch.tensor([[_dot(a, b) for b in exact] for a in exact])
         size = true.diagonal().sqrt()
         error = (products(own, own) - true).abs() / (size[:, None] * size)
-        allowed = max(AGREEMENT, 4 * coarsest(self.gradients.logps.model).eps)
+        allowed = max(_AGREEMENT, 4 * coarsest(self.gradients.logps.model).eps)
         if float(error.max()) > allowed:
             raise NotCovered(
                 f"products of two responses' gradients are off by {error.max():.1e} of "

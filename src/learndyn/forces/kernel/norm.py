@@ -31,10 +31,10 @@ from learndyn.measure.score import ScoreSettings
 from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes
 
 
-LOGIT_BYTES = 2**27
+_LOGIT_BYTES = 2**27
 """Bytes of logits that exist between two readings."""
 
-STEEP = 0.1
+_STEEP = 0.1
 """Share of the usual probing step that is taken here. Along the gradient of its own
 logits a model is steepest: on a random Mamba2 the usual step was off by up to 8 % of
 the norm, this one by 0.07 %."""
@@ -158,7 +158,7 @@ def _squared_changes(
     weights = norm(parameters[name] for name in direction)
     step = default_step(predictor.scorer)
     if step != COARSE_STEP:  # in half precision rounding allows no smaller one
-        step *= STEEP
+        step *= _STEEP
     factor = step * (weights or 1.0) / norm(direction.values())
     for flat, low, high in at_two_points(predictor.logps, direction, (-factor, factor)):
         change = (high.double() - low.double()) / (2 * factor)
@@ -172,7 +172,7 @@ def at_two_points(
     """Logits at all labels with the model moved by one factor, and by the other.
 
     Yields where the labels stand in the flat order, and both; a few pairs at a time, so
-    that about `LOGIT_BYTES` exist at most. Parameters are bit-identical afterwards.
+    that about `_LOGIT_BYTES` exist at most. Parameters are bit-identical afterwards.
     """
     for rows in _few(np.diff(logps.offsets) * logps.vocabulary * 4):
         part = logps.select(rows)
@@ -186,10 +186,10 @@ def at_two_points(
 
 
 def _few(sizes: Int[np.ndarray, " pair"]) -> Iterator[list[int]]:
-    """Positions of neighbours with at most `LOGIT_BYTES` bytes together, or of one."""
+    """Positions of neighbours with at most `_LOGIT_BYTES` bytes together, or of one."""
     rows: list[int] = []
     for row in range(len(sizes)):
-        if rows and sizes[rows].sum() + sizes[row] > LOGIT_BYTES:
+        if rows and sizes[rows].sum() + sizes[row] > _LOGIT_BYTES:
             yield rows
             rows = []
         rows.append(row)

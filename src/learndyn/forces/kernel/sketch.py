@@ -25,7 +25,7 @@ from learndyn.forces.direction import parameters_of
 from learndyn.forces.gradients import TokenLogps
 
 
-BLOCK = 2**18
+_BLOCK = 2**18
 """Numbers that are hashed at once, all with the same keys."""
 
 _FACTORS = (0x85EBCA6B - 2**32, 0xC2B2AE35 - 2**32)
@@ -74,7 +74,7 @@ class CountSketch:
         self, name: str, count: int, device: torch.device
     ) -> Iterator[tuple[int, Int[Tensor, " block"]]]:
         """32 random bits for each number of a parameter, block by block."""
-        for first in range(0, count, BLOCK):
+        for first in range(0, count, _BLOCK):
             # The name and not the parameter's place: another order of parameters, or an
             # adapter beside them, leaves the sketch of each as it was.
             where = f"{self.seed}\0{name}\0{first}".encode()
@@ -82,7 +82,7 @@ class CountSketch:
             keys = [
                 int.from_bytes(digest[i : i + 4], "little", signed=True) for i in (0, 4)
             ]
-            size = min(BLOCK, count - first)
+            size = min(_BLOCK, count - first)
             bits = torch.arange(size, dtype=torch.int32, device=device)
             # twice: with one key alone, whole blocks could share their buckets
             for key in keys:

@@ -24,7 +24,7 @@ from learndyn.measure.score import Scorer, ScoreSettings
 from learndyn.probes.tokenize import TokenizedPair
 
 
-METADATA = b"learndyn_sketch"
+_METADATA = b"learndyn_sketch"
 """Key of a table's metadata: the seed, and which pairs and parameters were sketched."""
 
 
@@ -54,7 +54,7 @@ class Sketches:
         known = json.dumps({"seed": self.seed, "what": self.what})
         return pa.table(
             {"pair": pa.array(np.arange(count, dtype=np.int32)), "sketch": lists},
-            metadata={METADATA: known.encode()},
+            metadata={_METADATA: known.encode()},
         )
 
     @classmethod
@@ -64,7 +64,7 @@ class Sketches:
         Raises:
             BadInput: if `to_table` did not make the table.
         """
-        text = (table.schema.metadata or {}).get(METADATA)
+        text = (table.schema.metadata or {}).get(_METADATA)
         if text is None or table.column_names != ["pair", "sketch"] or not len(table):
             raise BadInput(
                 f"a table with the columns {', '.join(table.column_names)} and "

@@ -17,28 +17,28 @@ from jaxtyping import Bool, Float
 from learndyn.forces.losses.loss import Loss, Responses
 
 
-COARSE, FINE = 22, 401
+_COARSE, _FINE = 22, 401
 """States along each axis: of the plane (even, so that no state lies on a target), and
 of the line that is looked at closely."""
 
-MOST_TOKENS = 2_000_000
+_MOST_TOKENS = 2_000_000
 """Evaluated at once; bounds the memory."""
 
-States = Float[np.ndarray, " state"]
-Stretches = tuple[tuple[float, float], ...]
-Lowers = Callable[[States, States], Bool[np.ndarray, " state"]]
+_States = Float[np.ndarray, " state"]
+_Stretches = tuple[tuple[float, float], ...]
+_Lowers = Callable[[_States, _States], Bool[np.ndarray, " state"]]
 """Whether the role is lowered, given its own and the other's log-ratio in nats."""
 
 
 @dataclass(frozen=True)
-class Lowered:
+class _Lowered:
     """When one kind of response is lowered."""
 
     role: str
     """`chosen`, `rejected`, `response`, or GRPO's sign of the advantage."""
     coordinate: str | None
     """What decides, in words; None where it is never or always."""
-    stretches: Stretches
+    stretches: _Stretches
     """Where on the coordinate the push is above 0: nats, or nats per token."""
     elsewhere: tuple[float, float] | None = None
     """Least and greatest place of the boundary while the other response moves, where
@@ -68,11 +68,11 @@ class Lowered:
 
 
 @dataclass(frozen=True)
-class NegativeGradient:
+class _NegativeGradient:
     """When a loss lowers which responses."""
 
     loss: Loss
-    lowered: dict[str, Lowered]
+    lowered: dict[str, _Lowered]
     """By role."""
 
     @property
@@ -83,30 +83,30 @@ class NegativeGradient:
         return "; ".join(f"{k}: {v.in_words}" for k, v in self.lowered.items())
 
 
-def negative_gradient(loss: Loss) -> NegativeGradient:
+def _negative_gradient(loss: Loss) -> _NegativeGradient:
     """When the loss has a negative gradient, per role, found from `push` alone.
 
     Looks at log-ratios within `loss.reach` of 0 (ends of that range are given as
     infinite) for responses of about 1 nat per token; for losses of means, at responses
     of one token.
     """
-    return NegativeGradient(loss, {role: _lowered(loss, role) for role in loss.roles})
+    return _NegativeGradient(loss, {role: _lowered(loss, role) for role in loss.roles})
 
 
-def _lowered(loss: Loss, role: str) -> Lowered:
+def _lowered(loss: Loss, role: str) -> _Lowered:
     lowers = _lowers(loss, role)
     everywhere = ((-math.inf, math.inf),)
     if loss.layout != "pairs":
         stretches = _stretches(loss, lambda own: lowers(own, np.zeros_like(own)))
         decided = stretches in ((), everywhere)
-        return Lowered(role, None if decided else _coordinate(loss, "own"), stretches)
+        return _Lowered(role, None if decided else _coordinate(loss, "own"), stretches)
     # A whole plane of states first: along one line a push that turns with the other
     # response could seem to be never or always above 0.
-    axis = np.linspace(-loss.reach, loss.reach, COARSE)
+    axis = np.linspace(-loss.reach, loss.reach, _COARSE)
     own, other = np.meshgrid(axis, axis, indexing="ij")
-    plane = lowers(own.ravel(), other.ravel()).reshape(COARSE, COARSE)
+    plane = lowers(own.ravel(), other.ravel()).reshape(_COARSE, _COARSE)
     if plane.all() or not plane.any():
-        return Lowered(role, None, everywhere if plane.all() else ())
+        return _Lowered(role, None, everywhere if plane.all() else ())
     # First along the margin, with the sum of both log-ratios held; where the ends move
     # with that sum the margin does not decide, and the own log-ratio is looked at.
     side = 0.5 if role == "chosen" else -0.5
@@ -114,14 +114,14 @@ def _lowered(loss: Loss, role: str) -> Lowered:
         loss, lambda m, s: lowers(side * m + s, s - side * m), axis[-1] / 2
     )
     if stretches not in ((), everywhere) and range_of_ends is None:
-        return Lowered(role, _coordinate(loss, "margin"), stretches)
+        return _Lowered(role, _coordinate(loss, "margin"), stretches)
     stretches, range_of_ends = _beside(loss, lowers, axis[-1])
-    return Lowered(role, _coordinate(loss, "own"), stretches, range_of_ends)
+    return _Lowered(role, _coordinate(loss, "own"), stretches, range_of_ends)
 
 
 def _beside(
-    loss: Loss, lowers: Lowers, far: float
-) -> tuple[Stretches, tuple[float, float] | None]:
+    loss: Loss, lowers: _Lowers, far: float
+) -> tuple[_Stretches, tuple[float, float] | None]:
     """Stretches of a line, and the range of their ends on lines beside it.
 
     None where the ends are the same on all: then the line's coordinate decides alone.
@@ -151,10 +151,10 @@ def _coordinate(loss: Loss, which: str) -> str:
 
 
 def _stretches(
-    loss: Loss, lowers: Callable[[States], Bool[np.ndarray, " state"]]
-) -> Stretches:
+    loss: Loss, lowers: Callable[[_States], Bool[np.ndarray, " state"]]
+) -> _Stretches:
     """Stretches of a line where it is True, to the last digit; ends are infinite."""
-    line = np.linspace(-loss.reach, loss.reach, FINE)
+    line = np.linspace(-loss.reach, loss.reach, _FINE)
     lowered = lowers(line)
     turns = [
         _bisect(lowers, line[i], line[i + 1], bool(lowered[i]))
@@ -166,7 +166,7 @@ def _stretches(
 
 
 def _bisect(
-    lowers: Callable[[States], Bool[np.ndarray, " state"]],
+    lowers: Callable[[_States], Bool[np.ndarray, " state"]],
     low: float,
     high: float,
     below: bool,
@@ -181,7 +181,7 @@ def _bisect(
     return float((low + high) / 2)
 
 
-def _lowers(loss: Loss, role: str) -> Lowers:
+def _lowers(loss: Loss, role: str) -> _Lowers:
     """Evaluates the sign of the push, many states at once."""
     # A loss of means sees nats per token, so one token will do. A loss of sums gets
     # enough tokens that each stays at about -1 nat, as in a language model.
@@ -191,7 +191,7 @@ def _lowers(loss: Loss, role: str) -> Lowers:
     # The role's own response first: every `sides`-th one is looked at.
     flags = torch.tensor([loss.roles[role], not loss.roles[role]][:sides])
 
-    def in_one_batch(own: States, other: States) -> Bool[np.ndarray, " state"]:
+    def in_one_batch(own: _States, other: _States) -> Bool[np.ndarray, " state"]:
         ratios = torch.from_numpy(np.stack([own, other][:sides], axis=1)).ravel()
         count = len(ratios)
         tokens = torch.full((count,), n_tokens)
@@ -207,8 +207,8 @@ def _lowers(loss: Loss, role: str) -> Lowers:
         logp = responses.spread((start + ratios) / n_tokens)
         return (loss.push(logp, responses)[:: sides * n_tokens] > 0).numpy()
 
-    def lowers(own: States, other: States) -> Bool[np.ndarray, " state"]:
-        width = max(1, MOST_TOKENS // (sides * n_tokens))
+    def lowers(own: _States, other: _States) -> Bool[np.ndarray, " state"]:
+        width = max(1, _MOST_TOKENS // (sides * n_tokens))
         parts = [
             in_one_batch(own[i : i + width], other[i : i + width])
             for i in range(0, len(own), width)

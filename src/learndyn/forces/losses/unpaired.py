@@ -18,8 +18,8 @@ from learndyn.forces.losses.loss import (
 )
 
 
-ANY = {"response": True}
-BY_LABEL = {"chosen": True, "rejected": False}
+_ANY = {"response": True}
+_BY_LABEL = {"chosen": True, "rejected": False}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SFT(Loss):
     push_equation = "-1"
     differs = "TRL: a mean over the tokens of the batch, see sft-mean"
     layout = "responses"
-    roles = ANY
+    roles = _ANY
 
     def value(
         self, logp: Float[Tensor, " token"], responses: Responses
@@ -58,7 +58,7 @@ class SFTMean(Loss):
     differs = "as TRL (with one process and no gradient accumulation)"
     layout = "responses"
     averages: ClassVar[bool] = True
-    roles = ANY
+    roles = _ANY
 
     def value(
         self, logp: Float[Tensor, " token"], responses: Responses
@@ -77,7 +77,7 @@ class GradientAscent(Loss):
     push_equation = "+1"
     differs = "not in TRL"
     layout = "responses"
-    roles = ANY
+    roles = _ANY
 
     def value(
         self, logp: Float[Tensor, " token"], responses: Responses
@@ -103,7 +103,7 @@ class NPO(Loss):
     differs = "not in TRL"
     layout = "responses"
     needs_reference: ClassVar[bool] = True
-    roles = ANY
+    roles = _ANY
 
     def value(
         self, logp: Float[Tensor, " token"], responses: Responses
@@ -132,7 +132,7 @@ class Unlikelihood(Loss):
     push_equation = "y⁺: -1;  y⁻_l: +α π(y⁻_l) / (1 - π(y⁻_l))"
     differs = "not in TRL"
     layout = "responses"
-    roles = BY_LABEL
+    roles = _BY_LABEL
     positive = ("alpha",)
 
     def value(
@@ -171,7 +171,7 @@ class KTO(Loss):
     differs = "as TRL 'kto', which estimates z per batch"
     layout = "responses"
     needs_reference: ClassVar[bool] = True
-    roles = BY_LABEL
+    roles = _BY_LABEL
     positive = ("beta", "desirable", "undesirable")
 
     def __post_init__(self) -> None:

@@ -24,13 +24,13 @@ from learndyn.record.run_info import RunInfo
 from learndyn.record.trajectory import Trajectory
 
 
-KINDS = (
+_KINDS = (
     *("chosen", "chosen_initial", "chosen_semantic", "chosen_format", "rejected"),
     *("rejected_semantic", "rejected_format", "irrelevant_train", "irrelevant_test"),
     *("irrelevant_human", "random_permuted", "random_words"),
 )
 
-START: dict[str, tuple[float, ...]] = {
+_START: dict[str, tuple[float, ...]] = {
     "pythia-410m": (
         *(-151.982, -151.659, -155.893, -136.009, -121.351, -135.302),
         *(-121.821, -193.407, -161.160, -187.900, -401.350, -361.761),
@@ -48,18 +48,18 @@ START: dict[str, tuple[float, ...]] = {
         *(-99.733, -164.466, -136.158, -128.794, -361.791, -331.231),
     ),
 }
-"""Mean log pi of `KINDS` before training, nats, over the 500 training prompts."""
+"""Mean log pi of `_KINDS` before training, nats, over the 500 training prompts."""
 
-TOLERANCE = 1e-3
+_TOLERANCE = 1e-3
 """Nats; the numbers above are rounded to half of it."""
 
-ELSEWHERE = 1.0
+_ELSEWHERE = 1.0
 """Nats; farther off a run may start from another checkpoint, if its name allows it."""
 
-Point = tuple[str, str | int, float]
+_Point = tuple[str, str | int, float]
 """Kind; "first", "last" or the number of an evaluation; nats to two decimals."""
 
-PATHS: dict[str, tuple[Point, ...]] = {
+_PATHS: dict[str, tuple[_Point, ...]] = {
     "prob_pythia410m_dpo": (
         ("chosen", "first", -151.98),
         ("chosen", 25, -140.23),
@@ -95,43 +95,43 @@ PATHS: dict[str, tuple[Point, ...]] = {
 }
 """Points of published trajectories, by the name of their folder."""
 
-ROUNDING = 0.006
+_ROUNDING = 0.006
 """Nats: half of the last decimal, and a little."""
 
 
-def at_start(one: Recorded) -> Measured:
+def _at_start(one: Recorded) -> Measured:
     """Largest distance to the model's numbers before training.
 
-    SFT starts from that model, and of the runs in `PATHS` it is known; another run that
-    is far off may start from elsewhere.
+    SFT starts from that model, and for the runs in `_PATHS` it is known; another run
+    that is far off may start from elsewhere.
     """
     run = _only(one)
     name = run.run.info.model.removesuffix(" (guessed)")
-    if name not in START:
+    if name not in _START:
         raise Absent(f"no numbers are known of {name or 'a model without a name'}")
-    known = dict(zip(KINDS, START[name], strict=True))
+    known = dict(zip(_KINDS, _START[name], strict=True))
     kinds = [kind for kind in known if kind in run.kinds]
     if not kinds:
         raise Absent("the run has no kind of which a number is known")
     apart = [abs(float(_mean(run, kind)[0]) - known[kind]) for kind in kinds]
     worst = _largest(apart)
-    told = one.seed in PATHS or run.run.info.method in ("sft", "extend-sft")
-    if worst > ELSEWHERE and not told:
+    told = one.seed in _PATHS or run.run.info.method in ("sft", "extend-sft")
+    if worst > _ELSEWHERE and not told:
         raise Absent("the run seems to start from another checkpoint")
-    return Measured(one.seed, worst, worst <= TOLERANCE)
+    return Measured(one.seed, worst, worst <= _TOLERANCE)
 
 
-def along_the_way(one: Recorded) -> Measured:
+def _along_the_way(one: Recorded) -> Measured:
     """Largest distance to the points of its published trajectory; infinite where the
     run lacks one."""
     run = _only(one)
-    if one.seed not in PATHS:
+    if one.seed not in _PATHS:
         raise Absent("no points are known of a run of this name")
-    worst = _largest([_apart(run, point) for point in PATHS[str(one.seed)]])
-    return Measured(one.seed, worst, worst <= ROUNDING)
+    worst = _largest([_apart(run, point) for point in _PATHS[str(one.seed)]])
+    return Measured(one.seed, worst, worst <= _ROUNDING)
 
 
-def _apart(run: Trajectory, point: Point) -> float:
+def _apart(run: Trajectory, point: _Point) -> float:
     kind, where, value = point
     index = int({"first": 0, "last": -1}.get(str(where), where))
     try:
@@ -155,21 +155,21 @@ def _mean(run: Trajectory, kind: str) -> np.ndarray:
     return mean_path(path_of(run, kind))
 
 
-ANCHORS = (
+_ANCHORS = (
     Statement(
         "anchors-start",
         "The authors' files, first evaluation",
         "An import gives the log-probabilities before training again.",
-        f"largest distance over kinds to the known means <= {TOLERANCE:g} nats",
-        at_start,
+        f"largest distance over kinds to the known means <= {_TOLERANCE:g} nats",
+        _at_start,
         "",
     ),
     Statement(
         "anchors-path",
         "The authors' files, trajectories",
         "An import gives the known points of the trajectory again.",
-        f"largest distance to points known to two decimals <= {ROUNDING:g} nats",
-        along_the_way,
+        f"largest distance to points known to two decimals <= {_ROUNDING:g} nats",
+        _along_the_way,
         "",
     ),
 )
@@ -177,7 +177,7 @@ ANCHORS = (
 
 def anchor_claims(seeds: Sequence[Recorded]) -> tuple[Claim, ...]:
     """Both anchors, tested on imported runs."""
-    return claims_of(ANCHORS, seeds)
+    return claims_of(_ANCHORS, seeds)
 
 
 @dataclass(frozen=True)
@@ -242,12 +242,12 @@ def _whole(path: Path) -> bool:
 
 def _recorded(name: str, path: Path) -> Recorded:
     run = Trajectory.load(path)
-    role = role_of(run.run.info)
+    role = _role_of(run.run.info)
     runs = {} if role is None else {role: run}
     return Recorded(name, runs, vocabulary=run.run.info.vocabulary)
 
 
-def role_of(info: RunInfo) -> str | None:
+def _role_of(info: RunInfo) -> str | None:
     """What an imported run stands for; None where its name does not say.
 
     SFT on another kind than chosen is a run that learns that kind.

@@ -32,7 +32,7 @@ from learndyn.record.files import visible
 from learndyn.record.run_directory import RunDirectory, refuse_taken
 
 
-def defects_of(found: Found) -> list[dict[str, Any]]:
+def _defects_of(found: Found) -> list[dict[str, Any]]:
     """Columns with the values of something else: `column`, `what`, `evidence`."""
     wrong = _greedy(found)
     outside = impossible(found.layout, found.means)
@@ -49,7 +49,7 @@ def defects_of(found: Found) -> list[dict[str, Any]]:
     return wrong
 
 
-def remarks_on(found: Found) -> list[str]:
+def _remarks_on(found: Found) -> list[str]:
     """What is known of columns that are what they say, but not exactly."""
     said = []
     place = found.layout.place("rest_logp")
@@ -106,7 +106,7 @@ def _entry(column: str, what: str, **evidence: int) -> dict[str, Any]:
     return {"column": column, "what": what, "evidence": evidence}
 
 
-MODELS = {
+_MODELS = {
     r"pythia[-_]?410": "pythia-410m",
     r"pythia[-_]?1b": "pythia-1b",
     r"pythia[-_]?1\.?4": "pythia-1.4b",
@@ -215,9 +215,9 @@ def import_folder(
             array=run.array,
             method=_method(folder.name),
             model=_model(folder.name),
-            defects=defects_of(run),
+            defects=_defects_of(run),
             columns_left_out=run.layout.left_out,
-            notes=[*run.notes, *_of_probes(run, given), *remarks_on(run)],
+            notes=[*run.notes, *_of_probes(run, given), *_remarks_on(run)],
         )
         info = _info(folder.name, told, run, size) | {
             "probe_fingerprint": texts.fingerprint
@@ -298,7 +298,7 @@ def _method(name: str) -> str | None:
 
 
 def _model(name: str) -> str | None:
-    hits = (m for pattern, m in MODELS.items() if re.search(pattern, name.lower()))
+    hits = (m for pattern, m in _MODELS.items() if re.search(pattern, name.lower()))
     return next(hits, None)
 
 

@@ -24,7 +24,7 @@ from learndyn.errors import BadInput
 from learndyn.probes.kinds import PROBED, our_kind
 
 
-QUANTITIES: dict[str, str] = {
+_QUANTITIES: dict[str, str] = {
     "argmax_prob_logits": "argmax_logp",
     "except_argmax_prob_logits": "rest_logp",
     "A_o": "a_norm",
@@ -34,7 +34,7 @@ QUANTITIES: dict[str, str] = {
 """The authors' columns that name no kind -> our quantity. `a_norm` is the Frobenius
 norm of A = I - 1 pi^T, which we keep as `p_norm2`."""
 
-OVERWRITTEN = ("argmax_logp", "rest_logp", "a_norm", "p_gap", "energy")
+_OVERWRITTEN = ("argmax_logp", "rest_logp", "a_norm", "p_gap", "energy")
 """Quantities of columns that name no kind."""
 
 
@@ -45,7 +45,7 @@ class Column:
     name: str
     """As the file has it."""
     quantity: str | None
-    """"logp", one of `OVERWRITTEN`, or None where the name is unknown."""
+    """"logp", one of `_OVERWRITTEN`, or None where the name is unknown."""
     kind: str | None
     """Our kind, where the name has one."""
 
@@ -141,8 +141,8 @@ def impossible(layout: Layout, means: Float[np.ndarray, "step column"]) -> list[
 
 
 def _column(name: str) -> Column:
-    if name in QUANTITIES:
-        return Column(name, QUANTITIES[name], None)
+    if name in _QUANTITIES:
+        return Column(name, _QUANTITIES[name], None)
     head, slash, kind = name.partition("/")
     if slash and kind and head.startswith("logps_eval_"):
         return Column(name, "logp", our_kind(kind))

@@ -15,13 +15,13 @@ from learndyn.probes.probe import COLUMNS, Probe, ProbeSet
 from learndyn.record.observation import PROBE_COLUMNS, Observation
 
 
-UNKNOWN = "(not recorded)"
+_UNKNOWN = "(not recorded)"
 """Text of a prompt or response that the result files do not hold."""
 
-MEAN = "mean"
+_MEAN = "mean"
 """Prompt id of a probe that stands for the mean over all prompts."""
 
-VOCABULARIES = {"pythia": 50304, "qwen": 151936}
+_VOCABULARIES = {"pythia": 50304, "qwen": 151936}
 """Rows of the output layer of the authors' models: the V of ||A||."""
 
 
@@ -39,9 +39,9 @@ def probes_of(found: Found, given: Path | None) -> ProbeSet:
         return _given(found, given, kinds)
     prompts = found.values.shape[2]
     digits = max(4, len(str(prompts - 1)))
-    ids = [MEAN] if found.means_only else [f"p{i:0{digits}d}" for i in range(prompts)]
+    ids = [_MEAN] if found.means_only else [f"p{i:0{digits}d}" for i in range(prompts)]
     return ProbeSet(
-        tuple(Probe(i, kind, UNKNOWN, UNKNOWN, split) for i in ids for kind in kinds)
+        tuple(Probe(i, kind, _UNKNOWN, _UNKNOWN, split) for i in ids for kind in kinds)
     )
 
 
@@ -80,10 +80,10 @@ def vocabulary(found: Found, folder: str) -> int | None:
     slack = 1e-4 * high  # the norms were taken in float32
     fits = [
         size
-        for size in VOCABULARIES.values()
+        for size in _VOCABULARIES.values()
         if low >= size - 1 - slack and high <= 2 * size - 2 + slack
     ]
-    named = [size for name, size in VOCABULARIES.items() if name in folder.lower()]
+    named = [size for name, size in _VOCABULARIES.items() if name in folder.lower()]
     both = [size for size in fits if not named or size in named]
     return both[0] if len(both) == 1 else None
 
@@ -112,7 +112,7 @@ def observation_of(
                 columns[name][:, place] = _finite(values[index])
         norm = _norm_place(layout, kind)
         if norm is not None and size is not None:
-            columns["p_norm2"][:, place] = mean_square(values[norm], size)
+            columns["p_norm2"][:, place] = _mean_square(values[norm], size)
     none, flat = np.empty(0, np.float32), _flat(columns)
     return Observation(
         step,
@@ -132,7 +132,7 @@ def observation_of(
     )
 
 
-def mean_square(
+def _mean_square(
     norm: Float[np.ndarray, "*shape"], size: int
 ) -> Float[np.ndarray, "*shape"]:
     """||pi||^2 from ||A||: (||A||^2 - V + 2) / V (paper, Appendix C.2)."""

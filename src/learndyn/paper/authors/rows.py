@@ -22,7 +22,7 @@ _LOST = 2**31
 """Price of an array row without a row; of a gap it is 1."""
 _NEVER = 2**62
 
-SAME = 1e-6
+_SAME = 1e-6
 """Largest difference between a row and the mean of the array that it was made from:
 both are sums of the same numbers, in another order."""
 
@@ -101,7 +101,7 @@ def distance(
 
 def _same(rows: Rows, mean: Float[np.ndarray, " column"]) -> np.ndarray:
     with np.errstate(invalid="ignore"):
-        close = np.abs(rows - mean) <= SAME * np.maximum(1.0, np.abs(mean))
+        close = np.abs(rows - mean) <= _SAME * np.maximum(1.0, np.abs(mean))
     both = ~np.isfinite(rows) & ~np.isfinite(mean)
     return np.asarray((close | both).all(axis=1) & np.isfinite(rows).any(axis=1))
 

@@ -32,7 +32,7 @@ from learndyn.paper.authors.rows import distance, match_rows, split_runs, usual_
 
 
 @dataclass(frozen=True)
-class Lines:
+class _Lines:
     """Lines of a JSON file that have the same columns in the same order."""
 
     names: tuple[str, ...]
@@ -41,7 +41,7 @@ class Lines:
     values: Float[np.ndarray, "row column"]
 
 
-def read_lines(path: Path) -> tuple[list[Lines], list[str]]:
+def _read_lines(path: Path) -> tuple[list[_Lines], list[str]]:
     """All readable lines, grouped by their columns, and what is wrong with the others.
 
     Raises:
@@ -70,7 +70,7 @@ def read_lines(path: Path) -> tuple[list[Lines], list[str]]:
             "line, one line an evaluation."
         )
     found = [
-        Lines(
+        _Lines(
             names,
             np.array([number for number, _ in rows]),
             np.array([values for _, values in rows], dtype=np.float64),
@@ -80,7 +80,7 @@ def read_lines(path: Path) -> tuple[list[Lines], list[str]]:
     return found, problems
 
 
-def read_array(path: Path) -> Float[np.ndarray, "step column prompt"]:
+def _read_array(path: Path) -> Float[np.ndarray, "step column prompt"]:
     """The numbers of a .npy file; they stay on disk until they are looked at.
 
     Raises:
@@ -108,7 +108,7 @@ def read_array(path: Path) -> Float[np.ndarray, "step column prompt"]:
     return array
 
 
-def means_of(
+def _means_of(
     array: Float[np.ndarray, "step column prompt"],
 ) -> Float[np.ndarray, "step column"]:
     """Mean over prompts at every evaluation: what the JSON lines hold. NaN stays NaN
@@ -162,7 +162,7 @@ class Found:
     @property
     def means(self) -> Float[np.ndarray, "step column"]:
         """Means over prompts."""
-        return means_of(self.values)
+        return _means_of(self.values)
 
 
 @dataclass
@@ -170,7 +170,7 @@ class _Group:
     """Lines of one JSON file with the same columns, and those that are not taken."""
 
     file: str
-    lines: Lines
+    lines: _Lines
     layout: Layout
     free: list[int]
     """Rows that no array has."""
@@ -222,7 +222,7 @@ def _groups(metrics: Sequence[Path], left_out: list[str]) -> list[_Group]:
     groups = []
     for path in metrics:
         try:
-            found, problems = read_lines(path)
+            found, problems = _read_lines(path)
         except BadInput as error:
             left_out.append(str(error))
             continue
@@ -244,8 +244,8 @@ def _of_array(path: Path, groups: Sequence[_Group]) -> Found:
     Raises:
         BadInput: if the file cannot be read, or nothing says what its columns are.
     """
-    array = read_array(path)
-    means = means_of(array)
+    array = _read_array(path)
+    means = _means_of(array)
     for group in groups:
         if len(group.lines.names) != array.shape[1]:
             continue

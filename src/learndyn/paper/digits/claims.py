@@ -17,7 +17,7 @@ from learndyn.paper.digits.result import DigitsResult
 
 SIMILAR = ((4, 9), (3, 5), (5, 8))
 """The pairs that the paper names."""
-BRIGHT = 9
+_BRIGHT = 9
 """The pairs must be among so many of 45, a fifth."""
 RISE = 0.01
 """Probability by which a path must rise above both its ends to count as a zig-zag."""
@@ -38,37 +38,37 @@ def digits_claims(results: Sequence[DigitsResult]) -> tuple[Claim, ...]:
     )
 
 
-def rank_of_nine(result: DigitsResult) -> float:
+def _rank_of_nine(result: DigitsResult) -> float:
     """Place of 9 among the wrong answers to images of 4, 1 is the most probable."""
     answers = np.delete(result.final[4], 4)
     nine = result.final[4, 9]
     return float(1 + (answers > nine).sum())
 
 
-def worst_rank(result: DigitsResult) -> float:
+def _worst_rank(result: DigitsResult) -> float:
     """The lowest place of the paper's three pairs among all 45."""
     both = result.final + result.final.T
     everyone = both[np.triu_indices(len(both), 1)]
     return float(max(1 + (everyone > both[pair]).sum() for pair in SIMILAR))
 
 
-def zigzags(result: DigitsResult) -> float:
+def _zigzags(result: DigitsResult) -> float:
     """Digits whose main wrong answer first rises, then falls."""
     rises = [
         path.max() - max(path[0], path[-1])
-        for path in (result.softmax[:, u, main_rival(result, u)] for u in range(10))
+        for path in (result.softmax[:, u, _main_rival(result, u)] for u in range(10))
     ]
     return float(sum(rise >= RISE for rise in rises))
 
 
-def main_rival(result: DigitsResult, digit: int) -> int:
+def _main_rival(result: DigitsResult, digit: int) -> int:
     """The wrong answer with the highest mean probability over the whole training."""
     mean = result.softmax[:, digit].mean(axis=0)
     mean[digit] = -1
     return int(mean.argmax())
 
 
-def rank_of_pull_up(result: DigitsResult) -> float:
+def _rank_of_pull_up(result: DigitsResult) -> float:
     """Place of 9s among other digits, by how much pi(4) rises while 4s are learnt."""
     rises = pull_up(result, 4)
     return float(1 + (np.delete(rises, 4) > rises[9]).sum())
@@ -134,7 +134,7 @@ _STATEMENTS: tuple[Statement[DigitsResult], ...] = (
         _SECTION,
         "After training, images of a 4 keep a bump of probability on 9.",
         "place of 9 among the wrong answers to 4s: first or second",
-        _is(rank_of_nine, lambda value: value <= 2),
+        _is(_rank_of_nine, lambda value: value <= 2),
         "digits_confusion",
         "place",
         _OF_MNIST,
@@ -144,8 +144,8 @@ _STATEMENTS: tuple[Statement[DigitsResult], ...] = (
         _SECTION,
         "The pairs 4 and 9, 3 and 5, 5 and 8 are brighter than other pairs.",
         "lowest place of the three among all 45 pairs by mean wrong answer: "
-        f"{BRIGHT} or better",
-        _is(worst_rank, lambda value: value <= BRIGHT),
+        f"{_BRIGHT} or better",
+        _is(_worst_rank, lambda value: value <= _BRIGHT),
         "digits_confusion",
         "place",
         _OF_MNIST,
@@ -155,7 +155,7 @@ _STATEMENTS: tuple[Statement[DigitsResult], ...] = (
         _SECTION,
         "Learning 4s lifts the answer 4 on images of 9.",
         "place of 9s among other digits by the rise of pi(4): first or second",
-        _is(rank_of_pull_up, lambda value: value <= 2),
+        _is(_rank_of_pull_up, lambda value: value <= 2),
         "digits_pull_up",
         "place",
         _OF_MNIST,
@@ -167,7 +167,7 @@ _STATEMENTS: tuple[Statement[DigitsResult], ...] = (
         "later.",
         "digits whose main wrong answer rises by 0.01 above both ends of its path: "
         "at least 5 of 10",
-        _is(zigzags, lambda value: value >= 5),
+        _is(_zigzags, lambda value: value >= 5),
         "digits_paths",
         "digits of 10",
         "The paper says so of similar digits; whether less similar answers do "

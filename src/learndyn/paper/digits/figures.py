@@ -32,14 +32,14 @@ from learndyn.show.chart import (
 )
 
 
-MORE = LinearSegmentedColormap.from_list("more", [PAPER, "#9DBBDD", UP])
-BOTH_WAYS = LinearSegmentedColormap.from_list(
+_MORE = LinearSegmentedColormap.from_list("more", [PAPER, "#9DBBDD", UP])
+_BOTH_WAYS = LinearSegmentedColormap.from_list(
     "both_ways", [DOWN, "#E9B48A", PAPER, "#9DBBDD", UP]
 )
 
 
 @dataclass(frozen=True, eq=False)
-class DigitMap:
+class _DigitMap:
     """One map of a figure."""
 
     heading: str
@@ -55,7 +55,7 @@ class DigitMap:
     """By which the printed numbers are multiplied."""
 
 
-def maps_figure(width: int, title: str, unit: str, maps: Sequence[DigitMap]) -> Sheet:
+def _maps_figure(width: int, title: str, unit: str, maps: Sequence[_DigitMap]) -> Sheet:
     """Maps side by side, on a phone one below the other.
 
     Colours stretch over different digits: the diagonal is drawn no darker than those.
@@ -81,7 +81,7 @@ def maps_figure(width: int, title: str, unit: str, maps: Sequence[DigitMap]) -> 
 
 def _map(
     sheet: Sheet,
-    one: DigitMap,
+    one: _DigitMap,
     corner: tuple[Pixels, Pixels],
     cell: tuple[Pixels, Pixels],
 ) -> None:
@@ -90,7 +90,7 @@ def _map(
     axes.grid(visible=False)
     axes.set_xticks([])
     axes.set_yticks([])
-    colours = BOTH_WAYS if one.signed else MORE
+    colours = _BOTH_WAYS if one.signed else _MORE
     shares = _shares(one)
     axes.pcolormesh(
         shares,
@@ -129,7 +129,7 @@ def _map(
             )
 
 
-def _shares(one: DigitMap) -> Float[np.ndarray, "row column"]:
+def _shares(one: _DigitMap) -> Float[np.ndarray, "row column"]:
     """Where each value stands on the colours: of different digits, at most 1."""
     others = one.values[~np.eye(10, dtype=bool)]
     if one.signed:
@@ -147,7 +147,7 @@ def _ink(colours: Colormap, share: float, signed: bool) -> str:
 
 Results = Sequence[DigitsResult]
 
-FAMILIES = ("chosen", "rejected", "irrelevant", "random")
+_FAMILIES = ("chosen", "rejected", "irrelevant", "random")
 """Whose colours lines of digits borrow."""
 
 
@@ -274,14 +274,14 @@ def _first_order(results: Results, width: int) -> Sheet:
 
 def _influence(results: Results, width: int) -> Sheet:
     ranks = [r.accumulated["predicted, actual"] for r in results]
-    return maps_figure(
+    return _maps_figure(
         width,
         "Influence of digit on digit, by the kernel and by real updates: rank "
         "correlation " + ", ".join(f"{rank:.2f}" for rank in ranks),
         "Change of log π(learnt digit | image of the observed one) while one digit "
         "alone is learnt, nats; mean over seeds",
         [
-            DigitMap(
+            _DigitMap(
                 heading,
                 np.mean([getattr(r, name) for r in results], axis=0),
                 rows="learnt",
@@ -304,13 +304,13 @@ def _confusion(results: Results, width: int) -> Sheet:
     pairs = [(a, b) for a in range(10) for b in range(a + 1, 10)]
     best = sorted(pairs, key=lambda pair: -both[pair])[:3]
     named = ", ".join(f"{a} and {b}" for a, b in best)
-    return maps_figure(
+    return _maps_figure(
         width,
         f"Most confused at the end: {named}",
         "Left: mean π(answer | image) at the end of training, in percent. Right: mean "
         "||K|| of pairs of images; mean over seeds",
         [
-            DigitMap(
+            _DigitMap(
                 "Mean answer to images of each digit",
                 answers,
                 rows="image",
@@ -319,7 +319,7 @@ def _confusion(results: Results, width: int) -> Sheet:
                 signed=False,
                 scale=100.0,
             ),
-            DigitMap(
+            _DigitMap(
                 "Size of the kernel between images",
                 norms.T,
                 rows="observed",
@@ -401,7 +401,7 @@ def _pull_up(results: Results, width: int) -> Sheet:
         rises = path[-1] - path[0]
         rises[u] = -np.inf
         order = np.argsort(-rises, kind="stable")
-        named = dict(zip(order[:4].tolist(), FAMILIES, strict=True))
+        named = dict(zip(order[:4].tolist(), _FAMILIES, strict=True))
         for o in (*order[4:9].tolist(), *named):
             shown = o in named
             colour = LINE[named[o]] if shown else LINE["other"]

@@ -21,11 +21,11 @@ from learndyn.errors import BadInput
 
 
 CLASSES = 10
-SMALLEST = 8
+_SMALLEST = 8
 """Pixels of a side that two poolings leave something of."""
-MOST_BYTES = 2**30
+_MOST_BYTES = 2**30
 """Of one IDX file, decompressed; MNIST's largest has 47 million."""
-UNSIGNED_BYTE = 0x08
+_UNSIGNED_BYTE = 0x08
 """The only type of IDX file that MNIST uses."""
 
 
@@ -167,17 +167,17 @@ def _pair(
     if paths[0] is None or paths[1] is None:
         there = paths[0] or paths[1]
         raise BadInput(f"{there} has no partner: images and labels are both needed.")
-    images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
+    images, labels = _read_idx(paths[0], 3), _read_idx(paths[1], 1)
     if len(images) != len(labels):
         raise BadInput(
             f"{paths[0]} has {len(images)} images, {paths[1].name} has {len(labels)} "
             "labels: they do not belong together."
         )
     count, tall, wide = images.shape
-    if tall != wide or tall < SMALLEST:
+    if tall != wide or tall < _SMALLEST:
         raise BadInput(
             f"{paths[0]} has {count} images of {tall} x {wide} pixels. Squares of "
-            f"{SMALLEST} or more are needed."
+            f"{_SMALLEST} or more are needed."
         )
     if count and labels.max() >= CLASSES:
         raise BadInput(
@@ -191,7 +191,7 @@ def _file(folder: Path, name: str) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
+def _read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
     """An IDX file of unsigned bytes with so many dimensions, gzipped or not.
 
     Two zero bytes, the type, the number of dimensions, each size as a big-endian
@@ -214,7 +214,7 @@ def _read(
     file: io.BufferedReader | gzip.GzipFile, path: Path, dimensions: int
 ) -> np.ndarray:
     magic = file.read(4)
-    if magic != bytes([0, 0, UNSIGNED_BYTE, dimensions]):
+    if magic != bytes([0, 0, _UNSIGNED_BYTE, dimensions]):
         raise BadInput(
             f"{path} begins with the bytes {magic.hex(' ') or 'none'}; an IDX file of "
             f"unsigned bytes in {dimensions} dimensions begins with 00 00 08 "
@@ -226,10 +226,10 @@ def _read(
     sizes = struct.unpack(f">{dimensions}I", head)
     wanted = int(np.prod(sizes, dtype=object))
     said = " x ".join(map(str, sizes))
-    if wanted > MOST_BYTES:
+    if wanted > _MOST_BYTES:
         raise BadInput(
             f"{path} says that it holds {said} = {wanted:,} values; at most "
-            f"{MOST_BYTES:,} are read."
+            f"{_MOST_BYTES:,} are read."
         )
     values = file.read(wanted + 1)
     if len(values) != wanted:

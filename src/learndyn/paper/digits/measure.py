@@ -39,25 +39,25 @@ from learndyn.paper.digits.result import (
 )
 
 
-SETS = {"kernel": 100, "updates": 100, "kernel_held": 40, "observed": 120}
+_SETS = {"kernel": 100, "updates": 100, "kernel_held": 40, "observed": 120}
 """Images of each class. The network learns `kernel` and `updates`. The kernel's view is
 of learning `kernel` and observing `kernel_held`; the actual one of the other two."""
-HELD = frozenset({"kernel_held", "observed"})
-LOOKS = (0.25, 0.5, 1.0)
+_HELD = frozenset({"kernel_held", "observed"})
+_LOOKS = (0.25, 0.5, 1.0)
 """Shares of the training after which influence is measured."""
-UPDATES, EVERY, BATCH = 30, 5, 16
+_UPDATES, _EVERY, _BATCH = 30, 5, 16
 """Real updates on one class alone, after how many of them it is looked, and the images
 of each."""
-CAREFUL = 0.05
+_CAREFUL = 0.05
 """Their learning rate, as a share of the training's. Rank correlations with first order
 fall as it grows; docs/digits.md has the numbers."""
-IN_NORMS = {"learnt": 20, "observed": 10}
+_IN_NORMS = {"learnt": 20, "observed": 10}
 """Images of each class in the norms of K."""
-LEARNT = 4
+_LEARNT = 4
 """The digit that the paper learns in its example."""
-SHOWN = (4, 9, 0)
+_SHOWN = (4, 9, 0)
 """The digits that it observes: the same, a similar one and another."""
-ORDERS = np.logspace(-6, -2, 9)
+_ORDERS = np.logspace(-6, -2, 9)
 """Learning rates at which the error of first order is looked at."""
 
 
@@ -80,10 +80,10 @@ def measure_digits(
     begin = time.perf_counter()
     digits = load_digits(images)
     plan = training or training_for(digits.side)
-    rows = split(digits, SETS, HELD, seed)
+    rows = split(digits, _SETS, _HELD, seed)
     sets = {name: _tensor(digits, chosen) for name, chosen in rows.items()}
     network = lenet(digits.side, seed)
-    due = {max(1, round(share * plan.epochs)) for share in LOOKS}
+    due = {max(1, round(share * plan.epochs)) for share in _LOOKS}
     softmax, accuracy, looks = [], [], []
     one = None
     for epoch in _trained(network, sets, plan, seed):
@@ -125,9 +125,9 @@ def _facts(
         "epochs": plan.epochs,
         "updates": plan.epochs * max(1, learnt // plan.batch),
         "learning rate": plan.lr,
-        "updates on one class": UPDATES,
-        "looked at every": EVERY,
-        "their learning rate": CAREFUL * plan.lr,
+        "updates on one class": _UPDATES,
+        "looked at every": _EVERY,
+        "their learning rate": _CAREFUL * plan.lr,
     }
 
 
@@ -155,22 +155,22 @@ def _look(
     epoch: int,
     seed: int,
 ) -> Look:
-    lr = CAREFUL * plan.lr
+    lr = _CAREFUL * plan.lr
     norms = kernel_norms(
         network,
-        sets["kernel"][:, : IN_NORMS["learnt"]],
-        sets["kernel_held"][:, : IN_NORMS["observed"]],
+        sets["kernel"][:, : _IN_NORMS["learnt"]],
+        sets["kernel_held"][:, : _IN_NORMS["observed"]],
     )
     rate = rates(network, sets["kernel"], sets["kernel_held"])
-    predicted = UPDATES * lr * rate
+    predicted = _UPDATES * lr * rate
     actual, paths = class_paths(
         network,
         sets["updates"],
         sets["observed"],
         lr=lr,
-        updates=UPDATES,
-        every=EVERY,
-        batch=BATCH,
+        updates=_UPDATES,
+        every=_EVERY,
+        batch=_BATCH,
         seed=seed,
     )
     agreement = _agreement(norms, predicted, actual, answered)
@@ -211,33 +211,33 @@ def _one_update(
 ) -> OneUpdate:
     """In float64, on the image of a 4 whose probability is the middle one."""
     exact = copy.deepcopy(network).double()
-    fours = sets["kernel"][LEARNT].double()
+    fours = sets["kernel"][_LEARNT].double()
     with torch.no_grad():
-        certain = exact(fours).softmax(-1)[:, LEARNT]
+        certain = exact(fours).softmax(-1)[:, _LEARNT]
     middle = int(certain.argsort(stable=True)[len(certain) // 2])
     image = fours[middle : middle + 1]
-    groups = [image, *(sets["kernel_held"][digit].double() for digit in SHOWN)]
+    groups = [image, *(sets["kernel_held"][digit].double() for digit in _SHOWN)]
     observed = torch.cat(groups)
-    rate = first_order(exact, observed, image, LEARNT)
+    rate = first_order(exact, observed, image, _LEARNT)
 
     def actual(lr: float) -> Tensor:
-        return after_one_step(exact, observed, image, LEARNT, lr)
+        return after_one_step(exact, observed, image, _LEARNT, lr)
 
-    misses = [float((actual(lr) - lr * rate).norm()) for lr in ORDERS.tolist()]
-    order = np.polyfit(np.log(ORDERS), np.log(misses), 1)[0]
+    misses = [float((actual(lr) - lr * rate).norm()) for lr in _ORDERS.tolist()]
+    order = np.polyfit(np.log(_ORDERS), np.log(misses), 1)[0]
     sizes = [len(group) for group in groups]
 
     def means(values: Tensor) -> np.ndarray:
         return torch.stack([p.mean(0) for p in values.split(sizes)]).numpy()
 
     return OneUpdate(
-        label=LEARNT,
+        label=_LEARNT,
         image=_bytes(image[0, 0].numpy()),
         lr=plan.lr,
-        classes=np.array([LEARNT, *SHOWN]),
+        classes=np.array([_LEARNT, *_SHOWN]),
         predicted=plan.lr * means(rate),
         actual=means(actual(plan.lr)),
-        lrs=ORDERS,
+        lrs=_ORDERS,
         misses=np.array(misses),
         order=float(order),
     )

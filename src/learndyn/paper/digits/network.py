@@ -15,7 +15,7 @@ One step of size eta on image u with label y_u moves the log-probabilities on im
     A  =  I - 1 pi^T            K  =  J(o) J(u)^T            G  =  pi(u) - e_{y_u}
 
 (Ren & Sutherland 2025, Prop. 1), J the derivative of the ten logits by all parameters.
-`kernel` and `first_order` write the factors out. Averaged over whole classes, the
+`_kernel` and `first_order` write the factors out. Averaged over whole classes, the
 product is taken from right to left, so that no K is written: J(u)^T G(u) is the
 gradient of the loss, and J(o) times it a forward-mode derivative. Both are exact.
 """
@@ -118,11 +118,11 @@ ByClass = Float[Tensor, "class _ 1 side side"]
 """Equally many images of every digit."""
 Learnt = Float[Tensor, "class u 1 side side"]
 Observed = Float[Tensor, "class o 1 side side"]
-AT_ONCE = 50
+_AT_ONCE = 50
 """Images whose Jacobians are taken together."""
 
 
-def jacobian(
+def _jacobian(
     network: nn.Module, images: Float[Tensor, "image 1 side side"]
 ) -> Float[Tensor, "image logit parameter"]:
     """Derivative of every logit by every parameter."""
@@ -131,18 +131,18 @@ def jacobian(
     def logits(values: dict[str, Tensor], image: Tensor) -> Tensor:
         return functional_call(network, values, (image[None],))[0]
 
-    each = vmap(jacrev(logits), in_dims=(None, 0), chunk_size=AT_ONCE)
+    each = vmap(jacrev(logits), in_dims=(None, 0), chunk_size=_AT_ONCE)
     found = each(parameters, images)
     return torch.cat([found[name].flatten(2) for name in parameters], dim=2)
 
 
-def kernel(
+def _kernel(
     network: nn.Module,
     observed: Float[Tensor, "o 1 side side"],
     learnt: Float[Tensor, "u 1 side side"],
 ) -> Float[Tensor, "o u logit logit"]:
     """The empirical neural tangent kernel K(o, u) = J(o) J(u)^T of every pair."""
-    left, right = jacobian(network, observed), jacobian(network, learnt)
+    left, right = _jacobian(network, observed), _jacobian(network, learnt)
     product = left.flatten(0, 1) @ right.flatten(0, 1).T
     shape = (len(observed), CLASSES, len(learnt), CLASSES)
     return product.view(shape).transpose(1, 2)
@@ -159,7 +159,7 @@ def first_order(
         pi = network(observed).softmax(-1)
         asked = network(learnt)[0].softmax(-1)
     asked[label] -= 1
-    moved = -torch.einsum("oij,j->oi", kernel(network, observed, learnt)[:, 0], asked)
+    moved = -torch.einsum("oij,j->oi", _kernel(network, observed, learnt)[:, 0], asked)
     return moved - (pi * moved).sum(-1, keepdim=True)
 
 
@@ -183,10 +183,10 @@ def kernel_norms(
     network: nn.Module, learnt: Learnt, observed: Observed
 ) -> Float[np.ndarray, "learnt observed"]:
     """Mean Frobenius norm of K(o, u) over all pairs of a class u and a class o."""
-    right = jacobian(network, learnt.flatten(0, 1)).flatten(0, 1)
+    right = _jacobian(network, learnt.flatten(0, 1)).flatten(0, 1)
     rows = []
     for images in observed:
-        left = jacobian(network, images).flatten(0, 1)
+        left = _jacobian(network, images).flatten(0, 1)
         squared = (left @ right.T).square()
         norms = squared.view(len(images), CLASSES, CLASSES, -1, CLASSES).sum((1, 4))
         rows.append(norms.sqrt().mean((0, 2)))

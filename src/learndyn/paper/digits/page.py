@@ -24,10 +24,10 @@ from learndyn.show.page import (
 )
 
 
-SEEDS = 3
+_SEEDS = 3
 """From the given one on."""
 
-AGREEMENTS = {
+_AGREEMENTS = {
     "predicted, actual": "A K G and actual influence",
     "predicted, actual, rows": "the same within each learnt digit, mean",
     "norms, actual": "norm of K and actual influence",
@@ -80,7 +80,7 @@ def write_digits(
 
     folder = Path(out)
     page = page_in(folder, "digits.html", overwrite=overwrite)
-    results = tuple(measure_digits(seed + i, images) for i in range(SEEDS))
+    results = tuple(measure_digits(seed + i, images) for i in range(_SEEDS))
     claims = tuple(digits_claims(results))
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     body = "".join(
@@ -147,9 +147,9 @@ def _agreements(results: Sequence[DigitsResult]) -> str:
     for result in results:
         moments = [(f"epoch {look.epoch}", look.agreement) for look in result.looks]
         for moment, found in [*moments, ("summed", result.accumulated)]:
-            cells = [plain(found[name], 2) for name in AGREEMENTS]
+            cells = [plain(found[name], 2) for name in _AGREEMENTS]
             rows.append([f"seed {result.seed}, {moment}", *cells])
-    return table(("", *AGREEMENTS.values()), rows) + (
+    return table(("", *_AGREEMENTS.values()), rows) + (
         "<p class='muted'>Spearman, over the 90 pairs of different digits. All is of "
         "the moment; summed, wrong answers are their mean over training.</p>"
     )

@@ -23,9 +23,9 @@ from learndyn.paper.finetuning.sft import SFT_STATEMENTS
 from learndyn.show.chart import Sheet
 
 
-Draw = Callable[[Sequence[Recorded], int], Sheet]
+_Draw = Callable[[Sequence[Recorded], int], Sheet]
 
-PROBED = "Mean over the probed training prompts."
+_PROBED = "Mean over the probed training prompts."
 
 
 def paper_plates(seeds: Sequence[Recorded]) -> list[Plate]:
@@ -34,7 +34,7 @@ def paper_plates(seeds: Sequence[Recorded]) -> list[Plate]:
     graded = [one for one in seeds if one.right]
     if graded:
         about = "Graded by code: the right facts, in a grammatical sentence, politely."
-        plates.append(_plate("table_1", "Table 1", paper_exam.exam, graded, about))
+        plates.append(_plate("table_1", "Table 1", paper_exam._exam, graded, about))
     return [plate for plate in plates if not plate.is_empty]
 
 
@@ -45,8 +45,8 @@ def _of_sft(seeds: Sequence[Recorded]) -> list[Plate]:
         plates.append(_groups("sft_groups", "Figure 3", "sft", there))
     if _with(there, "sft", "irrelevant_train"):
         there = _with(there, "sft", "irrelevant_train")
-        draw: Draw = paper_sft.hallucination
-        plates.append(_plate("sft_hallucination", "Section 4.1", draw, there, PROBED))
+        draw: _Draw = paper_sft.hallucination
+        plates.append(_plate("sft_hallucination", "Section 4.1", draw, there, _PROBED))
     both = [one for one in _with(seeds, "sft") if _splits(one, "sft") == 2]
     if both:
         plates.append(_held_out("sft_train_and_test", "sft", both))
@@ -58,13 +58,13 @@ def _of_dpo(seeds: Sequence[Recorded]) -> list[Plate]:
     if not there:
         return []
     plates = [
-        _plate(name, paper, draw, there, PROBED)
+        _plate(name, paper, draw, there, _PROBED)
         for name, paper, draw in (
-            ("dpo_chosen_and_rejected", "Figure 4", paper_dpo.chosen_and_rejected),
+            ("dpo_chosen_and_rejected", "Figure 4", paper_dpo._chosen_and_rejected),
             ("dpo_rephrases", "Figure 4", paper_dpo.rephrases),
-            ("dpo_irrelevant_and_random", "Figure 4", paper_dpo.irrelevant_and_random),
-            ("dpo_where_the_mass_went", "Figures 4, 9", paper_dpo.where_the_mass_went),
-            ("dpo_squeeze_index", "Section 3.3", paper_dpo.squeeze_index),
+            ("dpo_irrelevant_and_random", "Figure 4", paper_dpo._irrelevant_and_random),
+            ("dpo_where_the_mass_went", "Figures 4, 9", paper_dpo._where_the_mass_went),
+            ("dpo_squeeze_index", "Section 3.3", paper_dpo._squeeze_index),
         )
     ]
     both = [one for one in there if _splits(one, "dpo") == 2]
@@ -76,7 +76,7 @@ def _of_dpo(seeds: Sequence[Recorded]) -> list[Plate]:
             "On-policy: each rejected answer of the training pairs was sampled from "
             "the model after SFT. The probes are the same in both."
         )
-        draw = paper_dpo.on_policy
+        draw = paper_dpo._on_policy
         plates.append(_plate("dpo_on_policy", "Section 3.3", draw, policies, about))
     return plates
 
@@ -85,8 +85,8 @@ def _of_extend(seeds: Sequence[Recorded]) -> list[Plate]:
     plates = []
     first = _with(seeds, "extend-sft")
     if first:
-        about = f"{PROBED} Extend trains on both answers, so on twice as many updates."
-        draw: Draw = paper_extend.extend_sft
+        about = f"{_PROBED} Extend trains on both answers, so on twice as many updates."
+        draw: _Draw = paper_extend.extend_sft
         plates.append(_plate("extend_sft", "Figure 5", draw, first, about))
         plates.append(_groups("extend_sft_groups", "Figures 3, 5", "extend-sft", first))
     both = _with(_with(seeds, "dpo"), "extend-dpo")
@@ -95,14 +95,14 @@ def _of_extend(seeds: Sequence[Recorded]) -> list[Plate]:
             ("extend_dpo", paper_extend.extend_dpo),
             ("extend_matched", paper_extend.extend_matched),
         ):
-            plates.append(_plate(name, "Figure 5", draw, both, PROBED))
+            plates.append(_plate(name, "Figure 5", draw, both, _PROBED))
     return plates
 
 
 def _of_learnt(seeds: Sequence[Recorded]) -> list[Plate]:
     plates = []
     sized = [one for one in seeds if one.vocabulary is not None]
-    if sized and paper_proxies.roles_of(sized):
+    if sized and paper_proxies._roles_of(sized):
         for name, signs in (("lbk", False), ("sign_delta", True)):
             draw = _proxy(signs)
             about = "As in the authors' notebook, which is not what the paper defines."
@@ -116,16 +116,16 @@ def _of_learnt(seeds: Sequence[Recorded]) -> list[Plate]:
 
 
 def _plate(
-    name: str, paper: str, draw: Draw, seeds: Sequence[Recorded], about: str
+    name: str, paper: str, draw: _Draw, seeds: Sequence[Recorded], about: str
 ) -> Plate:
     return Plate(name, paper, lambda width: draw(seeds, width), about)
 
 
 def _groups(name: str, paper: str, role: str, seeds: Sequence[Recorded]) -> Plate:
     def draw(those: Sequence[Recorded], width: int) -> Sheet:
-        return paper_sft.groups(those, role, width)
+        return paper_sft._groups(those, role, width)
 
-    return _plate(name, paper, draw, seeds, PROBED)
+    return _plate(name, paper, draw, seeds, _PROBED)
 
 
 def _held_out(name: str, role: str, seeds: Sequence[Recorded]) -> Plate:
@@ -133,17 +133,17 @@ def _held_out(name: str, role: str, seeds: Sequence[Recorded]) -> Plate:
     about = "Solid: probed training prompts. Dashed: prompts never trained on."
 
     def draw(those: Sequence[Recorded], width: int) -> Sheet:
-        return paper_sft.held_out(those, role, kinds, width)
+        return paper_sft._held_out(those, role, kinds, width)
 
     return _plate(name, "Section 4, D_probtest", draw, seeds, about)
 
 
-def _proxy(signs: bool) -> Draw:
-    return lambda seeds, width: paper_proxies.proxies(seeds, width, signs=signs)
+def _proxy(signs: bool) -> _Draw:
+    return lambda seeds, width: paper_proxies._proxies(seeds, width, signs=signs)
 
 
-def _map(normalised: bool) -> Draw:
-    return lambda seeds, width: paper_heatmap.heat_map(
+def _map(normalised: bool) -> _Draw:
+    return lambda seeds, width: paper_heatmap._heat_map(
         seeds, width, normalised=normalised
     )
 
@@ -165,9 +165,9 @@ def _splits(one: Recorded, role: str) -> int:
     return len(set(one.runs[role].split_of.tolist()) & {"train", "test"})
 
 
-STATEMENTS = (*SFT_STATEMENTS, *DPO_STATEMENTS, *EXTEND_STATEMENTS)
+_STATEMENTS = (*SFT_STATEMENTS, *DPO_STATEMENTS, *EXTEND_STATEMENTS)
 
 
 def paper_claims(seeds: Sequence[Recorded]) -> tuple[Claim, ...]:
     """All statements about SFT, DPO and extend, in the paper's order."""
-    return claims_of(STATEMENTS, seeds)
+    return claims_of(_STATEMENTS, seeds)

@@ -290,7 +290,7 @@ DPO_STATEMENTS = (
     ),
 )
 
-OTHERS = (
+_OTHERS = (
     *("chosen_semantic", "chosen_format", "rejected_semantic", "rejected_format"),
     *("irrelevant_train", "irrelevant_test", "irrelevant_human"),
     *("random_permuted", "random_words"),
@@ -310,7 +310,7 @@ ROLES = {
 """Name and style of each DPO run, where runs are compared."""
 
 
-def chosen_and_rejected(seeds: Sequence[Recorded], width: int) -> Sheet:
+def _chosen_and_rejected(seeds: Sequence[Recorded], width: int) -> Sheet:
     """The two answers of a pair and the greedy path, at two scales."""
     panels = [
         panel(
@@ -342,7 +342,7 @@ def rephrases(seeds: Sequence[Recorded], width: int) -> Sheet:
     return _two(seeds, both, "rephrases", width)
 
 
-def irrelevant_and_random(seeds: Sequence[Recorded], width: int) -> Sheet:
+def _irrelevant_and_random(seeds: Sequence[Recorded], width: int) -> Sheet:
     """Answers that have nothing to do with the prompt."""
     both = {
         "Irrelevant": ("irrelevant_train", "irrelevant_test", "irrelevant_human"),
@@ -366,7 +366,7 @@ def _two(
     return small_multiples(width, title, _unit(seeds), panels)
 
 
-def where_the_mass_went(seeds: Sequence[Recorded], width: int) -> Sheet:
+def _where_the_mass_went(seeds: Sequence[Recorded], width: int) -> Sheet:
     """The favourites along chosen against all other tokens there."""
     rest = _rest(seeds)
     panels = [panel(seeds, "The favourites, Σ log max π", lines(_greedy(seeds)))]
@@ -399,7 +399,7 @@ def _rest(seeds: Sequence[Recorded]) -> Line | None:
     return Line("all others", other, tuple(runs)) if runs else None
 
 
-def on_policy(seeds: Sequence[Recorded], width: int) -> Sheet:
+def _on_policy(seeds: Sequence[Recorded], width: int) -> Sheet:
     """Off-policy against on-policy rejected answers, same updates, same probes."""
     difference = [
         told(name, ends(seeds, role, GREEDY))
@@ -422,7 +422,7 @@ def compared(
             if role == "dpo" and "extend-dpo" in roles:
                 name = "plain"  # against extend this is what matters of it
             if kind == "others":
-                found.append(mean_line(seeds, role, OTHERS, name, style))
+                found.append(mean_line(seeds, role, _OTHERS, name, style))
             else:
                 found.append(line(seeds, role, kind, name=name, style=style))
         if lines(*found):
@@ -431,7 +431,7 @@ def compared(
     return small_multiples(width, title, _unit(seeds), panels)
 
 
-def squeeze_index(seeds: Sequence[Recorded], width: int) -> Sheet:
+def _squeeze_index(seeds: Sequence[Recorded], width: int) -> Sheet:
     """The squeeze index of every DPO run over its updates."""
     found = []
     last = []

@@ -216,7 +216,7 @@ EXTEND_STATEMENTS = (
     ),
 )
 
-DASHED = (5.0, 2.5)
+_DASHED = (5.0, 2.5)
 
 
 def extend_sft(seeds: Sequence[Recorded], width: int) -> Sheet:
@@ -224,7 +224,7 @@ def extend_sft(seeds: Sequence[Recorded], width: int) -> Sheet:
     panels = []
     for kind in ("chosen", "rejected"):
         base = style_of(kind)
-        plain = Style(base.line, base.text, DASHED, 1.6, base.band)
+        plain = Style(base.line, base.text, _DASHED, 1.6, base.band)
         solid = Style(base.line, base.text, (), 2.2, base.band)
         options: Any = {"clock": "share", "level": True, "skip": 1}
         found = lines(
@@ -290,16 +290,16 @@ def extend_matched(seeds: Sequence[Recorded], width: int) -> Sheet:
     return small_multiples(width, title, unit, panels)
 
 
-STAGES = {
+_STAGES = {
     "sft": "SFT on chosen",
     "dpo": "SFT, then DPO",
     "extend-sft": "extend: SFT on both",
     "extend-dpo": "extend, then DPO",
 }
-COLOUR = {"sft": "other", "dpo": "rejected", "extend-sft": "other"}
+_COLOUR = {"sft": "other", "dpo": "rejected", "extend-sft": "other"}
 
 
-def exam(seeds: Sequence[Recorded], width: int) -> Sheet:
+def _exam(seeds: Sequence[Recorded], width: int) -> Sheet:
     """Share answered right after each stage, with its interval, for every seed."""
     stages = [s for s in GRADED if any(s in one.right for one in seeds)]
     row = 22 * len(seeds) + 26
@@ -315,8 +315,8 @@ def exam(seeds: Sequence[Recorded], width: int) -> Sheet:
     axes.set_yticks([])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
     for index, stage in enumerate(stages):
-        colour = LINE[COLOUR.get(stage, "chosen")]
-        name = STAGES.get(stage, stage)
+        colour = LINE[_COLOUR.get(stage, "chosen")]
+        name = _STAGES.get(stage, stage)
         y = sheet.top + 10 + index * row + row / 2
         size = 11.5 if sheet.narrow else 13
         sheet.write(0, y + 4, name, size=size, bold=True)

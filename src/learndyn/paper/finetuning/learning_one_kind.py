@@ -151,7 +151,7 @@ def _scored(
     return trajectory.columns[column][:, rows[always]]
 
 
-ROWS = {
+_ROWS = {
     "learn-chosen": "SFT on chosen",
     "learn-chosen_semantic": "SFT on chosen_semantic",
     "learn-rejected": "SFT on rejected",
@@ -162,22 +162,22 @@ ROWS = {
 }
 """The figure's rows, where there are such runs; "sft" where no kind has its own."""
 
-KINDS = (
+_KINDS = (
     *("chosen", "chosen_semantic", "rejected", "rejected_semantic"),
     *("irrelevant_train", "irrelevant_human", "random_words"),
 )
 
-SMOOTHING = 0.6
+_SMOOTHING = 0.6
 """Weight of what was before in the moving average. The authors take 0.9 over 50
 evaluations; with ten that would leave the start alone."""
 
-Proxy = Callable[..., Float[np.ndarray, " change"]]
+_Proxy = Callable[..., Float[np.ndarray, " change"]]
 
 
-def proxies(seeds: Sequence[Recorded], width: int, *, signs: bool) -> Sheet:
+def _proxies(seeds: Sequence[Recorded], width: int, *, signs: bool) -> Sheet:
     """Curves and sums of LBK, or with `signs` of SignDelta, for each run."""
-    proxy: Proxy = notebook_sign_delta if signs else notebook_lbk
-    roles = roles_of(seeds)
+    proxy: _Proxy = notebook_sign_delta if signs else notebook_lbk
+    roles = _roles_of(seeds)
     name = "SignDelta" if signs else "LBK"
     narrow = width < 600
     tall = 118 if narrow else 138
@@ -193,21 +193,21 @@ def proxies(seeds: Sequence[Recorded], width: int, *, signs: bool) -> Sheet:
         top = sheet.top + 24 + index * cell
         found = {
             kind: [_values(one, role, kind, proxy) for one in seeds]
-            for kind in KINDS
+            for kind in _KINDS
             if all(kind in one.runs[role].kinds for one in seeds)
         }
-        sheet.write(0, top - 4, ROWS[role], size=13, bold=True)
+        sheet.write(0, top - 4, _ROWS[role], size=13, bold=True)
         middle = width * (0.5 if narrow else 0.56)
         _curves(sheet, seeds[0], role, found, (44, top + 6, middle - 8, top + tall))
         _sums(sheet, found, (middle, top + 6, width, top + tall + 24), signs)
     return sheet
 
 
-def roles_of(seeds: Sequence[Recorded]) -> list[str]:
+def _roles_of(seeds: Sequence[Recorded]) -> list[str]:
     """Runs that every seed has, with two observations or more."""
     there = [
         role
-        for role in ROWS
+        for role in _ROWS
         if all(role in one.runs and len(one.runs[role].steps) > 1 for one in seeds)
     ]
     alone = any(role.startswith("learn-") for role in there)
@@ -215,7 +215,7 @@ def roles_of(seeds: Sequence[Recorded]) -> list[str]:
 
 
 def _values(
-    one: Recorded, role: str, kind: str, proxy: Proxy
+    one: Recorded, role: str, kind: str, proxy: _Proxy
 ) -> Float[np.ndarray, " change"]:
     run = one.runs[role]
     split = probed_split(run)
@@ -223,11 +223,11 @@ def _values(
     return proxy(run, kind, one.vocabulary, split=split)
 
 
-def smoothed(values: Float[np.ndarray, " change"]) -> Float[np.ndarray, " change"]:
+def _smoothed(values: Float[np.ndarray, " change"]) -> Float[np.ndarray, " change"]:
     """Exponential moving average, from the first value on."""
     out = np.array(values, dtype=np.float64)
     for i in range(1, len(out)):
-        out[i] = SMOOTHING * out[i - 1] + (1 - SMOOTHING) * out[i]
+        out[i] = _SMOOTHING * out[i - 1] + (1 - _SMOOTHING) * out[i]
     return out
 
 
@@ -246,7 +246,7 @@ def _curves(
         raw = np.mean(shown, axis=0)
         axes.plot(steps, raw, color=style.line, linewidth=0.6, alpha=0.6)
         (line,) = axes.plot(
-            steps, smoothed(raw), color=style.line, linewidth=points(style.width)
+            steps, _smoothed(raw), color=style.line, linewidth=points(style.width)
         )
         if style.dash:
             line.set_dashes(style.dash)
@@ -285,29 +285,29 @@ def _sums(
 
 
 def _told(
-    seeds: Sequence[Recorded], roles: Sequence[str], proxy: Proxy, name: str
+    seeds: Sequence[Recorded], roles: Sequence[str], proxy: _Proxy, name: str
 ) -> str:
     role = roles[0]
-    kinds = [k for k in KINDS if all(k in one.runs[role].kinds for one in seeds)]
+    kinds = [k for k in _KINDS if all(k in one.runs[role].kinds for one in seeds)]
     total = {
         kind: np.mean([_values(one, role, kind, proxy).sum() for one in seeds])
         for kind in kinds
     }
     best = max(total, key=lambda kind: float(total[kind]))
     least = min(total, key=lambda kind: float(total[kind]))
-    return f"{ROWS[role]}: {name} is largest for {best}, smallest for {least}"
+    return f"{_ROWS[role]}: {name} is largest for {best}, smallest for {least}"
 
 
-DIVERGING = LinearSegmentedColormap.from_list(
+_DIVERGING = LinearSegmentedColormap.from_list(
     "learndyn", [DOWN, "#E9B48A", PAPER, "#9DBBDD", UP]
 )
 """Brown is less likely, blue more, as in the strips of tokens."""
 
-Table = tuple[list[str], list[str], Float[np.ndarray, "row column"]]
+_Table = tuple[list[str], list[str], Float[np.ndarray, "row column"]]
 """Rows, columns and values."""
 
 
-def influence(seeds: Sequence[Recorded], *, normalised: bool) -> Table:
+def _influence(seeds: Sequence[Recorded], *, normalised: bool) -> _Table:
     """Accumulated SignDelta by observed kind and trained kind, mean over seeds.
 
     Not normalised: the mean change of log pi over the run itself, in nats.
@@ -338,9 +338,9 @@ def _moved(one: Recorded, role: str, kind: str, proxy: bool) -> float:
     return float(notebook_sign_delta(run, kind, one.vocabulary, split=split).sum())
 
 
-def heat_map(seeds: Sequence[Recorded], width: int, *, normalised: bool) -> Sheet:
+def _heat_map(seeds: Sequence[Recorded], width: int, *, normalised: bool) -> Sheet:
     """One cell per observed and trained kind, its value printed in it."""
-    rows, columns, values = influence(seeds, normalised=normalised)
+    rows, columns, values = _influence(seeds, normalised=normalised)
     narrow = width < 600
     left, head = (118 if narrow else 190), (120 if narrow else 46)
     cell = 25 if narrow else 36
@@ -360,7 +360,7 @@ def heat_map(seeds: Sequence[Recorded], width: int, *, normalised: bool) -> Shee
         np.arange(len(columns) + 1),
         np.arange(len(rows) + 1),
         values,
-        cmap=DIVERGING,
+        cmap=_DIVERGING,
         vmin=-limit,
         vmax=limit,
         edgecolors=PAPER,
@@ -418,7 +418,7 @@ def _heads(
 
 def _ink(share: float) -> str:
     """Ink or paper, whichever is easier to read on a cell's colour."""
-    colour = DIVERGING((share + 1) / 2)
+    colour = _DIVERGING((share + 1) / 2)
     shown = "#" + "".join(f"{round(255 * part):02X}" for part in colour[:3])
     return INK if contrast(INK, shown) >= contrast(PAPER, shown) else PAPER
 

@@ -34,16 +34,16 @@ from learndyn.world.stages import (
 HELD_OUT = 16
 """Held-out prompts that the runs `sft` and `dpo` probe too (the paper's D_probtest)."""
 
-EXAM = 200
+_EXAM = 200
 """Held-out prompts that are answered and graded after a stage."""
 
-LEARN: dict[str, Any] = {"num_train_epochs": 10, "warmup_steps": 5}
+_LEARN: dict[str, Any] = {"num_train_epochs": 10, "warmup_steps": 5}
 """Ten epochs over the probed prompts, as the authors' `prob_*_ep10` runs."""
 
-EVERY = {"extend-sft": 40, "learn": 10}
-"""Updates between observations; of the other stages `EVERY_OTHER`."""
+_EVERY = {"extend-sft": 40, "learn": 10}
+"""Updates between observations; of the other stages `_EVERY_OTHER`."""
 
-EVERY_OTHER = 20
+_EVERY_OTHER = 20
 
 
 def finished(experiment: Experiment, stage: str) -> bool:
@@ -53,18 +53,18 @@ def finished(experiment: Experiment, stage: str) -> bool:
     return experiment.finished(stage) and (exam.exists() or not graded)
 
 
-def learnt(probes: ProbeSet) -> list[str]:
+def _learnt(probes: ProbeSet) -> list[str]:
     """Kinds that a run of their own is trained on."""
     return [kind for kind in LEARNT if kind in probes.kinds]
 
 
-def lesson(experiment: Experiment) -> Data:
+def _lesson(experiment: Experiment) -> Data:
     """The probes of training prompts as rows: what the `learn-KIND` runs train on.
 
-    Only prompts that have every kind of `learnt`, so that all train on the same.
+    Only prompts that have every kind of `_learnt`, so that all train on the same.
     """
     probes = experiment.inputs.probes
-    kinds = learnt(probes)
+    kinds = _learnt(probes)
     rows: dict[str, Row] = {}
     for probe in probes:
         if probe.split == "train":
@@ -84,15 +84,15 @@ def lesson(experiment: Experiment) -> Data:
 def stages_of(experiment: Experiment) -> dict[str, Stage]:
     """Every stage of a seed."""
     stages = dict(STAGES)
-    for kind in learnt(experiment.inputs.probes):
+    for kind in _learnt(experiment.inputs.probes):
         name = f"learn-{kind}"
-        stages[name] = Stage(name, kinds=(kind,), trainer=LEARN)
+        stages[name] = Stage(name, kinds=(kind,), trainer=_LEARN)
     return {name: _observed(stage) for name, stage in stages.items()}
 
 
 def _observed(stage: Stage) -> Stage:
     is_lesson = stage.name.startswith("learn-")
-    every = EVERY.get("learn" if is_lesson else stage.name, EVERY_OTHER)
+    every = _EVERY.get("learn" if is_lesson else stage.name, _EVERY_OTHER)
     # the margin of the first update is logged by itself: it must be zero
     trainer = {**stage.trainer, "logging_first_step": True}
     return replace(stage, every=every, trainer=trainer)
@@ -107,7 +107,7 @@ def run_stage(experiment: Experiment, stage: Stage) -> None:
     if not experiment.finished(stage.name):
         rows, probes = None, experiment.inputs.probes
         if stage.name.startswith("learn-"):
-            rows = lesson(experiment)
+            rows = _lesson(experiment)
             if "test" in {probe.split for probe in probes}:
                 trained = tuple(p for p in probes if p.split == "train")
                 probes = ProbeSet(trained, probes.manifest)
@@ -118,7 +118,7 @@ def run_stage(experiment: Experiment, stage: Stage) -> None:
         experiment.train(stage, rows, probes)
     path = grades_path(experiment.folder, stage.name)
     if not finished(experiment, stage.name):
-        text = json.dumps(experiment.answers(stage.name, EXAM))
+        text = json.dumps(experiment.answers(stage.name, _EXAM))
         write_whole(path, lambda part: part.write_text(text))
 
 
@@ -127,11 +127,11 @@ def recorded(experiment: Experiment) -> Recorded:
     model = experiment.model or str(embedded_model_path())
     stages = [name for name in stages_of(experiment) if experiment.finished(name)]
     return Recorded.load(
-        experiment.seed, experiment.folder, stages, vocabulary_of(model)
+        experiment.seed, experiment.folder, stages, _vocabulary_of(model)
     )
 
 
-def vocabulary_of(model: str) -> int | None:
+def _vocabulary_of(model: str) -> int | None:
     """The number of logits that a model has, its padding included."""
     from transformers import AutoConfig
 

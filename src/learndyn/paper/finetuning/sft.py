@@ -288,7 +288,7 @@ SFT_STATEMENTS = (
     ),
 )
 
-GROUPS = {
+_GROUPS = {
     "Chosen and its rephrases": (
         *("chosen", "chosen_semantic", "chosen_format", "chosen_selfr"),
         *("chosen_initial", GREEDY),
@@ -312,10 +312,10 @@ def of_seeds(seeds: Sequence[Recorded]) -> str:
     return f"; thin: each of {len(seeds)} runs, thick: their mean"
 
 
-def groups(seeds: Sequence[Recorded], role: str, width: int) -> Sheet:
+def _groups(seeds: Sequence[Recorded], role: str, width: int) -> Sheet:
     """Every kind's change over a run, in the paper's four groups."""
     panels = []
-    for title, kinds in GROUPS.items():
+    for title, kinds in _GROUPS.items():
         found = kinds_lines(seeds, role, kinds)
         if found:
             panels.append(panel(seeds, title, found))
@@ -344,7 +344,7 @@ def hallucination(seeds: Sequence[Recorded], width: int) -> Sheet:
     return small_multiples(width, title, _unit(seeds), panels)
 
 
-def held_out(
+def _held_out(
     seeds: Sequence[Recorded], role: str, kinds: Sequence[str], width: int
 ) -> Sheet:
     """Training prompts (solid) against held-out ones (dashed), a panel per kind."""

@@ -53,7 +53,7 @@ from learndyn.show.chart import (
 )
 
 
-ABOUT = {
+_ABOUT = {
     "A": "A: pulled up",
     "B": "B: flat, pushed down",
     "C": "C: peaky, a label on a peak pushed down",
@@ -62,7 +62,7 @@ ABOUT = {
 }
 
 
-def scenes_figure(width: int = WIDE) -> Sheet:
+def _scenes_figure(width: int = WIDE) -> Sheet:
     """Grid A to D: 50 labels; pull up, push a flat one, a peak, a valley."""
     scenes = paper_scenes()[:4]
     steps = [scene.step for scene in scenes]
@@ -71,7 +71,7 @@ def scenes_figure(width: int = WIDE) -> Sheet:
         width,
         [_heading(scene, found) for scene, found in zip(scenes, steps, strict=True)],
         title=(
-            f"Pushing down a label of probability {probability(valley, valley.y)} "
+            f"Pushing down a label of probability {_probability(valley, valley.y)} "
             f"moves {100 * float(valley.gains[valley.favourite]):.0f} % of all "
             "probability to the favourite"
         ),
@@ -83,7 +83,7 @@ def scenes_figure(width: int = WIDE) -> Sheet:
     return grid.sheet
 
 
-def vocabulary_figure(width: int = WIDE) -> Sheet:
+def _vocabulary_figure(width: int = WIDE) -> Sheet:
     """Heading E: 1000 labels."""
     scene = paper_scenes()[4]
     found = scene.step
@@ -105,28 +105,28 @@ def vocabulary_figure(width: int = WIDE) -> Sheet:
     return grid.sheet
 
 
-def probability(found: Step, label: int, *, after: bool = False) -> str:
+def _probability(found: Step, label: int, *, after: bool = False) -> str:
     """A label's probability in two or three figures."""
-    return written((found.after if after else found.before)[label])
+    return _written((found.after if after else found.before)[label])
 
 
-def written(logp: float) -> str:
+def _written(logp: float) -> str:
     """A probability, given in nats, as 0.250 or 4.0·10⁻¹⁰."""
     value = math.exp(logp)
     if value >= 0.001:
         return f"{value:.3f}"
     power = math.floor(logp / math.log(10))
-    return f"{math.exp(logp - power * math.log(10)):.1f}·{power_of_ten(power)}"
+    return f"{math.exp(logp - power * math.log(10)):.1f}·{_power_of_ten(power)}"
 
 
-def power_of_ten(exponent: int) -> str:
+def _power_of_ten(exponent: int) -> str:
     """1,000 for 3 and 10⁻¹⁰ for -10."""
     if -4 < exponent < 4:
         return f"{10.0**exponent:,g}"
     return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def probability_axis(axes: Axes, low: float, high: float) -> None:
+def _probability_axis(axes: Axes, low: float, high: float) -> None:
     """A log axis from `low` to `high`, both in nats, labelled with probabilities."""
     axes.set_ylim(low, high)
     decades = [k for k in range(-400, 1) if low <= k * math.log(10) <= high]
@@ -134,7 +134,7 @@ def probability_axis(axes: Axes, low: float, high: float) -> None:
         every = -(-len(decades) // 6)
         shown = decades[::-1][::every]
         ticks = [k * math.log(10) for k in shown]
-        names = [power_of_ten(k) for k in shown]
+        names = [_power_of_ten(k) for k in shown]
     else:
         inside = MaxNLocator(4).tick_values(math.exp(low), math.exp(high))
         ticks = [math.log(v) for v in inside if v > 0 and low <= math.log(v) <= high]
@@ -155,9 +155,10 @@ def _heading(scene: Scene, found: Step) -> Heading:
     many = f"{rise} of {others} others rise" if rise else f"all {others} others fall"
     best = found.favourite
     return Heading(
-        f"{ABOUT[scene.name]}: {many}",
-        f"y {probability(found, found.y)} → {probability(found, found.y, after=True)}, "
-        f"y* {probability(found, best)} → {probability(found, best, after=True)}",
+        f"{_ABOUT[scene.name]}: {many}",
+        f"y {_probability(found, found.y)} → "
+        f"{_probability(found, found.y, after=True)}, "
+        f"y* {_probability(found, best)} → {_probability(found, best, after=True)}",
     )
 
 
@@ -201,7 +202,7 @@ def _arrows(axes: Axes, found: Step) -> None:
             va="bottom",
         )
     axes.set_xlim(-0.02 * len(order) - 1, 1.04 * len(order))
-    probability_axis(axes, low, high)
+    _probability_axis(axes, low, high)
     axes.set_xticks(_ranks(len(order)))
 
 
@@ -237,16 +238,16 @@ def _ranks(labels: int) -> list[int]:
     return [1, *range(every, labels + 1, every)]
 
 
-STDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_STDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Standard deviations of the logits, from flat to peaky."""
 
-UNLIKELY = tuple(np.geomspace(0.5, 1e-4, 16).tolist())
+_UNLIKELY = tuple(np.geomspace(0.5, 1e-4, 16).tolist())
 """Probabilities of y before the push."""
 
 
-def peakiness_figure(width: int = WIDE) -> Sheet:
+def _peakiness_figure(width: int = WIDE) -> Sheet:
     """Who rises and what y* gets, from flat to peaky."""
-    found = peakiness_sweep(STDS)
+    found = peakiness_sweep(_STDS)
     rise = [one.others_rise for one in found]
     share = [np.log10(one.to_favourite) for one in found]
     means = [float(np.mean(r)) for r in rise]
@@ -269,20 +270,20 @@ def peakiness_figure(width: int = WIDE) -> Sheet:
         tall=250,
     )
     axes, _ = grid.axes(0, "standard deviation of the logits")
-    _band(axes, STDS, rise, MUTED, np.mean)
+    _band(axes, _STDS, rise, MUTED, np.mean)
     axes.set_ylim(0, 50)
     axes, _ = grid.axes(1, "standard deviation of the logits")
-    _band(axes, STDS, share, INK, np.median)
+    _band(axes, _STDS, share, INK, np.median)
     axes.axhline(0, color=MUTED, linewidth=1)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: power_of_ten(round(v))))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _power_of_ten(round(v))))
     return grid.sheet
 
 
-def unlikely_figure(width: int = WIDE) -> Sheet:
+def _unlikely_figure(width: int = WIDE) -> Sheet:
     """Claim 4: what a less likely y does to the rest, and to y*."""
     others = 2 * np.random.default_rng(0).standard_normal((200, 49))
-    rest, best = by_probability(others, UNLIKELY)
+    rest, best = by_probability(others, _UNLIKELY)
     ends = {"rest": np.median(rest, axis=0), "y*": np.median(best, axis=0)}
     grid = Grid(
         width,
@@ -306,7 +307,7 @@ def unlikely_figure(width: int = WIDE) -> Sheet:
         labels=70 if width < 600 else 110,
     )
     axes, box = grid.axes(0, "π(y) before the push: less likely →")
-    at = -np.log10(UNLIKELY)
+    at = -np.log10(_UNLIKELY)
     _band(axes, at, list(best.T), INK, np.median)
     _band(axes, at, list(rest.T), LINE["other"], np.median)
     axes.axhline(0, color=MUTED, linewidth=1)
@@ -334,15 +335,15 @@ def _band(
     axes.plot(at, [middle(v) for v in values], color=colour, lw=points(2.4))
 
 
-STYLES: dict[OptimizerName, tuple[str, str, Dash]] = {
+_STYLES: dict[OptimizerName, tuple[str, str, Dash]] = {
     "sgd": (LINE["chosen"], "SGD", SOLID),
     "momentum": (LINE["chosen"], "momentum", (5.0, 2.5)),
     "rmsprop": (LINE["rejected"], "RMSprop", SOLID),
     "adam": (LINE["rejected"], "Adam", (5.0, 2.5)),
 }
-FALL = 20.0
+_FALL = 20.0
 """Nats of log pi(y) up to which optimizers are compared."""
-RATES: dict[OptimizerName, float] = {
+_RATES: dict[OptimizerName, float] = {
     "sgd": 0.01,
     "momentum": 0.002,
     "rmsprop": 0.01,
@@ -357,51 +358,51 @@ def softmax_plates() -> list[Plate]:
         Plate(
             "softmax_scenes",
             "Appendix E, panels A to D",
-            scenes_figure,
+            _scenes_figure,
             "50 labels, 4 features, the draws of the authors' notebook. Its panel D "
             "mixed a second, positive update in; this one is the push alone.",
         ),
         Plate(
             "softmax_vocabulary",
             "Appendix E, panel E",
-            vocabulary_figure,
+            _vocabulary_figure,
             "1000 labels, 50 features, one step of learning rate 1.",
         ),
         Plate(
             "softmax_ratio",
             "Appendix E, Lemma 1",
-            ratio_figure,
+            _ratio_figure,
             "Line: closed form. Dots: the gradient step taken on the weights.",
         ),
         Plate(
             "softmax_peakiness",
             "Appendix E, Claims 3A to 3C",
-            peakiness_figure,
+            _peakiness_figure,
             "400 draws of 50 normal logits at each standard deviation; a random label "
             "is pushed down with s = 1.",
         ),
         Plate(
             "softmax_unlikely",
             "Appendix E, Claim 4",
-            unlikely_figure,
+            _unlikely_figure,
             "200 draws of 49 other labels, logit std 2; s = 1.",
         ),
         Plate(
             "softmax_optimizers",
             "Appendix E, beyond SGD",
-            optimizers_figure,
+            _optimizers_figure,
             "Each curve is a run of many small updates. In a network the labels share "
             "weights; this layer has a row of its own for each.",
         ),
     ]
 
 
-def ratio_figure(width: int = WIDE) -> Sheet:
+def _ratio_figure(width: int = WIDE) -> Sheet:
     """log(pi'/pi) against pi, with the threshold tau, in three distributions."""
     scenes = paper_scenes()
     shown = {
         "Flat (B)": scenes[1],
-        "In between": between(),
+        "In between": _between(),
         "Peaky (D)": scenes[3],
     }
     steps = [scene.step for scene in shown.values()]
@@ -428,13 +429,13 @@ def ratio_figure(width: int = WIDE) -> Sheet:
     return grid.sheet
 
 
-def between() -> Scene:
+def _between() -> Scene:
     """Panel A's distribution, neither flat nor peaky; y is unlikely and goes down."""
     a, _, _, d, _ = paper_scenes()
     return Scene("", a.weights, a.x, d.y, 0.1)
 
 
-def optimizers_figure(width: int = WIDE) -> Sheet:
+def _optimizers_figure(width: int = WIDE) -> Sheet:
     """What y* gains on the rest while y falls, under four optimizers."""
     shown = _paths()
     paths = list(shown.values())
@@ -445,7 +446,7 @@ def optimizers_figure(width: int = WIDE) -> Sheet:
             Heading(
                 f"{label}: SGD {nats(float(path['sgd'][1][-1]))} nats, "
                 f"Adam {nats(float(path['adam'][1][-1]))}",
-                f"when y has fallen by {FALL:.0f} nats",
+                f"when y has fallen by {_FALL:.0f} nats",
             )
             for label, path in zip(shown, paths, strict=True)
         ],
@@ -463,12 +464,12 @@ def optimizers_figure(width: int = WIDE) -> Sheet:
         axes, box = grid.axes(index, "how far log π(y) has fallen, nats")
         labels: list[EndLabel] = []
         for name, (fallen, gained) in path.items():
-            colour, said, dash = STYLES[name]
+            colour, said, dash = _STYLES[name]
             (line,) = axes.plot(fallen, gained, color=colour, lw=points(2.4))
             if dash:
                 line.set_dashes(dash)
             labels.append((said, float(gained[-1]), colour))
-        axes.set_xlim(0, FALL)
+        axes.set_xlim(0, _FALL)
         axes.axhline(0, color=MUTED, linewidth=1)
         end_labels(grid.sheet, axes, box, labels)
     return grid.sheet
@@ -477,7 +478,7 @@ def optimizers_figure(width: int = WIDE) -> Sheet:
 @cache
 def _paths() -> dict[str, dict[OptimizerName, Any]]:
     """Both panels' curves; both widths ask."""
-    scenes = {"Peaky (D)": paper_scenes()[3], "In between": between()}
+    scenes = {"Peaky (D)": paper_scenes()[3], "In between": _between()}
     return {
         name: {one: _path(scene, one) for one in OPTIMIZERS}
         for name, scene in scenes.items()
@@ -489,14 +490,14 @@ def _path(
 ) -> tuple[Float[np.ndarray, " at"], Float[np.ndarray, " at"]]:
     """Nats that y has fallen, and what y* has gained on all others together."""
     logp = simulate(
-        scene.weights, scene.x, scene.y, lr=RATES[name], steps=1200, optimizer=name
+        scene.weights, scene.x, scene.y, lr=_RATES[name], steps=1200, optimizer=name
     )
     best = favourite(logp[0], scene.y)
     keep = np.ones(logp.shape[1], bool)
     keep[[scene.y, best]] = False
     gap = logp[:, best] - np.logaddexp.reduce(logp[:, keep], axis=1)
     fallen = logp[0, scene.y] - logp[:, scene.y]
-    at = np.linspace(0, FALL, 81)
+    at = np.linspace(0, _FALL, 81)
     return at, np.interp(at, fallen, gap - gap[0])
 
 

@@ -37,17 +37,17 @@ from learndyn.show.page import (
 )
 
 
-SEEDS = (0, 1, 2)
+_SEEDS = (0, 1, 2)
 """Of the claims' random draws."""
 
-SCRIPT = "\n".join(
+_SCRIPT = "\n".join(
     Path(__file__).with_name(name).read_text(encoding="utf-8")
     for name in ("softmax.js", "playground.js")
 )
 
-TITLE = "The squeezing effect on one softmax"
+_TITLE = "The squeezing effect on one softmax"
 
-LEAD = (
+_LEAD = (
     "Pushing one label of a peaky softmax down takes probability from nearly all "
     "other labels too, and gives it to the one that was likeliest already.",
     "π are the probabilities of a softmax, y the label that is pushed, y* the "
@@ -59,9 +59,9 @@ LEAD = (
     "most.",
 )
 
-HEAD = ("statement", "outcome, seeds", "measured", "claim", "holds where; note")
+_HEAD = ("statement", "outcome, seeds", "measured", "claim", "holds where; note")
 
-STYLE = f"""
+_STYLE = f"""
 .try {{ display: flex; flex-wrap: wrap; gap: 16px 28px; align-items: end;
   margin: 18px 0; }}
 .try label {{ display: block; font-size: 13px; color: {MUTED}; }}
@@ -89,7 +89,7 @@ STYLE = f"""
   .try input[type=range] {{ width: calc(100% - 5em); }} }}
 """
 
-CONTROLS = """
+_CONTROLS = """
 <div class='try' role='group' aria-label='Settings'>
 <div><label for='v'>labels</label><select id='v'>
 <option>10</option><option>50</option><option>1000</option></select></div>
@@ -139,14 +139,14 @@ def write_playground(out: str | Path, *, overwrite: bool = False) -> Path:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     body = "".join(
         [
-            f"<section>{sentences(LEAD)}",
+            f"<section>{sentences(_LEAD)}",
             *(drawn(plate, folder / "figures") for plate in softmax_plates()),
             "</section>",
-            _claims(softmax_claims(SEEDS)),
+            _claims(softmax_claims(_SEEDS)),
             "<section id='try'><h2>Try it</h2><noscript><p class='note'>This part "
             "computes in your browser and needs its scripts. All that stands above is "
             "complete without.</p></noscript>",
-            f"<div id='try-controls' hidden>{CONTROLS}</div></section>",
+            f"<div id='try-controls' hidden>{_CONTROLS}</div></section>",
         ]
     )
     above = "<div>learndyn · Ren &amp; Sutherland 2025, Section 3.3, Appendix E</div>"
@@ -155,12 +155,12 @@ def write_playground(out: str | Path, *, overwrite: bool = False) -> Path:
         "share weights, so this tells the direction, not the size. The script is in "
         "the page, nothing is fetched, and the settings are in the address."
     )
-    whole = with_script(document(TITLE, above, body, below), STYLE, SCRIPT)
+    whole = _with_script(document(_TITLE, above, body, below), _STYLE, _SCRIPT)
     write_whole(page, lambda path: path.write_text(whole, encoding="utf-8"))
     return page
 
 
-def with_script(page: str, style: str, script: str) -> str:
+def _with_script(page: str, style: str, script: str) -> str:
     """The same page with a style and a script, the only one its policy lets run."""
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode()
     policy = (
@@ -188,7 +188,7 @@ def _claims(claims: Sequence[Claim]) -> str:
     passed = sum(claim.outcome == "PASS" for claim in claims)
     return (
         f"<section><h2>{passed} of {len(claims)} statements of Appendix E hold</h2>"
-        + table(HEAD, rows)
+        + table(_HEAD, rows)
         + "</section>"
     )
 

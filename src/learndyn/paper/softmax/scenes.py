@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from learndyn.paper.softmax.step import Step, log_ratio, log_softmax, step
 
 
-SEED = 10086
+_SEED = 10086
 """The notebook's."""
 
 
@@ -48,7 +48,7 @@ class Scene:
         return step(self.logits, self.y, self.strength)
 
 
-def paper_scenes(seed: int = SEED) -> tuple[Scene, ...]:
+def paper_scenes(seed: int = _SEED) -> tuple[Scene, ...]:
     """Appendix E's five: A to D over 50 labels and 4 features, E over 1000 and 50.
 
     A pulls a random label up. B pushes a label of a flat distribution down, C one on a
@@ -75,7 +75,7 @@ def paper_scenes(seed: int = SEED) -> tuple[Scene, ...]:
 
 Place = Literal["any", "peak", "valley"]
 
-ABSENT = -1e4
+_ABSENT = -1e4
 """Logit of what is no label of its case: probability 0, and no infinity to subtract."""
 
 
@@ -84,7 +84,7 @@ class Cases:
     """Random distributions, each with a label to push and a strength."""
 
     logits: Float[np.ndarray, "case label"]
-    """`ABSENT` beyond a case's own labels."""
+    """`_ABSENT` beyond a case's own labels."""
     y: Int[np.ndarray, " case"]
     strength: Float[np.ndarray, " case"]
     """s > 0."""
@@ -92,7 +92,7 @@ class Cases:
     @property
     def present(self) -> Bool[np.ndarray, "case label"]:
         """Which are labels of their case."""
-        return self.logits > ABSENT / 2
+        return self.logits > _ABSENT / 2
 
 
 def random_cases(rng: np.random.Generator, cases: int) -> Cases:
@@ -100,7 +100,7 @@ def random_cases(rng: np.random.Generator, cases: int) -> Cases:
     sizes = rng.integers(3, 200, cases)
     std = np.exp(rng.uniform(np.log(0.01), np.log(6), cases))
     logits = std[:, None] * rng.standard_normal((cases, 199))
-    logits[np.arange(199) >= sizes[:, None]] = ABSENT
+    logits[np.arange(199) >= sizes[:, None]] = _ABSENT
     strength = np.exp(rng.uniform(np.log(1e-4), np.log(10), cases))
     return Cases(logits, rng.integers(0, sizes), strength)
 
@@ -129,7 +129,7 @@ def normal_cases(
     return Cases(logits, y, np.full(cases, strength))
 
 
-def with_probability(
+def _with_probability(
     others: Float[np.ndarray, "*batch label"], probability: float
 ) -> Float[np.ndarray, "*batch more"]:
     """log pi with label 0 at `probability` and the others' conditional left as it is.
@@ -151,7 +151,7 @@ def by_probability(
     First the change of all but y and y*, taken together; then that of y*. The
     conditional distribution of all labels but y stays what `others` says.
     """
-    logp = np.stack([with_probability(others, p) for p in probabilities], axis=1)
+    logp = np.stack([_with_probability(others, p) for p in probabilities], axis=1)
     ratio = log_ratio(logp, 0, 1.0)
     best = 1 + logp[..., 1:].argmax(axis=-1, keepdims=True)
     without = np.zeros_like(logp)
@@ -172,7 +172,7 @@ class Outcome:
     """What y* gained for every unit of probability that y lost."""
 
 
-def outcome(cases: Cases) -> Outcome:
+def _outcome(cases: Cases) -> Outcome:
     """Count who gains."""
     logp = log_softmax(cases.logits)
     ratio, at = log_ratio(logp, cases.y, cases.strength), np.arange(len(cases.y))
@@ -198,4 +198,4 @@ def peakiness_sweep(
 ) -> list[Outcome]:
     """One strength-1 push on a random one of 50 labels, at each std of the logits."""
     rng = np.random.default_rng(seed)
-    return [outcome(normal_cases(rng, std, cases=cases)) for std in stds]
+    return [_outcome(normal_cases(rng, std, cases=cases)) for std in stds]

@@ -34,7 +34,7 @@ Labels = int | Int[np.ndarray, "*batch"]
 Strength = float | Float[np.ndarray, "*batch"]
 """s; above 0 it pushes the label down."""
 
-LARGEST = 300.0
+_LARGEST = 300.0
 """Strength up to which exp(2 s) is a float64."""
 
 
@@ -46,7 +46,7 @@ def log_softmax(
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def residual(
+def _residual(
     logp: Float[np.ndarray, "*batch label"], y: Labels
 ) -> Float[np.ndarray, "*batch label"]:
     """G = pi - e_y. Entry y is minus the sum of all others: no digit is cancelled."""
@@ -65,9 +65,9 @@ def log_ratio(
     that gains most. For these the sum below has terms of one sign only.
 
     Raises:
-        BadInput: if a strength is beyond `LARGEST` or not finite, or `y` is no label.
+        BadInput: if a strength is beyond `_LARGEST` or not finite, or `y` is no label.
     """
-    push = _strength(strength)[..., None] * residual(logp, y)
+    push = _strength(strength)[..., None] * _residual(logp, y)
     top = push.max(axis=-1, keepdims=True)
     out = push - top - _log_mean(logp, push - top)
     at = _index(logp, y)
@@ -76,7 +76,7 @@ def log_ratio(
     return out
 
 
-def threshold(
+def _threshold(
     logp: Float[np.ndarray, "*batch label"], y: Labels, strength: Strength
 ) -> Float[np.ndarray, "*batch"]:
     """tau = ln(Z) / s, a probability: pushed down, i != y rises iff pi_i > tau.
@@ -85,18 +85,18 @@ def threshold(
     limit |pi|^2 - pi_y.
     """
     s = _strength(strength)[..., None]
-    g = residual(logp, y)
+    g = _residual(logp, y)
     top = (s * g).max(axis=-1, keepdims=True)
     safe = np.where(s == 0, 1.0, s)
     tau = (top + _log_mean(logp, s * g - top)) / safe
     return np.where(s == 0, (np.exp(logp) * g).sum(-1, keepdims=True), tau)[..., 0]
 
 
-def first_order(
+def _first_order(
     logp: Float[np.ndarray, "*batch label"], y: Labels
 ) -> Float[np.ndarray, "*batch label"]:
     """d log pi_i / ds at s = 0:  pi_i - 1[i = y] - (|pi|^2 - pi_y)."""
-    g = residual(logp, y)
+    g = _residual(logp, y)
     return g - (np.exp(logp) * g).sum(axis=-1, keepdims=True)
 
 
@@ -160,7 +160,7 @@ def step(logits: Float[np.ndarray, " label"], y: int, strength: float) -> Step:
         y,
         strength,
         log_ratio(logp, y, strength),
-        float(threshold(logp, y, strength)),
+        float(_threshold(logp, y, strength)),
     )
 
 
@@ -173,7 +173,7 @@ def favourite(logp: Float[np.ndarray, " label"], y: int) -> int:
 
 OptimizerName = Literal["sgd", "momentum", "rmsprop", "adam"]
 OPTIMIZERS: tuple[OptimizerName, ...] = ("sgd", "momentum", "rmsprop", "adam")
-MOMENTUM, ALPHA, BETAS, EPSILON = 0.9, 0.99, (0.9, 0.999), 1e-8
+_MOMENTUM, _ALPHA, _BETAS, _EPSILON = 0.9, 0.99, (0.9, 0.999), 1e-8
 """PyTorch's defaults; momentum has none there."""
 
 
@@ -195,18 +195,18 @@ def simulate(
     w, first, second = weights.copy(), np.zeros_like(weights), np.zeros_like(weights)
     out = [log_softmax(w @ x)]
     for at in range(1, steps + 1):
-        gradient = (-1.0 if down else 1.0) * np.outer(residual(out[-1], y), x)
+        gradient = (-1.0 if down else 1.0) * np.outer(_residual(out[-1], y), x)
         if optimizer == "momentum":
-            first = MOMENTUM * first + gradient
+            first = _MOMENTUM * first + gradient
             move = first
         elif optimizer == "rmsprop":
-            second = ALPHA * second + (1 - ALPHA) * gradient**2
-            move = gradient / (np.sqrt(second) + EPSILON)
+            second = _ALPHA * second + (1 - _ALPHA) * gradient**2
+            move = gradient / (np.sqrt(second) + _EPSILON)
         elif optimizer == "adam":
-            first = BETAS[0] * first + (1 - BETAS[0]) * gradient
-            second = BETAS[1] * second + (1 - BETAS[1]) * gradient**2
-            scale = np.sqrt(second / (1 - BETAS[1] ** at)) + EPSILON
-            move = first / (1 - BETAS[0] ** at) / scale
+            first = _BETAS[0] * first + (1 - _BETAS[0]) * gradient
+            second = _BETAS[1] * second + (1 - _BETAS[1]) * gradient**2
+            scale = np.sqrt(second / (1 - _BETAS[1] ** at)) + _EPSILON
+            move = first / (1 - _BETAS[0] ** at) / scale
         else:
             move = gradient
         w = w - lr * move
@@ -216,11 +216,11 @@ def simulate(
 
 def _strength(strength: Strength) -> Float[np.ndarray, "*batch"]:
     s = np.asarray(strength, float)
-    inside = np.abs(s) <= LARGEST  # NaN is not
+    inside = np.abs(s) <= _LARGEST  # NaN is not
     if not inside.all():
         raise BadInput(
-            f"strength {s[~inside].flat[0]} is not between -{LARGEST:g} and "
-            f"{LARGEST:g}. It is the learning rate times |x|^2: take a smaller step."
+            f"strength {s[~inside].flat[0]} is not between -{_LARGEST:g} and "
+            f"{_LARGEST:g}. It is the learning rate times |x|^2: take a smaller step."
         )
     return s
 

@@ -1,6 +1,6 @@
 """The claims of the paper's theory, each with its test on what one seed measured.
 
-`STEPS` are about one step, residuals and where they lead; `KERNELS` about the kernel,
+`_STEPS` are about one step, residuals and where they lead; `_KERNELS` about the kernel,
 its proxies, peaks and the sign rule. Thresholds that the paper does not give are this
 package's; they stand in each rule.
 """
@@ -18,30 +18,30 @@ from learndyn.paper.theory.result import (
 )
 
 
-EXACT = 1e-9
+_EXACT = 1e-9
 """Share of a residual by which autograd in float64 may differ from a formula."""
 
-STABLE = 0.9
+_STABLE = 0.9
 """Rank correlation from which on kernels count as alike."""
 
-TRACKS = 0.7
+_TRACKS = 0.7
 """Rank correlation from which on a proxy counts as one."""
 
 
-Test = Callable[[TheoryResult], Measured]
+_Test = Callable[[TheoryResult], Measured]
 """Tests one seed; raises `Absent` where its runs cannot say."""
 
-NOTHING = "The runs that were measured have nothing to test it on"
+_NOTHING = "The runs that were measured have nothing to test it on"
 
 
-def second_order(loss: str, model: str, decades: float) -> Test:
+def _second_order(loss: str, model: str, decades: float) -> _Test:
     """Whether the error goes with the square of the step."""
 
     def test(result: TheoryResult) -> Measured:
         for order in result.orders:
             if (order.loss, order.model) == (loss, model):
                 return Measured(result.seed, order.slope, _is_second(order, decades))
-        raise Absent(NOTHING)
+        raise Absent(_NOTHING)
 
     return test
 
@@ -50,39 +50,39 @@ def _is_second(order: Order, decades: float) -> bool:
     return abs(order.slope - 2) <= 0.1 and order.decades >= decades
 
 
-def parts_add_up(result: TheoryResult) -> Measured:
+def _parts_add_up(result: TheoryResult) -> Measured:
     """How far pull and push together are from the change as it was."""
     miss = result.kernels.relative_error
     return Measured(result.seed, miss, miss <= 0.1)
 
 
-def push_lifts_favourites(result: TheoryResult) -> Measured:
+def _push_lifts_favourites(result: TheoryResult) -> Measured:
     """What the part of y- does to the favourites along y+."""
     kernels = result.kernels
     pushed = kernels.greedy_push
     return Measured(result.seed, pushed, pushed > max(0.0, kernels.greedy_pull))
 
 
-def push_reaches_rephrases(result: TheoryResult) -> Measured:
+def _push_reaches_rephrases(result: TheoryResult) -> Measured:
     """What the part of y- does to the rephrase of y-."""
     kernels = result.kernels
     if "rejected_semantic" not in kernels.kinds:
-        raise Absent(NOTHING)
+        raise Absent(_NOTHING)
     pushed = kernels.push[kernels.kinds.index("rejected_semantic")]
     return Measured(result.seed, pushed, pushed < 0)
 
 
-def printed(loss: str) -> Test:
+def _printed(loss: str) -> _Test:
     """How far the printed residual is from the gradient of its loss."""
 
     def test(result: TheoryResult) -> Measured:
         miss = result.residuals.misses[loss]
-        return Measured(result.seed, miss, miss <= EXACT)
+        return Measured(result.seed, miss, miss <= _EXACT)
 
     return test
 
 
-def pairs_push_down(result: TheoryResult) -> Measured:
+def _pairs_push_down(result: TheoryResult) -> Measured:
     """The least push on y- of DPO, IPO and SLiC where policy and reference agree."""
     residuals = result.residuals
     start = residuals.margins.index(min(residuals.margins, key=abs))
@@ -90,13 +90,13 @@ def pairs_push_down(result: TheoryResult) -> Measured:
     return Measured(result.seed, least, least > 0)
 
 
-def sppo_spares_rejected(result: TheoryResult) -> Measured:
+def _sppo_spares_rejected(result: TheoryResult) -> Measured:
     """Change of log pi(y-) per nat of y+ by a small step on SPPO."""
     change = result.residuals.sppo_rejected
     return Measured(result.seed, change, change >= 0)
 
 
-def path_turns(result: TheoryResult) -> Measured:
+def _path_turns(result: TheoryResult) -> Measured:
     """How much farther y- fell over DPO than y+ moved, either way.
 
     Its limits are those at which the intervals of both are nearest and farthest: wider
@@ -104,7 +104,7 @@ def path_turns(result: TheoryResult) -> Measured:
     """
     walks = {walk.role: walk for walk in result.walks}
     if not {"sft", "dpo"} <= set(walks):
-        raise Absent(NOTHING)
+        raise Absent(_NOTHING)
     sft, dpo = walks["sft"], walks["dpo"]
     mean, low, high = dpo.turn
     moved = abs(mean), max(-low, high), max(0.0, low, -high)  # as it is, most, least
@@ -125,26 +125,26 @@ def _high(interval: Numbers) -> float:
     return interval[2]
 
 
-def kernel_keeps_order(start: str, end: str) -> Test:
+def _kernel_keeps_order(start: str, end: str) -> _Test:
     """Rank correlation of ||K(o, u)|| over o between two checkpoints."""
 
     def test(result: TheoryResult) -> Measured:
         path = result.kernel_path
         if not {start, end} <= set(path.checkpoints):
-            raise Absent(NOTHING)
+            raise Absent(_NOTHING)
         i, j = (path.checkpoints.index(name) for name in (start, end))
-        return Measured(result.seed, path.ranks[i][j], path.ranks[i][j] >= STABLE)
+        return Measured(result.seed, path.ranks[i][j], path.ranks[i][j] >= _STABLE)
 
     return test
 
 
-def bound_exact(result: TheoryResult) -> Measured:
+def _bound_exact(result: TheoryResult) -> Measured:
     """Largest LBK / (eta^2 ||K||_F^2), K written out."""
     most = _largest_ratio(result.bounds.exact_lbk, result.bounds.exact_kernel)
     return Measured(result.seed, most, most <= 1)
 
 
-def bound_trained(result: TheoryResult) -> Measured:
+def _bound_trained(result: TheoryResult) -> Measured:
     """The same at the SFT checkpoint, ||K|| estimated."""
     most = _largest_ratio(result.bounds.lbk, result.bounds.kernel)
     return Measured(result.seed, most, most <= 1)
@@ -154,25 +154,25 @@ def _largest_ratio(lbk: Numbers, kernel: Numbers) -> float:
     return max(a / b for a, b in zip(lbk, kernel, strict=True))
 
 
-def lbk_ranks(result: TheoryResult) -> Measured:
+def _lbk_ranks(result: TheoryResult) -> Measured:
     """Rank correlation of LBK with ||K||_F."""
     return Measured(
-        result.seed, result.bounds.rank_lbk, result.bounds.rank_lbk >= TRACKS
+        result.seed, result.bounds.rank_lbk, result.bounds.rank_lbk >= _TRACKS
     )
 
 
-def notebook_ranks(result: TheoryResult) -> Measured:
+def _notebook_ranks(result: TheoryResult) -> Measured:
     """Rank correlation of the notebook's LBK with ||K||_F."""
     rank = result.bounds.rank_notebook
-    return Measured(result.seed, rank, rank >= TRACKS)
+    return Measured(result.seed, rank, rank >= _TRACKS)
 
 
-def a_norm_identity(result: TheoryResult) -> Measured:
+def _a_norm_identity(result: TheoryResult) -> Measured:
     """Largest relative difference of ||A||_F^2 to its closed form."""
     return Measured(result.seed, result.bounds.a_norm, result.bounds.a_norm <= 1e-12)
 
 
-def peakier(role: str) -> Test:
+def _peakier(role: str) -> _Test:
     """Change of ||A||_F along chosen over a run."""
 
     def test(result: TheoryResult) -> Measured:
@@ -183,7 +183,7 @@ def peakier(role: str) -> Test:
     return test
 
 
-def rest_falls(role: str) -> Test:
+def _rest_falls(role: str) -> _Test:
     """Slope of log(1 - pi*) on log pi* over a run's observations."""
 
     def test(result: TheoryResult) -> Measured:
@@ -197,36 +197,38 @@ def _peak(result: TheoryResult, role: str) -> Peak:
     for peak in result.peaks:
         if peak.role == role:
             return peak
-    raise Absent(NOTHING)
+    raise Absent(_NOTHING)
 
 
-def pushed_down(pushed: str, value: Callable[[SignRule], float], least: float) -> Test:
+def _pushed_down(
+    pushed: str, value: Callable[[SignRule], float], least: float
+) -> _Test:
     """A share of the sign rule, where it has to be at least `least`."""
 
     def test(result: TheoryResult) -> Measured:
         for rule in result.sign_rules:
             if rule.pushed == pushed:
                 return Measured(result.seed, value(rule), value(rule) >= least)
-        raise Absent(NOTHING)
+        raise Absent(_NOTHING)
 
     return test
 
 
-def balanced(rule: SignRule) -> float:
+def _balanced(rule: SignRule) -> float:
     """Share of right signs if half of the tokens were above tau; 0.5 by chance."""
     return (rule.above + 1 - rule.below) / 2
 
 
-FIRST_ORDER = "Section 2, Proposition 1; Section 3.1, Eq. 5"
+_FIRST_ORDER = "Section 2, Proposition 1; Section 3.1, Eq. 5"
 
-STEPS: tuple[Statement[TheoryResult], ...] = (
+_STEPS: tuple[Statement[TheoryResult], ...] = (
     Statement(
         "first-order-sft",
-        FIRST_ORDER,
+        _FIRST_ORDER,
         "One step changes all log-probabilities by -eta A K G up to O(eta^2): SFT.",
         "The error goes with the step to the power 2.0 +- 0.1 over at least 3 decades; "
         "A, K, G written out, float64.",
-        second_order("sft", "tiny", 3.0),
+        _second_order("sft", "tiny", 3.0),
         "theory_order",
         "power of the step",
     ),
@@ -235,17 +237,17 @@ STEPS: tuple[Statement[TheoryResult], ...] = (
         "Section 3.2, Eq. 7; Appendix B.2.2",
         "The same for DPO, with a kernel for y+ and one for y-.",
         "As for SFT.",
-        second_order("dpo", "tiny", 3.0),
+        _second_order("dpo", "tiny", 3.0),
         "theory_order",
         "power of the step",
     ),
     Statement(
         "first-order-sft-trained",
-        FIRST_ORDER,
+        _FIRST_ORDER,
         "It holds for a pretrained model along the gradient of real SFT answers.",
         "Power 2.0 +- 0.1 over at least 0.9 decades that are clear of float32's "
         "rounding.",
-        second_order("sft", "trained", 0.9),
+        _second_order("sft", "trained", 0.9),
         "theory_order",
         "power of the step",
     ),
@@ -254,7 +256,7 @@ STEPS: tuple[Statement[TheoryResult], ...] = (
         "Section 3.2, Eq. 7",
         "It holds for a finetuned model along the gradient of real DPO pairs.",
         "As for SFT on a pretrained model.",
-        second_order("dpo", "trained", 0.9),
+        _second_order("dpo", "trained", 0.9),
         "theory_order",
         "power of the step",
     ),
@@ -264,7 +266,7 @@ STEPS: tuple[Statement[TheoryResult], ...] = (
         "A DPO update is a pull by K(o, u+) and a push by K(o, u-), nothing else.",
         "The two parts together are within 10 % of the actual change of all probes, "
         "for a step that adds 0.02 nats of margin.",
-        parts_add_up,
+        _parts_add_up,
         "theory_two_kernels",
         "share of the change",
     ),
@@ -274,7 +276,7 @@ STEPS: tuple[Statement[TheoryResult], ...] = (
         "It is the push on y- that makes the most probable tokens more probable.",
         "At the SFT checkpoint the push raises the favourites along y+, and by more "
         "than the pull does.",
-        push_lifts_favourites,
+        _push_lifts_favourites,
         "theory_two_kernels",
         "nats",
     ),
@@ -283,7 +285,7 @@ STEPS: tuple[Statement[TheoryResult], ...] = (
         "Section 4.2, Figure 4",
         "The kernel carries the push on y- to responses that are like y-.",
         "The push lowers the rephrases of y-.",
-        push_reaches_rephrases,
+        _push_reaches_rephrases,
         "theory_two_kernels",
         "nats",
     ),
@@ -294,7 +296,7 @@ STEPS: tuple[Statement[TheoryResult], ...] = (
             says,
             "The printed residual is autograd's, to 1e-9 of the largest, on random "
             "logits.",
-            printed(loss),
+            _printed(loss),
             "theory_residuals",
             "share of the residual",
             note,
@@ -332,7 +334,7 @@ STEPS: tuple[Statement[TheoryResult], ...] = (
         "Section 3.2; Appendix B.2",
         "DPO, IPO and SLiC push y- down: they have a negative gradient.",
         "dL/dlogp of y- is above 0 for all three where training starts.",
-        pairs_push_down,
+        _pairs_push_down,
         "theory_residuals",
         "per nat",
     ),
@@ -341,7 +343,7 @@ STEPS: tuple[Statement[TheoryResult], ...] = (
         "Appendix B.2, after Eq. 22",
         "SPPO has no negative gradient.",
         "A small step from the reference does not lower log pi(y-).",
-        sppo_spares_rejected,
+        _sppo_spares_rejected,
         "theory_residuals",
         "nats per nat of y+",
         "It follows from the sign of Eq. 22 as printed. SPPO pushes y- down until its "
@@ -353,7 +355,7 @@ STEPS: tuple[Statement[TheoryResult], ...] = (
         "SFT on y+ raises y- too; DPO then turns, and lowers y- more than it moves y+.",
         "95 % intervals: both rise over SFT; over DPO that of y- is below zero, and "
         "all of it farther from zero than any of that of y+.",
-        path_turns,
+        _path_turns,
         "theory_walk",
         "nats",
     ),
@@ -361,18 +363,18 @@ STEPS: tuple[Statement[TheoryResult], ...] = (
 """About one step, what losses ask for, and where that leads."""
 
 
-LBK = "Appendix C.2, Eq. 23 to 31"
-STABILITY = "Appendix C.1, Figures 6 and 7"
-PEAKS = "Appendix C, Figure 9"
+_LBK = "Appendix C.2, Eq. 23 to 31"
+_STABILITY = "Appendix C.1, Figures 6 and 7"
+_PEAKS = "Appendix C, Figure 9"
 
-KERNELS: tuple[Statement[TheoryResult], ...] = (
+_KERNELS: tuple[Statement[TheoryResult], ...] = (
     *(
         Statement(
             name,
-            STABILITY,
+            _STABILITY,
             says,
-            f"Spearman's correlation of ||K(o, u)||_F over o is at least {STABLE}.",
-            kernel_keeps_order(start, end),
+            f"Spearman's correlation of ||K(o, u)||_F over o is at least {_STABLE}.",
+            _kernel_keeps_order(start, end),
             "theory_kernel",
             "rank correlation",
             note,
@@ -410,29 +412,29 @@ KERNELS: tuple[Statement[TheoryResult], ...] = (
     ),
     Statement(
         "lbk-bound",
-        LBK,
+        _LBK,
         "LBK is a lower bound of eta^2 ||K||_F^2.",
         "LBK / (eta^2 ||K||_F^2) is at most 1 on every pair; K written out, float64.",
-        bound_exact,
+        _bound_exact,
         "theory_lbk",
         "largest ratio",
     ),
     Statement(
         "lbk-bound-trained",
-        LBK,
+        _LBK,
         "The same for a finetuned model.",
         "At most 1 on every pair; ||K|| estimated by random vectors.",
-        bound_trained,
+        _bound_trained,
         "theory_lbk",
         "largest ratio",
         "The bound is far from tight: it can be no proof of a large kernel.",
     ),
     Statement(
         "lbk-tracks-kernel",
-        LBK,
+        _LBK,
         "LBK can stand for ||K||: where it is large, so is the kernel.",
-        f"Spearman's correlation over o is at least {TRACKS}, mean over u.",
-        lbk_ranks,
+        f"Spearman's correlation over o is at least {_TRACKS}, mean over u.",
+        _lbk_ranks,
         "theory_lbk",
         "rank correlation",
     ),
@@ -440,8 +442,8 @@ KERNELS: tuple[Statement[TheoryResult], ...] = (
         "notebook-lbk-tracks-kernel",
         "Reference notebook of Figure 8",
         "LBK as the reference notebook computes it can stand for ||K||.",
-        f"Spearman's correlation over o is at least {TRACKS}, mean over u.",
-        notebook_ranks,
+        f"Spearman's correlation over o is at least {_TRACKS}, mean over u.",
+        _notebook_ranks,
         "theory_lbk",
         "rank correlation",
         "It sees the label's log-probability alone.",
@@ -451,17 +453,17 @@ KERNELS: tuple[Statement[TheoryResult], ...] = (
         "Appendix C.2",
         "||A||_F^2 = V - 2 + V ||pi||^2.",
         "To 1e-12 of A written out.",
-        a_norm_identity,
+        _a_norm_identity,
         "theory_lbk",
         "share of ||A||_F^2",
     ),
     *(
         Statement(
             f"peakier-{role}",
-            PEAKS,
+            _PEAKS,
             f"Distributions along y+ get peakier over {role.upper()}: ||A||_F grows.",
             "Its change from first to last observation is above 0, 95 % interval.",
-            peakier(role),
+            _peakier(role),
             "theory_peakiness",
             "||A||_F",
         )
@@ -470,11 +472,11 @@ KERNELS: tuple[Statement[TheoryResult], ...] = (
     *(
         Statement(
             f"rest-falls-{role}",
-            PEAKS,
+            _PEAKS,
             f"As the argmax gains over {role.upper()}, all else loses, on one line.",
             "The slope of log(1 - pi*) on log pi*, per token, is negative and its "
             "r2 at least 0.8.",
-            rest_falls(role),
+            _rest_falls(role),
             "theory_rest",
             "nats per nat",
             "Sums of log(1 - pi*) are ruled by tokens that are nearly certain.",
@@ -486,7 +488,7 @@ KERNELS: tuple[Statement[TheoryResult], ...] = (
         "Section 3.3; Appendix E, Claim 1",
         "A token that is pushed down falls, in a language model too.",
         "At 95 % of the positions of y-, each pushed on its own.",
-        pushed_down("one", lambda rule: rule.label_falls, 0.95),
+        _pushed_down("one", lambda rule: rule.label_falls, 0.95),
         "theory_sign",
         "share of positions",
     ),
@@ -495,7 +497,7 @@ KERNELS: tuple[Statement[TheoryResult], ...] = (
         "Section 3.3; Appendix E, Claim 2",
         "The most probable other token rises.",
         "At 90 % of the positions of y-, each pushed on its own.",
-        pushed_down("one", lambda rule: rule.top_rises, 0.9),
+        _pushed_down("one", lambda rule: rule.top_rises, 0.9),
         "theory_sign",
         "share of positions",
     ),
@@ -504,7 +506,7 @@ KERNELS: tuple[Statement[TheoryResult], ...] = (
         "Section 3.3; Appendix E, Claim 2",
         "It rises also where the whole response is pushed, as DPO does.",
         "At 90 % of the positions of y-, all pushed at once.",
-        pushed_down("all", lambda rule: rule.top_rises, 0.9),
+        _pushed_down("all", lambda rule: rule.top_rises, 0.9),
         "theory_sign",
         "share of positions",
         "Positions share weights: what is pushed at one moves the others.",
@@ -515,7 +517,7 @@ KERNELS: tuple[Statement[TheoryResult], ...] = (
         "Who is more probable than tau = ||pi||^2 - pi_y rises, the others fall.",
         "Balanced share of right signs over the vocabulary at least 0.8 (0.5 by "
         "chance); each position pushed on its own.",
-        pushed_down("one", balanced, 0.8),
+        _pushed_down("one", _balanced, 0.8),
         "theory_sign",
         "balanced share",
         "The condition is the theory's own, worked out for one softmax.",
@@ -525,7 +527,7 @@ KERNELS: tuple[Statement[TheoryResult], ...] = (
         "Section 3.3; Appendix E, Claims 3A to 3C",
         "The same where the whole response is pushed.",
         "As before; all positions pushed at once.",
-        pushed_down("all", balanced, 0.8),
+        _pushed_down("all", _balanced, 0.8),
         "theory_sign",
         "balanced share",
     ),
@@ -536,4 +538,4 @@ KERNELS: tuple[Statement[TheoryResult], ...] = (
 def theory_claims(results: Sequence[TheoryResult]) -> tuple[Claim, ...]:
     """Every claim of the theory; not applicable where no seed was measured."""
     none = "It needs the weights of an SFT and a DPO run; none were measured."
-    return claims_of((*STEPS, *KERNELS), results, none)
+    return claims_of((*_STEPS, *_KERNELS), results, none)

@@ -47,7 +47,7 @@ from learndyn.show.chart import (
 
 Results = Sequence[TheoryResult]
 
-LOSSES = {
+_LOSSES = {
     "sft": "SFT",
     "dpo": "DPO",
     "cdpo": "cDPO",
@@ -60,15 +60,15 @@ LOSSES = {
 """How losses are written."""
 
 
-def residuals_figure(results: Results, width: int = WIDE) -> Sheet:
+def _residuals_figure(results: Results, width: int = WIDE) -> Sheet:
     """dL/dlogp of y+ and y- over the margin, loss by loss."""
     found = results[0].residuals
     names = list(found.chosen)
     lowers = [name for name in names if max(found.rejected[name]) > 0]
-    off = [LOSSES[n] for n, miss in found.misses.items() if miss > 1e-9]
+    off = [_LOSSES[n] for n, miss in found.misses.items() if miss > 1e-9]
     grid = Grid(
         width,
-        [Heading(LOSSES.get(name, name), _when(found, name)) for name in names],
+        [Heading(_LOSSES.get(name, name), _when(found, name)) for name in names],
         title=(
             f"{len(lowers)} of {len(names)} losses push y⁻ down, SPPO among them; the "
             f"printed residual is not the loss's for {', '.join(off)}"
@@ -122,7 +122,7 @@ def _misprinted(found: Residuals, name: str) -> list[list[float]]:
     ]
 
 
-Figure = Callable[[Results, int], Sheet]
+_Figure = Callable[[Results, int], Sheet]
 
 
 def theory_plates(results: Results) -> list[Plate]:
@@ -131,15 +131,15 @@ def theory_plates(results: Results) -> list[Plate]:
         return []
     return [
         Plate(name, paper, partial(_at_width, figure, results), about)
-        for name, paper, figure, about in DRAWN
+        for name, paper, figure, about in _DRAWN
     ]
 
 
-def _at_width(figure: Figure, results: Results, width: int = WIDE) -> Sheet:
+def _at_width(figure: _Figure, results: Results, width: int = WIDE) -> Sheet:
     return figure(results, width)
 
 
-def order_figure(results: Results, width: int = WIDE) -> Sheet:
+def _order_figure(results: Results, width: int = WIDE) -> Sheet:
     """The error of the first-order prediction against the step, log-log."""
     shown = [(model, loss) for model in ("tiny", "trained") for loss in ("sft", "dpo")]
     orders = {key: _orders(results, *key) for key in shown}
@@ -149,7 +149,8 @@ def order_figure(results: Results, width: int = WIDE) -> Sheet:
         width,
         [
             Heading(
-                f"{LOSSES[loss]}, {model} model: power {_span(o.slope for o in found)}",
+                f"{_LOSSES[loss]}, {model} model: "
+                f"power {_span(o.slope for o in found)}",
                 f"clear of rounding over {_span((o.decades for o in found), 1)} "
                 "decades",
             )
@@ -214,7 +215,7 @@ def _span(values: Iterable[float], digits: int = 2) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def two_kernels_figure(results: Results, width: int = WIDE) -> Sheet:
+def _two_kernels_figure(results: Results, width: int = WIDE) -> Sheet:
     """What K(o, u+) and K(o, u-) do to every kind, beside the actual change."""
     kernels = [result.kernels for result in results]
     kinds = [k for k in kernels[0].kinds if all(k in one.kinds for one in kernels)]
@@ -298,25 +299,25 @@ def _stack(
     axes.plot(actual, [y] * len(actual), "o", color=INK, ms=5, mec=PAPER, mew=1)
 
 
-DRAWN: tuple[tuple[str, str, Figure, str], ...] = (
+_DRAWN: tuple[tuple[str, str, _Figure, str], ...] = (
     (
         "theory_order",
         "Proposition 1; Eq. 5 and 7",
-        order_figure,
+        _order_figure,
         "Tiny: a random GPT-2 in float64, A, K and G written out. Trained: the "
         "model before SFT (SFT's gradient) and after it (DPO's), in float32.",
     ),
     (
         "theory_two_kernels",
         "Section 3.2, Eq. 7",
-        two_kernels_figure,
+        _two_kernels_figure,
         "One step of SGD on 32 pairs, none of them probed, at the SFT checkpoint; "
         "as long as adds 0.02 nats of margin to the probes.",
     ),
     (
         "theory_residuals",
         "Appendix B.2; Figure 2",
-        residuals_figure,
+        _residuals_figure,
         "Both log-ratios move by half of the margin. SimPO and KTO with this "
         "package's defaults; responses of 20 tokens.",
     ),

@@ -25,7 +25,7 @@ from learndyn.show.chart import DOWN, INK, LINE, MUTED, PAPER, UP, WIDE, Sheet, 
 
 Results = Sequence[TheoryResult]
 
-STAGES = {"sft": ("SFT", UP), "dpo": ("DPO", DOWN)}
+_STAGES = {"sft": ("SFT", UP), "dpo": ("DPO", DOWN)}
 """Name and colour of a stage."""
 
 
@@ -82,7 +82,7 @@ def _walks(results: Results, role: str) -> list[Walk]:
 
 def _arrowed(axes: Axes, x: np.ndarray, y: np.ndarray, role: str) -> None:
     """A path with a dot per observation and an arrow at its end."""
-    colour = STAGES[role][1]
+    colour = _STAGES[role][1]
     axes.plot(x, y, "o-", color=colour, lw=points(1.6), ms=3, mew=0)
     axes.annotate(
         "",
@@ -96,7 +96,7 @@ def _name(axes: Axes, up: Sequence[Walk], down: Sequence[Walk]) -> None:
     """Write each stage beside its path."""
     places = (("sft", up, 0, (10, -14)), ("dpo", down, None, (-40, -4)))
     for role, walks, first, offset in places:
-        name, colour = STAGES[role]
+        name, colour = _STAGES[role]
         walk = walks[0]
         at = len(walk.chosen) // 2 if first is None else first
         after = min(at + 1, len(walk.chosen) - 1)
@@ -116,7 +116,7 @@ def _name(axes: Axes, up: Sequence[Walk], down: Sequence[Walk]) -> None:
 
 def peakiness_figure(results: Results, width: int = WIDE) -> Sheet:
     """||A||_F along chosen over SFT and DPO."""
-    found = {role: _peaks(results, role) for role in STAGES}
+    found = {role: _peaks(results, role) for role in _STAGES}
     rises = {
         role: float(np.mean([p.rise[0] for p in peaks]))
         for role, peaks in found.items()
@@ -125,7 +125,7 @@ def peakiness_figure(results: Results, width: int = WIDE) -> Sheet:
         width,
         [
             Heading(
-                f"{STAGES[role][0]}: {nats(rises[role], 2)}",
+                f"{_STAGES[role][0]}: {nats(rises[role], 2)}",
                 f"above 0 by its 95 % interval on {sum(p.rise[1] > 0 for p in peaks)} "
                 f"of {len(peaks)} seeds",
             )
@@ -144,7 +144,7 @@ def peakiness_figure(results: Results, width: int = WIDE) -> Sheet:
     )
     for index, (role, peaks) in enumerate(found.items()):
         axes, _ = grid.axes(index, "updates")
-        colour = STAGES[role][1]
+        colour = _STAGES[role][1]
         for one in peaks:
             axes.fill_between(
                 one.steps, one.low, one.high, color=colour, alpha=0.1, lw=0
@@ -162,7 +162,7 @@ def _peaks(results: Results, role: str) -> list[Peak]:
 
 def rest_figure(results: Results, width: int = WIDE) -> Sheet:
     """log pi of the argmax against that of all else, over SFT and DPO."""
-    found = {role: _peaks(results, role) for role in STAGES}
+    found = {role: _peaks(results, role) for role in _STAGES}
     falls = {
         role: sum(p.slope < 0 and p.r2 >= 0.8 for p in peaks)
         for role, peaks in found.items()
@@ -171,7 +171,7 @@ def rest_figure(results: Results, width: int = WIDE) -> Sheet:
         width,
         [
             Heading(
-                f"{STAGES[role][0]}: slope {_range([p.slope for p in peaks])}",
+                f"{_STAGES[role][0]}: slope {_range([p.slope for p in peaks])}",
                 f"r² of the line {_range([p.r2 for p in peaks])}",
             )
             for role, peaks in found.items()
@@ -190,7 +190,7 @@ def rest_figure(results: Results, width: int = WIDE) -> Sheet:
     )
     for index, (role, peaks) in enumerate(found.items()):
         axes, _ = grid.axes(index, "log π* per token, nats")
-        colour = STAGES[role][1]
+        colour = _STAGES[role][1]
         for one in peaks:
             x, y = np.array(one.argmax), np.array(one.rest)
             axes.plot(x, y, "o", color=colour, ms=4, alpha=0.7, mew=0)
@@ -281,7 +281,7 @@ def _mean(rules: Sequence[SignRule], what: str) -> str:
     return f"{np.mean(known):.0%}" if known else "none"
 
 
-ALIKE = LinearSegmentedColormap.from_list("alike", [PAPER, UP])
+_ALIKE = LinearSegmentedColormap.from_list("alike", [PAPER, UP])
 
 
 def kernel_figure(results: Results, width: int = WIDE) -> Sheet:
@@ -352,7 +352,7 @@ def _short(name: str) -> str:
 def _table(axes: Axes, values: Float[np.ndarray, "row row"], names: list[str]) -> None:
     """A heat map with its values printed, the least at the paper's colour."""
     low = min(0.5, float(values.min()))
-    axes.pcolormesh(values, cmap=ALIKE, vmin=low, vmax=1, edgecolors=PAPER, lw=1)
+    axes.pcolormesh(values, cmap=_ALIKE, vmin=low, vmax=1, edgecolors=PAPER, lw=1)
     axes.grid(visible=False)
     axes.set_ylim(len(names), 0)
     middles = np.arange(len(names)) + 0.5

@@ -35,18 +35,18 @@ from learndyn.paper.theory.steps import Setting, tiny_model, tiny_pairs
 from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes
 
 
-VECTORS = 4
+_VECTORS = 4
 """Random vectors for each trained response."""
 
-SKETCH = 64
+_SKETCH = 64
 """Numbers that are kept of each position's V, to compare checkpoints."""
 
 UPDATES = (10, 20, 40)
 """Updates of the short runs at which the kernel is looked at."""
 
-BATCH = 8
+_BATCH = 8
 
-STEP = 0.1
+_STEP = 0.1
 """Nats that the most moved probe changes by in the step whose LBK is taken: at a
 hundredth of it, float32's rounding of V numbers a token hid the smallest LBK."""
 
@@ -54,28 +54,30 @@ Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class _Look:
     """The kernel at one checkpoint."""
 
     norms: Float[np.ndarray, "response probe"]
     sketches: Float[np.ndarray, "row number"]
     """J(o) J(u)^T r of all o, u and r, each position's V numbers projected to
-    `SKETCH` that keep lengths on average."""
+    `_SKETCH` that keep lengths on average."""
 
 
-def look(predictor: Predictor, trained: Sequence[TokenizedPair], *, seed: int) -> Look:
+def _look(
+    predictor: Predictor, trained: Sequence[TokenizedPair], *, seed: int
+) -> _Look:
     """||K(o, u)||_F of all probes o of `predictor` and trained responses u."""
     gradients = ProbeGradients.of(predictor.logps.on(trained))
     chance = torch.Generator().manual_seed(seed)
     width = predictor.logps.vocabulary
-    random = torch.randn(width, SKETCH, generator=chance) / SKETCH**0.5
+    random = torch.randn(width, _SKETCH, generator=chance) / _SKETCH**0.5
     total = predictor.logps.plan.n_tokens
     norms = np.zeros((len(trained), len(predictor.logps.plan.pairs)))
     sketches = []
     for u in range(len(trained)):
-        for _ in range(VECTORS):
+        for _ in range(_VECTORS):
             direction = random_pullback(gradients, u, chance)
-            square, sketch = np.zeros(total), np.zeros((total, SKETCH), np.float32)
+            square, sketch = np.zeros(total), np.zeros((total, _SKETCH), np.float32)
 
             def read(
                 rows: Rows,
@@ -90,9 +92,9 @@ def look(predictor: Predictor, trained: Sequence[TokenizedPair], *, seed: int) -
 
             assert predictor.forward_mode is not None
             predictor.forward_mode.along(direction, read)
-            norms[u] += predictor.logps.summed(square) / VECTORS
+            norms[u] += predictor.logps.summed(square) / _VECTORS
             sketches.append(sketch)
-    return Look(np.sqrt(norms), np.concatenate(sketches))
+    return _Look(np.sqrt(norms), np.concatenate(sketches))
 
 
 def kernel_path(
@@ -107,7 +109,7 @@ def kernel_path(
     looks = []
     for _, weights in checkpoints.values():
         with placed(predictor.model, weights):
-            looks.append(look(predictor, trained, seed=seed))
+            looks.append(_look(predictor, trained, seed=seed))
     count = len(looks)
     ranks, drift = np.ones((count, count)), np.zeros((count, count))
     for i, one in enumerate(looks):
@@ -152,9 +154,9 @@ def short_run(
     draw = np.random.default_rng(seed)
     order: list[int] = []
     for update in range(1, UPDATES[-1] + 1):
-        while len(order) < BATCH:
+        while len(order) < _BATCH:
             order += draw.permutation(len(chosen)).tolist()
-        rows, order = order[:BATCH], order[BATCH:]
+        rows, order = order[:_BATCH], order[_BATCH:]
         lost = [rejected[i] for i in rows] if rejected else []
         known = [*rows, *(len(chosen) + i for i in rows)] if rejected else rows
         batch = Batch.of(
@@ -190,7 +192,7 @@ def _optimizer(name: str, model: nn.Module, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(held, lr=lr, weight_decay=0.0)
 
 
-def tiny_bounds(seed: int) -> tuple[list[float], list[float], float]:
+def _tiny_bounds(seed: int) -> tuple[list[float], list[float], float]:
     """LBK / eta^2 and ||K||_F^2 of every pair of the tiny model, K written out; and how
     far ||A||_F^2 is from its closed form."""
     model, pairs = tiny_model(seed), tiny_pairs(seed)
@@ -222,7 +224,7 @@ def kernel_bounds(
 ) -> Bounds:
     """LBK of a small step of SGD on each trained response, against ||K||_F in `norms`.
 
-    The step is as long as changes the most moved probe by `STEP` nats.
+    The step is as long as changes the most moved probe by `_STEP` nats.
     """
     lbk, notebook = [], []
     scorer = predictor.scorer
@@ -231,13 +233,13 @@ def kernel_bounds(
         push = -np.ones(len(pair.response_ids))
         gradient = predictor.logps.on([pair]).pullback(push)
         change = predictor.along(gradient).logp
-        lr = STEP / float(np.abs(change).max())
+        lr = _STEP / float(np.abs(change).max())
         found = proxies(predictor.model, probes, scaled(gradient, -lr), [pair], push)
         lbk.append(found.lbk / lr**2)
         a_norm = np.sqrt(found.a_norm2 / first.n_tokens)
         notebook.append(np.abs(lr * change) / (np.sqrt(a_norm) * first.p_gap))
     pairs = list(zip(lbk, norms, strict=True))
-    exact_lbk, exact_kernel, off = tiny_bounds(seed)
+    exact_lbk, exact_kernel, off = _tiny_bounds(seed)
     return Bounds(
         exact_lbk=exact_lbk,
         exact_kernel=exact_kernel,

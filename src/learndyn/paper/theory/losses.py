@@ -18,33 +18,33 @@ from learndyn.forces.losses import LOSSES, Loss, Responses, loss_named
 from learndyn.paper.theory.result import Residuals
 
 
-SHOWN = ("sft", "dpo", "cdpo", "ipo", "slic", "simpo", "kto", "sppo")
+_SHOWN = ("sft", "dpo", "cdpo", "ipo", "slic", "simpo", "kto", "sppo")
 
-MARGINS = np.linspace(-20, 20, 161)
+_MARGINS = np.linspace(-20, 20, 161)
 """Nats; log pi/pi_ref of y+ is half of it, that of y- minus half."""
 
-TOKENS = 20
+_TOKENS = 20
 """Of each response, at 2 nats a token under the reference."""
 
-VOCABULARY = 12
+_VOCABULARY = 12
 """Of the random logits."""
 
-DRAWS = 20
+_DRAWS = 20
 
-BETA = 0.1
+_BETA = 0.1
 
-Push = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+_Push = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """From the log-ratios of y+ and y- (nats) to dL/dlogp of both, per nat."""
 
 
 def _dpo(chosen: np.ndarray, rejected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    a = 1 / (1 + np.exp(-BETA * (chosen - rejected)))
-    return -BETA * (1 - a), BETA * (1 - a)
+    a = 1 / (1 + np.exp(-_BETA * (chosen - rejected)))
+    return -_BETA * (1 - a), _BETA * (1 - a)
 
 
 def _ipo(chosen: np.ndarray, rejected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    a = chosen - rejected - 0.5 / BETA
-    return -BETA * (1 - a), BETA * (1 - a)
+    a = chosen - rejected - 0.5 / _BETA
+    return -_BETA * (1 - a), _BETA * (1 - a)
 
 
 def _slic(chosen: np.ndarray, rejected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +54,7 @@ def _slic(chosen: np.ndarray, rejected: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _sppo(chosen: np.ndarray, rejected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    half = 0.5 / BETA
+    half = 0.5 / _BETA
     return 2 * (chosen - half), -2 * (rejected + half)
 
 
@@ -62,7 +62,7 @@ def _sft(chosen: np.ndarray, rejected: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return -np.ones_like(chosen), np.zeros_like(rejected)
 
 
-PRINTED: dict[str, Push] = {
+_PRINTED: dict[str, _Push] = {
     "sft": _sft,
     "dpo": _dpo,
     "ipo": _ipo,
@@ -75,37 +75,37 @@ PRINTED: dict[str, Push] = {
 def residuals(seed: int) -> Residuals:
     """Every shown loss over the margin, and how far the printed residuals are off."""
     chosen, rejected, printed = {}, {}, {}
-    for name in SHOWN:
-        chosen[name], rejected[name] = over_margins(loss_named(name))
-        if name in PRINTED:
-            ups, downs = PRINTED[name](MARGINS / 2, -MARGINS / 2)
+    for name in _SHOWN:
+        chosen[name], rejected[name] = _over_margins(loss_named(name))
+        if name in _PRINTED:
+            ups, downs = _PRINTED[name](_MARGINS / 2, -_MARGINS / 2)
             printed[name] = {"chosen": ups.tolist(), "rejected": downs.tolist()}
     return Residuals(
-        margins=MARGINS.tolist(),
+        margins=_MARGINS.tolist(),
         chosen=chosen,
         rejected=rejected,
         printed=printed,
-        misses={name: printed_miss(name, seed) for name in PRINTED},
+        misses={name: _printed_miss(name, seed) for name in _PRINTED},
         sppo_rejected=_step_down(loss_named("sppo"), seed),
     )
 
 
-def over_margins(loss: Loss) -> tuple[list[float], list[float]]:
-    """dL/dlogp of a token of y+ and of y-, at each of `MARGINS`.
+def _over_margins(loss: Loss) -> tuple[list[float], list[float]]:
+    """dL/dlogp of a token of y+ and of y-, at each of `_MARGINS`.
 
     A loss that treats all responses alike, such as SFT, is given y+ alone.
     """
     alone = "rejected" not in loss.roles
     found = []
-    for margin in MARGINS.tolist():
+    for margin in _MARGINS.tolist():
         ratios = torch.tensor([margin / 2, -margin / 2], dtype=torch.float64)
-        start = torch.full((2,), -2.0 * TOKENS, dtype=torch.float64)
+        start = torch.full((2,), -2.0 * _TOKENS, dtype=torch.float64)
         responses = Responses(
-            n_tokens=torch.tensor([TOKENS, TOKENS]),
+            n_tokens=torch.tensor([_TOKENS, _TOKENS]),
             chosen=torch.tensor([True, False]),
             reference=start,
         )
-        logp = responses.spread((start + ratios) / TOKENS)
+        logp = responses.spread((start + ratios) / _TOKENS)
         push = loss.push(logp, responses)
         # a mean over two responses has half the push of each
         scale = 2.0 if loss.layout == "responses" else 1.0
@@ -114,24 +114,24 @@ def over_margins(loss: Loss) -> tuple[list[float], list[float]]:
     return ups, [0.0] * len(downs) if alone else downs
 
 
-def printed_miss(name: str, seed: int) -> float:
+def _printed_miss(name: str, seed: int) -> float:
     """Largest difference of the printed residual to autograd's, over random logits, as
     a share of the largest residual."""
     chance = torch.Generator().manual_seed(seed)
     loss, off, size = LOSSES[name](), 0.0, 0.0
-    for _ in range(DRAWS):
+    for _ in range(_DRAWS):
         logits, labels = _random(chance)
         responses = _responses(logits, labels, 20.0, chance)
         if name == "sft":
-            logits, labels = logits[:TOKENS], labels[:TOKENS]
+            logits, labels = logits[:_TOKENS], labels[:_TOKENS]
             responses = _only_first(responses)
         logits.requires_grad_()
         logp = _logp(logits, labels)
         (true,) = torch.autograd.grad(loss.value(logp, responses), logits)
         ratios = responses.log_ratios(logp.detach()).numpy()
-        pushes = PRINTED[name](ratios[:1], ratios[-1:])
+        pushes = _PRINTED[name](ratios[:1], ratios[-1:])
         push = torch.tensor(np.concatenate(pushes)[: len(ratios)])
-        spike = torch.nn.functional.one_hot(labels, VOCABULARY)
+        spike = torch.nn.functional.one_hot(labels, _VOCABULARY)
         pi = logits.detach().softmax(-1)
         residual = responses.spread(push)[:, None] * (spike - pi)
         off = max(off, float((residual - true).abs().max()))
@@ -153,9 +153,9 @@ def _step_down(loss: Loss, seed: int) -> float:
 
 def _random(chance: torch.Generator) -> tuple[Tensor, Tensor]:
     """Logits and labels of y+, then y-."""
-    shape = (2 * TOKENS, VOCABULARY)
+    shape = (2 * _TOKENS, _VOCABULARY)
     logits = 2 * torch.randn(shape, generator=chance, dtype=torch.float64)
-    return logits, torch.randint(VOCABULARY, (2 * TOKENS,), generator=chance)
+    return logits, torch.randint(_VOCABULARY, (2 * _TOKENS,), generator=chance)
 
 
 def _logp(
@@ -172,8 +172,8 @@ def _responses(
     The gap of SLiC is that of the log-probabilities themselves; the margin is the same
     where the reference gives both the same.
     """
-    counts = torch.tensor([TOKENS, TOKENS])
-    own = _logp(logits, labels).view(2, TOKENS).sum(1)
+    counts = torch.tensor([_TOKENS, _TOKENS])
+    own = _logp(logits, labels).view(2, _TOKENS).sum(1)
     if spread:
         start = float(own.mean()) + spread * (torch.rand(1, generator=chance) - 0.5)
         reference = start.double().expand(2).clone()

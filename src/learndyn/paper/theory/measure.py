@@ -41,29 +41,29 @@ from learndyn.paper.theory.steps import (
 from learndyn.record.trajectory import Trajectory
 
 
-def walk(role: str, run: Trajectory) -> Walk:
+def _walk(role: str, run: Trajectory) -> Walk:
     """Mean log-probability of chosen and rejected at each observation.
 
     Raises:
         BadInput: if a kind is not there, or no prompt was scored at all observations.
     """
-    sides = [scored(run, "logp", kind) for kind in ("chosen", "rejected")]
+    sides = [_scored(run, "logp", kind) for kind in ("chosen", "rejected")]
     chosen, rejected = (side.mean(1).tolist() for side in sides)
     turn, fall = (_change(side) for side in sides)
     return Walk(role, run.steps.tolist(), chosen, rejected, turn, fall)
 
 
-def peak(role: str, run: Trajectory, vocabulary: int) -> Peak:
+def _peak(role: str, run: Trajectory, vocabulary: int) -> Peak:
     """||A||_F along chosen, and log pi(y*) against log(1 - pi(y*)).
 
     Raises:
-        BadInput: as `walk`.
+        BadInput: as `_walk`.
     """
-    size = np.sqrt(vocabulary - 2 + vocabulary * scored(run, "p_norm2", "chosen"))
+    size = np.sqrt(vocabulary - 2 + vocabulary * _scored(run, "p_norm2", "chosen"))
     band = paired_bootstrap(size)
-    tokens = scored(run, None, "chosen")
+    tokens = _scored(run, None, "chosen")
     argmax, rest = (
-        (scored(run, column, "chosen") / tokens).mean(1)
+        (_scored(run, column, "chosen") / tokens).mean(1)
         for column in ("argmax_logp", "rest_logp")
     )
     x, y = argmax - argmax.mean(), rest - rest.mean()
@@ -83,7 +83,7 @@ def peak(role: str, run: Trajectory, vocabulary: int) -> Peak:
     )
 
 
-def scored(
+def _scored(
     run: Trajectory, column: str | None, kind: str
 ) -> Float[np.ndarray, "step prompt"]:
     """One column (None: the tokens) of the training prompts that were scored at every
@@ -111,19 +111,19 @@ def _change(values: Float[np.ndarray, "step prompt"]) -> Numbers:
     return [found.mean, found.low, found.high]
 
 
-NEEDED = ("sft", "dpo")
-SFT_END = "SFT end"
+_NEEDED = ("sft", "dpo")
+_SFT_END = "SFT end"
 
-TRAINED = 8
+_TRAINED = 8
 """Prompts whose answers make the batch of `trained_order`."""
 
-SPLIT = 32
+_SPLIT = 32
 """Prompts, none of them probed, whose pairs make the update of `two_kernels`."""
 
-PROBED = 6
+_PROBED = 6
 """Prompts that `two_kernels` looks at."""
 
-PUSHED = 3
+_PUSHED = 3
 """Rejected responses that `sign_rules` pushes down, position by position."""
 
 
@@ -143,7 +143,7 @@ def measure_theory(seed: int, runs: Mapping[str, Path], *, model: Path) -> Theor
     trained = load_model(model)
     few = setting.of_prompts(setting.prompts[:2])
     predictor = Predictor.attach(trained, few.pairs, method="forward-mode")
-    ends = {role: weights_of(load_model(runs[role] / "model")) for role in NEEDED}
+    ends = {role: weights_of(load_model(runs[role] / "model")) for role in _NEEDED}
     checkpoints = _checkpoints(seed, predictor, setting, loaded, ends)
     responses = [
         *setting.answers("chosen", setting.prompts[:1]),
@@ -153,37 +153,39 @@ def measure_theory(seed: int, runs: Mapping[str, Path], *, model: Path) -> Theor
     orders = [*tiny_orders(seed), _trained(predictor, setting, "sft")]
     with placed(trained, ends["sft"]):
         orders.append(_trained(predictor, setting, "dpo"))
-        some = setting.of_prompts(setting.prompts[:PROBED])
-        others = setting.prompts[PROBED : PROBED + SPLIT] or setting.prompts
+        some = setting.of_prompts(setting.prompts[:_PROBED])
+        others = setting.prompts[_PROBED : _PROBED + _SPLIT] or setting.prompts
         kernels = two_kernels(
             predictor.on_pairs(some.pairs),
             some,
             _batch(predictor, setting, "dpo", others),
         )
-        at = list(checkpoints).index(SFT_END)
+        at = list(checkpoints).index(_SFT_END)
         norms = np.array(path.norms[at])
         bounds = kernel_bounds(predictor, few, responses, norms, seed=seed)
-        pushed = setting.answers("rejected", setting.prompts[:PUSHED])
+        pushed = setting.answers("rejected", setting.prompts[:_PUSHED])
         rules = sign_rules(predictor, pushed)
     return TheoryResult(
         seed=seed,
         orders=orders,
         kernels=kernels,
         residuals=residuals(seed),
-        walks=[walk(role, run) for role, run in loaded.items()],
+        walks=[_walk(role, run) for role, run in loaded.items()],
         kernel_path=path,
         bounds=bounds,
-        peaks=[peak(role, loaded[role], predictor.logps.vocabulary) for role in NEEDED],
+        peaks=[
+            _peak(role, loaded[role], predictor.logps.vocabulary) for role in _NEEDED
+        ],
         sign_rules=rules,
     )
 
 
 def _check(runs: Mapping[str, Path]) -> None:
-    for role in NEEDED:
+    for role in _NEEDED:
         if role not in runs:
             raise BadInput(
                 f"there is no run {role!r} among {', '.join(runs) or 'none'}: the "
-                f"theory is measured on {' and '.join(NEEDED)}."
+                f"theory is measured on {' and '.join(_NEEDED)}."
             )
         if not (runs[role] / "model").is_dir():
             raise BadInput(
@@ -203,7 +205,7 @@ def _checkpoints(
     model = predictor.model
     start = weights_of(model)
     found = {"start": ("sft", start)}
-    for role in NEEDED:
+    for role in _NEEDED:
         settings = runs[role].run.info.trainer
         with placed(model, start if role == "sft" else ends["sft"]):
             for update, weights in short_run(
@@ -211,7 +213,7 @@ def _checkpoints(
             ):
                 found[f"{role.upper()} {update}"] = (role, weights)
         found[f"{role.upper()} end"] = (role, ends[role])
-    assert len(found) == 1 + len(NEEDED) * (len(UPDATES) + 1)
+    assert len(found) == 1 + len(_NEEDED) * (len(UPDATES) + 1)
     return found
 
 
@@ -224,5 +226,5 @@ def _batch(
 
 
 def _trained(predictor: Predictor, setting: Setting, loss: str) -> Order:
-    batch = _batch(predictor, setting, loss, setting.prompts[:TRAINED])
+    batch = _batch(predictor, setting, loss, setting.prompts[:_TRAINED])
     return trained_order(loss, predictor, batch)

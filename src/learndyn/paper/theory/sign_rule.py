@@ -24,7 +24,7 @@ from learndyn.paper.theory.result import SignRule
 from learndyn.probes.tokenize import TokenizedPair
 
 
-BINS = np.arange(-3.0, 3.01, 0.5)
+_BINS = np.arange(-3.0, 3.01, 0.5)
 """Edges of log10(pi / tau)."""
 
 
@@ -39,7 +39,7 @@ def sign_rules(predictor: Predictor, pairs: Sequence[TokenizedPair]) -> list[Sig
         for where in [*range(count), None]:
             weights = np.ones(count) if where is None else np.eye(count)[where]
             down = scaled(own.logps.pullback(weights), -1.0)
-            pi, change = all_changes(own, down)
+            pi, change = _all_changes(own, down)
             if where is None:
                 whole.add(pi, change, labels)
             else:
@@ -48,7 +48,7 @@ def sign_rules(predictor: Predictor, pairs: Sequence[TokenizedPair]) -> list[Sig
     return [one.result(), whole.result()]
 
 
-def all_changes(
+def _all_changes(
     predictor: Predictor, direction: Direction
 ) -> tuple[Float[np.ndarray, "token vocab"], Float[np.ndarray, "token vocab"]]:
     """pi before, and d log pi of the whole vocabulary, at each position; flat order.
@@ -88,8 +88,8 @@ class _Tally:
         self.top: list[bool] = []
         self.right: dict[bool, list[float]] = {True: [], False: []}
         self.rose = {True: [0, 0], False: [0, 0]}
-        self.counts = np.zeros(len(BINS) - 1)
-        self.rising = np.zeros(len(BINS) - 1)
+        self.counts = np.zeros(len(_BINS) - 1)
+        self.rising = np.zeros(len(_BINS) - 1)
 
     def add(
         self,
@@ -111,7 +111,7 @@ class _Tally:
                 self.rose[side][0] += int(of_side.sum())
                 self.rose[side][1] += len(of_side)
             if tau > 0:
-                where = np.digitize(np.log10(rest / tau), BINS) - 1
+                where = np.digitize(np.log10(rest / tau), _BINS) - 1
                 inside = (where >= 0) & (where < len(self.counts))
                 np.add.at(self.counts, where[inside], 1)
                 np.add.at(self.rising, where[inside], rises[inside])
@@ -121,7 +121,7 @@ class _Tally:
         seen = self.counts > 0
         risen, known = np.sum(list(self.rose.values()), axis=0).tolist()
         share = risen / known
-        middles = (BINS[:-1] + BINS[1:]) / 2
+        middles = (_BINS[:-1] + _BINS[1:]) / 2
         return SignRule(
             pushed=self.pushed,
             label_falls=float(np.mean(self.label)),

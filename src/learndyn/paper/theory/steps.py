@@ -27,22 +27,22 @@ from learndyn.probes.tokenize import TokenizedPair, TokenizedProbes
 from learndyn.record.trajectory import Trajectory
 
 
-FIRST = {"tiny": 0.3, "trained": 1.0}
+_FIRST = {"tiny": 0.3, "trained": 1.0}
 """Nats that the most moved token changes by at the largest step. A trained model gets
 longer steps: in float32 the short ones are lost in rounding."""
 
-TINY_STEPS = np.logspace(0, -4, 9)
-TRAINED_STEPS = np.logspace(0, -3, 10)
+_TINY_STEPS = np.logspace(0, -4, 9)
+_TRAINED_STEPS = np.logspace(0, -3, 10)
 
-CLEAR = 6.0
+_CLEAR = 6.0
 """An error is clear of rounding if it is so many times as large."""
 
-MARGIN = 0.02
+_MARGIN = 0.02
 """Nats of margin that the update of `two_kernels` adds to the probes. At ten times as
 many the second order was 6 % of the change on one seed of the embedded world and 54 %
 on another."""
 
-VOCABULARY = 24
+_VOCABULARY = 24
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def tiny_model(seed: int) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=VOCABULARY,
+        vocab_size=_VOCABULARY,
         n_positions=16,
         n_embd=16,
         n_layer=2,
@@ -122,7 +122,7 @@ def tiny_pairs(seed: int) -> tuple[TokenizedPair, ...]:
     draw = np.random.default_rng(seed)
 
     def ids(count: int) -> tuple[int, ...]:
-        return tuple(draw.integers(1, VOCABULARY, count).tolist())
+        return tuple(draw.integers(1, _VOCABULARY, count).tolist())
 
     prompts = ids(4), ids(3)
     return tuple(
@@ -149,16 +149,16 @@ def tiny_orders(seed: int) -> list[Order]:
             wrong.append(-torch.einsum("mlxw,lw->mx", akg.K, akg.G))
         probed = reader.on([pairs[0], pairs[2], pairs[4]])
         predicted, without = torch.cat(right), torch.cat(wrong)
-        lr = FIRST["tiny"] / float(predicted.abs().max())
+        lr = _FIRST["tiny"] / float(predicted.abs().max())
         sizes: list[tuple[float, float, float]] = []
-        for step in lr * TINY_STEPS:
+        for step in lr * _TINY_STEPS:
             actual = torch.zeros_like(predicted)
             for flat, low, high in at_two_points(probed, gradient, (0.0, -step)):
                 actual[flat] = high.log_softmax(-1) - low.log_softmax(-1)
             parts = actual - step * predicted, actual, actual - step * without
             sizes.append((_size(parts[0]), _size(parts[1]), _size(parts[2])))
         errors, changes, without_a = (list(x) for x in zip(*sizes, strict=True))
-        found.append(_order(loss, "tiny", TINY_STEPS, errors, changes, without_a, 0.0))
+        found.append(_order(loss, "tiny", _TINY_STEPS, errors, changes, without_a, 0.0))
     return found
 
 
@@ -166,16 +166,16 @@ def trained_order(loss: str, predictor: Predictor, batch: Batch) -> Order:
     """A derivative along a real batch's gradient against steps that are made."""
     gradient = predictor.logps.on(batch.pairs).pullback(batch.push)
     change = predictor.along(gradient).token
-    lr = FIRST["trained"] / float(np.abs(change).max())
+    lr = _FIRST["trained"] / float(np.abs(change).max())
     before = predictor.scorer.rows().logp.numpy()
     noise = token_noise(predictor.scorer) * (2 * len(before)) ** 0.5
     errors, changes = [], []
-    for step in lr * TRAINED_STEPS:
+    for step in lr * _TRAINED_STEPS:
         with moved(predictor.model, gradient, -step):
             actual = predictor.scorer.rows().logp.numpy() - before
         errors.append(float(np.linalg.norm(actual + step * change)))
         changes.append(float(np.linalg.norm(actual)))
-    return _order(loss, "trained", TRAINED_STEPS, errors, changes, [], noise)
+    return _order(loss, "trained", _TRAINED_STEPS, errors, changes, [], noise)
 
 
 def _size(values: Tensor) -> float:
@@ -191,11 +191,11 @@ def _order(
     without_a: list[float],
     noise: float,
 ) -> Order:
-    clear = np.array(errors) > CLEAR * noise
+    clear = np.array(errors) > _CLEAR * noise
     clear &= np.cumprod(clear).astype(bool)  # up to the first that is not
     slope = float("nan")
     if clear.sum() >= 2:
-        slope = fitted_slope(np.log(steps[clear]), np.log(np.array(errors)[clear]))
+        slope = _fitted_slope(np.log(steps[clear]), np.log(np.array(errors)[clear]))
     decades = float(np.log10(steps[0] / steps[clear][-1])) if clear.any() else 0.0
     return Order(
         loss,
@@ -210,7 +210,7 @@ def _order(
     )
 
 
-def fitted_slope(x: Float[np.ndarray, " _"], y: Float[np.ndarray, " _"]) -> float:
+def _fitted_slope(x: Float[np.ndarray, " _"], y: Float[np.ndarray, " _"]) -> float:
     """Slope of the least-squares line of y on x."""
     x, y = x - x.mean(), y - y.mean()
     return float(x @ y / (x @ x))
@@ -219,7 +219,7 @@ def fitted_slope(x: Float[np.ndarray, " _"], y: Float[np.ndarray, " _"]) -> floa
 def two_kernels(predictor: Predictor, probes: TokenizedProbes, batch: Batch) -> Kernels:
     """Split a step of SGD on DPO by the sign of its push; make it, and compare.
 
-    The step is as long as adds `MARGIN` nats to the probes' margin, by first order.
+    The step is as long as adds `_MARGIN` nats to the probes' margin, by first order.
     """
     signs = sign_gradients(predictor.logps, batch)
     parts = {sign: scaled(part, -1.0) for sign, part in signs.items()}
@@ -231,7 +231,7 @@ def two_kernels(predictor: Predictor, probes: TokenizedProbes, batch: Batch) -> 
         return float(values[kind_of == kind].mean())
 
     whole = found.whole.logp
-    lr = MARGIN / (of("chosen", whole) - of("rejected", whole))
+    lr = _MARGIN / (of("chosen", whole) - of("rejected", whole))
     scorer = predictor.scorer
     before = scorer.observe()
     start = before.token_argmax_id
@@ -264,5 +264,5 @@ def two_kernels(predictor: Predictor, probes: TokenizedProbes, batch: Batch) -> 
         greedy_pull=rate(parts["pull"]),
         greedy_push=rate(parts["push"]),
         greedy_actual=float((after.token_start_logp[along] - first).sum()) / count,
-        margin=MARGIN,
+        margin=_MARGIN,
     )

@@ -75,10 +75,10 @@ from learndyn.world.stages import (
 )
 
 
-Cell = dict[str, Any]
+_Cell = dict[str, Any]
 
 
-def to_markdown(cells: Sequence[Cell]) -> str:
+def _to_markdown(cells: Sequence[_Cell]) -> str:
     """All tables and the list of claims, as Markdown."""
     if not cells:
         return "Nothing is measured yet.\n"
@@ -105,7 +105,7 @@ def to_markdown(cells: Sequence[Cell]) -> str:
     return "\n".join(parts)
 
 
-def _table(columns: dict[str, Callable[[Cell], str]], cells: Sequence[Cell]) -> str:
+def _table(columns: dict[str, Callable[[_Cell], str]], cells: Sequence[_Cell]) -> str:
     lines = [
         "| " + " | ".join(columns) + " |",
         "|---" * len(columns) + "|",
@@ -129,8 +129,8 @@ def _percent(value: list[float] | None) -> str:
     return _interval(value, 100, 1)
 
 
-def _control(name: str) -> Callable[[Cell], str]:
-    def show(cell: Cell) -> str:
+def _control(name: str) -> Callable[[_Cell], str]:
+    def show(cell: _Cell) -> str:
         return _percent(cell[name]["argmax_relative"]) + _star(cell[name])
 
     return show
@@ -141,24 +141,24 @@ def _star(run: dict[str, Any]) -> str:
     return "" if run["reached"] else f" * margin {run['margin'][0]:.1f}"
 
 
-def _rate(optimizer: str, part: str, what: str) -> Callable[[Cell], str]:
-    def show(cell: Cell) -> str:
+def _rate(optimizer: str, part: str, what: str) -> Callable[[_Cell], str]:
+    def show(cell: _Cell) -> str:
         return f"{cell['split'][optimizer][part][what]:+.3f}".replace("-", "−")
 
     return show
 
 
-def _extended(by: str, what: str) -> Callable[[Cell], str]:
+def _extended(by: str, what: str) -> Callable[[_Cell], str]:
     return lambda cell: _interval(cell["extend"][by][what])
 
 
-_NAMES: dict[str, Callable[[Cell], str]] = {
+_NAMES: dict[str, Callable[[_Cell], str]] = {
     "model": lambda cell: str(cell["model"]).removeprefix("seed-"),
     "data": lambda cell: str(cell["seed"]),
 }
 
 
-def _main(run: str) -> dict[str, Callable[[Cell], str]]:
+def _main(run: str) -> dict[str, Callable[[_Cell], str]]:
     return {
         **_NAMES,
         "update": lambda cell: f"{cell[run]['step']:.0f}{_star(cell[run])}",
@@ -175,7 +175,7 @@ def _main(run: str) -> dict[str, Callable[[Cell], str]]:
     }
 
 
-_CONTROLS: dict[str, Callable[[Cell], str]] = {
+_CONTROLS: dict[str, Callable[[_Cell], str]] = {
     **_NAMES,
     "curt (the default), %": _control("dpo"),
     "flat wordings, %": _control("flat"),
@@ -183,7 +183,7 @@ _CONTROLS: dict[str, Callable[[Cell], str]] = {
     "on-policy, %": _control("on-policy"),
 }
 
-_SPLIT: dict[str, Callable[[Cell], str]] = {
+_SPLIT: dict[str, Callable[[_Cell], str]] = {
     **_NAMES,
     "argmax by y+, RMSprop": _rate("rmsprop", "pull", "argmax"),
     "argmax by y−, RMSprop": _rate("rmsprop", "push", "argmax"),
@@ -194,7 +194,7 @@ _SPLIT: dict[str, Callable[[Cell], str]] = {
     "rejected by y−, RMSprop": _rate("rmsprop", "push", "rejected"),
 }
 
-_EXTEND: dict[str, Callable[[Cell], str]] = {
+_EXTEND: dict[str, Callable[[_Cell], str]] = {
     **_NAMES,
     "chosen, equal updates": _extended("updates", "chosen"),
     "chosen, matched margin": _extended("margin", "chosen"),
@@ -206,50 +206,50 @@ _EXTEND: dict[str, Callable[[Cell], str]] = {
 }
 
 
-def _fell(run: str) -> Callable[[Cell], bool]:
+def _fell(run: str) -> Callable[[_Cell], bool]:
     return lambda cell: cell[run]["reached"] and cell[run]["chosen"][2] < 0
 
 
-def _rose(run: str) -> Callable[[Cell], bool]:
-    def holds(cell: Cell) -> bool:
+def _rose(run: str) -> Callable[[_Cell], bool]:
+    def holds(cell: _Cell) -> bool:
         mean, low, _ = cell[run]["argmax_relative"]
         return cell[run]["reached"] and mean > 0.02 and low > 0
 
     return holds
 
 
-def _off_target_rose(run: str) -> Callable[[Cell], bool]:
+def _off_target_rose(run: str) -> Callable[[_Cell], bool]:
     return lambda cell: cell[run]["reached"] and cell[run]["off_target"][0] > 0
 
 
-def _kinds_fell(run: str) -> Callable[[Cell], bool]:
-    def holds(cell: Cell) -> bool:
+def _kinds_fell(run: str) -> Callable[[_Cell], bool]:
+    def holds(cell: _Cell) -> bool:
         seen = cell[run]
         return seen["reached"] and seen["down"] >= 0.8 * len(seen["kinds"])
 
     return holds
 
 
-def _by_push(optimizer: str) -> Callable[[Cell], bool]:
-    def holds(cell: Cell) -> bool:
+def _by_push(optimizer: str) -> Callable[[_Cell], bool]:
+    def holds(cell: _Cell) -> bool:
         parts = cell["split"][optimizer]
         return parts["push"]["argmax"] > max(0.0, parts["pull"]["argmax"])
 
     return holds
 
 
-def _small(cell: Cell, name: str) -> bool:
+def _small(cell: _Cell, name: str) -> bool:
     return abs(cell[name]["argmax_relative"][0]) < 0.02
 
 
-_SQUEEZE: dict[str, Callable[[str], Callable[[Cell], bool]]] = {
+_SQUEEZE: dict[str, Callable[[str], Callable[[_Cell], bool]]] = {
     "chosen is below its start, interval excluding 0": _fell,
     "the argmax along chosen rose by > 2 %, interval excluding 0": _rose,
     "the off-target argmax rose": _off_target_rose,
     "at least 80 % of the kinds are down": _kinds_fell,
 }
 
-_CLAIMS: dict[str, Callable[[Cell], bool]] = {
+_CLAIMS: dict[str, Callable[[_Cell], bool]] = {
     "Greedy answers to held-out prompts are right in every respect for >= 80 % after "
     "SFT": lambda c: c["strict_after_sft"] >= 0.8,
     **{f"Demo's steps, margin 25: {what}": of("demo") for what, of in _SQUEEZE.items()},
@@ -267,7 +267,7 @@ _CLAIMS: dict[str, Callable[[Cell], bool]] = {
 """A claim about margin 25 counts as failed where the run did not come so far."""
 
 
-def _claims(cells: Sequence[Cell]) -> str:
+def _claims(cells: Sequence[_Cell]) -> str:
     lines = ["| claim | held in | failed in (model, data) |", "|---|---|---|"]
     for claim, holds in _CLAIMS.items():
         failed = [f"({_NAMES['model'](c)}, {c['seed']})" for c in cells if not holds(c)]
@@ -279,7 +279,7 @@ def _claims(cells: Sequence[Cell]) -> str:
 
 
 @dataclass(frozen=True)
-class Change:
+class _Change:
     """Rate of change of each probe along one part of the update, nats per unit step."""
 
     logp: Float[np.ndarray, " probe"]
@@ -288,17 +288,17 @@ class Change:
 
 
 @dataclass(frozen=True)
-class SignSplit:
+class _SignSplit:
     """Pull the chosen up and push the rejected down; the two add up to `both`."""
 
-    pull: Change
-    push: Change
-    both: Change
+    pull: _Change
+    push: _Change
+    both: _Change
     """Measured along the whole update, not summed: the difference to the sum is the
     error of the finite differences."""
 
 
-def split_first_update(
+def _split_first_update(
     model: Any,
     chosen: Sequence[TokenizedPair],
     rejected: Sequence[TokenizedPair],
@@ -307,7 +307,7 @@ def split_first_update(
     beta: float = 0.1,
     optimizer: Literal["sgd", "rmsprop"] = "rmsprop",
     batch_size: int = 32,
-) -> SignSplit:
+) -> _SignSplit:
     """Split what the first DPO update on these pairs does to the probes.
 
     The model's weights are bit-identical afterwards, also after an error.
@@ -331,7 +331,7 @@ def split_first_update(
         scale = {name: 1 / (0.1 * g.abs() + 1e-8) for name, g in total.items()}
         pull, push, total = (_times(scale, part) for part in (pull, push, total))
     first = scorer.observe().token_argmax_id
-    return SignSplit(
+    return _SignSplit(
         _change(scorer, pull, first),
         _change(scorer, push, first),
         _change(scorer, total, first),
@@ -356,7 +356,7 @@ def _times(scale: Direction, part: Direction) -> dict[str, Tensor]:
 
 def _change(
     scorer: Scorer, direction: Direction, first: Int[np.ndarray, " token"]
-) -> Change:
+) -> _Change:
     """Central finite differences: an observation has more than log-probabilities."""
     direction = checked(scorer.model, direction)
     weights = norm(parameters_of(scorer.model).values())
@@ -367,7 +367,7 @@ def _change(
             seen.append(scorer.observe(start_ids=first))
     up, down = seen
     rate = 1 / (2 * step)
-    return Change(
+    return _Change(
         logp=(up.logp - down.logp) * rate,
         argmax_logp=(up.argmax_logp - down.argmax_logp) * rate,
         token_start_logp=(up.token_start_logp - down.token_start_logp)
@@ -375,13 +375,13 @@ def _change(
     )
 
 
-MARGIN = 25.0
+_MARGIN = 25.0
 """Nats of probe margin at which runs are looked at."""
 
-EXAM = 128
+_EXAM = 128
 """Held-out prompts that a stage's model answers."""
 
-SFT = replace(STAGES["sft"], every=100)
+_SFT = replace(STAGES["sft"], every=100)
 
 
 def _careful(name: str, **trainer: Any) -> Stage:
@@ -394,11 +394,11 @@ def _careful(name: str, **trainer: Any) -> Stage:
     return replace(STAGES["dpo"], name=name, trainer=settings, every=10)
 
 
-GRADIENT_ROWS = 320
+_GRADIENT_ROWS = 320
 """Rows whose gradient makes the update that is split; none of them is probed."""
 
 
-def measure(model: Path, seed: int, folder: Path) -> dict[str, Any]:
+def _measure(model: Path, seed: int, folder: Path) -> dict[str, Any]:
     """One cell: all runs of one pretrained model and one seed."""
     world = make_world(seed)
     experiment = Experiment(folder, seed, str(model), small=True)
@@ -410,46 +410,46 @@ def measure(model: Path, seed: int, folder: Path) -> dict[str, Any]:
         return folder / stage.name
 
     def share_right(path: Path) -> float:
-        right = graded(path / "model", world.test, EXAM)
+        right = graded(path / "model", world.test, _EXAM)
         return sum(right) / len(right)
 
     pairs = pairs_for_dpo(world.train)
-    base = train(SFT, world.train)
+    base = train(_SFT, world.train)
     cell["strict_after_sft"] = share_right(base)
     cell["split"] = _split(base / "model", world)
 
     path = train(_careful("dpo"), pairs)
-    cell["dpo"] = _looked_at(path, MARGIN)
+    cell["dpo"] = _looked_at(path, _MARGIN)
     cell["strict_after_dpo"] = share_right(path)
 
     salad = make_world(seed, rejected="salad")
     # salad is at the margin within some 20 updates; there is nothing to see after that
     early = _careful("dpo-salad", max_steps=100)
     path = train(early, pairs_for_dpo(salad.train), salad.probes)
-    cell["salad"] = _looked_at(path, MARGIN)
+    cell["salad"] = _looked_at(path, _MARGIN)
 
     own, own_probes = pairs, world.probes
     if not experiment.finished("dpo-on-policy"):
         own = with_rejected(pairs, sampled(base / "model", pairs, seed))
         own_probes = probed(own)
     path = train(_careful("dpo-on-policy"), own, own_probes)
-    cell["on-policy"] = _looked_at(path, MARGIN)
+    cell["on-policy"] = _looked_at(path, _MARGIN)
 
     flat = make_world(seed, wording="flat")
-    train(replace(SFT, name="sft-flat"), flat.train, flat.probes)
+    train(replace(_SFT, name="sft-flat"), flat.train, flat.probes)
     path = train(
         replace(_careful("dpo-flat"), after="sft-flat"),
         pairs_for_dpo(flat.train),
         flat.probes,
     )
-    cell["flat"] = _looked_at(path, MARGIN)
+    cell["flat"] = _looked_at(path, _MARGIN)
 
     train(replace(STAGES["extend-sft"], every=100), world.train)
     plain = train(replace(STAGES["dpo"], name="demo-dpo", every=10), pairs)
     extended = train(
         replace(STAGES["extend-dpo"], name="demo-extend-dpo", every=10), pairs
     )
-    cell["demo"] = _looked_at(plain, MARGIN)
+    cell["demo"] = _looked_at(plain, _MARGIN)
     cell["strict_after_demo"] = share_right(plain)
     cell["strict_after_extend"] = share_right(extended)
     cell["extend"] = _compared(plain, extended)
@@ -502,7 +502,7 @@ def _split(model: Path, world: World) -> dict[str, Any]:
     optimizer that the runs use and for plain gradient descent."""
     loaded, tokenizer = load_model(model), load_tokenizer(model)
     encode = PairTokenizer(tokenizer, 256, 128)
-    rows = world.train.rows[PROBED : PROBED + GRADIENT_ROWS]
+    rows = world.train.rows[PROBED : PROBED + _GRADIENT_ROWS]
     chosen, rejected = (
         [encode(row.prompt, row.responses[kind]) for row in rows]
         for kind in ("chosen", "rejected")
@@ -511,7 +511,7 @@ def _split(model: Path, world: World) -> dict[str, Any]:
     kinds = np.array([probe.kind for probe in world.probes])
 
     def rates(optimizer: Literal["sgd", "rmsprop"]) -> dict[str, Any]:
-        parts = split_first_update(
+        parts = _split_first_update(
             loaded, chosen, rejected, probes, optimizer=optimizer
         )
         return _rates(parts, kinds)
@@ -519,7 +519,7 @@ def _split(model: Path, world: World) -> dict[str, Any]:
     return {"rmsprop": rates("rmsprop"), "sgd": rates("sgd")}
 
 
-def _rates(parts: SignSplit, kinds: np.ndarray) -> dict[str, Any]:
+def _rates(parts: _SignSplit, kinds: np.ndarray) -> dict[str, Any]:
     is_chosen, is_rejected = kinds == "chosen", kinds == "rejected"
     whole = parts.both
     margin = whole.logp[is_chosen].mean() - whole.logp[is_rejected].mean()
@@ -561,14 +561,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder = args.out / f"{model.name}-data-{seed}"
             result = folder / "measured.json"
             if not result.exists():
-                cell = measure(model, seed, folder)
+                cell = _measure(model, seed, folder)
                 result.write_text(json.dumps(cell, indent=1))
     cells = [
         json.loads(path.read_text())
         for path in sorted(args.out.glob("*/measured.json"))
     ]
-    (args.out / "tables.md").write_text(to_markdown(cells))
-    print(to_markdown(cells))
+    (args.out / "tables.md").write_text(_to_markdown(cells))
+    print(_to_markdown(cells))
 
 
 if __name__ == "__main__":

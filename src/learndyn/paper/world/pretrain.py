@@ -31,19 +31,19 @@ from learndyn.errors import BadInput
 from learndyn.world.world import pretraining_document
 
 
-EOS, PAD = "<|endoftext|>", "<|pad|>"
-EOS_ID, PAD_ID = 0, 1
+_EOS, _PAD = "<|endoftext|>", "<|pad|>"
+_EOS_ID, _PAD_ID = 0, 1
 """Special tokens come first in the vocabulary."""
-BATCH = 32
+_BATCH = 32
 """Documents of an update, one to a row: finetuning never sees two in one row either."""
-BUCKET = 100
+_BUCKET = 100
 """Batches read at once and sorted by length, so that little padding is computed."""
-HELD_OUT = 50 * BATCH
+_HELD_OUT = 50 * _BATCH
 """Documents that are never trained on, for the held-out loss."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class _Settings:
     """What the weights depend on."""
 
     seed: int = 0
@@ -64,60 +64,60 @@ class Settings:
 
     @property
     def updates(self) -> int:
-        return max(1, self.documents // BATCH)
+        return max(1, self.documents // _BATCH)
 
 
-def documents(seed: int, split: str) -> Iterator[str]:
+def _documents(seed: int, split: str) -> Iterator[str]:
     """An endless stream of pretraining text."""
     rng = random.Random(f"pretraining {seed} {split}")
     while True:
         yield pretraining_document(rng)
 
 
-def train_tokenizer(seed: int, vocabulary: int) -> PreTrainedTokenizerFast:
+def _train_tokenizer(seed: int, vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE fitted to 20,000 documents of their own."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    text = documents(seed, "tokenizer")
+    text = _documents(seed, "tokenizer")
     bpe.train_from_iterator(
         (next(text) for _ in range(20_000)),
         trainers.BpeTrainer(
             vocab_size=vocabulary,
-            special_tokens=[EOS, PAD],
+            special_tokens=[_EOS, _PAD],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        eos_token=EOS,
-        pad_token=PAD,
+        eos_token=_EOS,
+        pad_token=_PAD,
         clean_up_tokenization_spaces=False,
         model_max_length=512,
     )
 
 
-def batches(
+def _batches(
     tokenizer: PreTrainedTokenizerFast, seed: int, split: str
 ) -> Iterator[Tensor]:
     """Endless batches of documents, each closed by EOS; rows end in padding."""
-    text, rng = documents(seed, split), random.Random(seed)
+    text, rng = _documents(seed, split), random.Random(seed)
     while True:
-        some = [f"{next(text)}{EOS}" for _ in range(BATCH * BUCKET)]
+        some = [f"{next(text)}{_EOS}" for _ in range(_BATCH * _BUCKET)]
         rows = sorted(tokenizer(some)["input_ids"], key=len)
-        bucket = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+        bucket = [rows[i : i + _BATCH] for i in range(0, len(rows), _BATCH)]
         rng.shuffle(bucket)
         for part in bucket:
             yield pad_sequence(
                 [torch.tensor(ids) for ids in part],
                 batch_first=True,
-                padding_value=PAD_ID,
+                padding_value=_PAD_ID,
             )
 
 
-def new_model(
-    settings: Settings, tokenizer: PreTrainedTokenizerFast
+def _new_model(
+    settings: _Settings, tokenizer: PreTrainedTokenizerFast
 ) -> LlamaForCausalLM:
     """A Llama with random weights, embeddings tied."""
     torch.manual_seed(settings.seed)
@@ -132,13 +132,13 @@ def new_model(
         tie_word_embeddings=True,
         initializer_range=settings.initial_std,
         bos_token_id=None,
-        eos_token_id=EOS_ID,
-        pad_token_id=PAD_ID,
+        eos_token_id=_EOS_ID,
+        pad_token_id=_PAD_ID,
     )
     return LlamaForCausalLM(config)
 
 
-def token_loss(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+def _token_loss(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
     """Mean negative log-probability, in nats per token that is no padding."""
     # The matrix products in bfloat16 run half again as fast on CPUs that have them.
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=model.training):
@@ -146,31 +146,31 @@ def token_loss(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
     return cross_entropy(
         logits.float().flatten(0, 1),
         ids[:, 1:].flatten(),
-        ignore_index=PAD_ID,
+        ignore_index=_PAD_ID,
     )
 
 
-def count(ids: Tensor) -> int:
+def _count(ids: Tensor) -> int:
     """Tokens that the loss is a mean over: no padding, and no first token of a row."""
-    return int((ids[:, 1:] != PAD_ID).sum())
+    return int((ids[:, 1:] != _PAD_ID).sum())
 
 
-def mean_per_token(losses: list[float], tokens: list[int]) -> float:
+def _mean_per_token(losses: list[float], tokens: list[int]) -> float:
     """Mean of batch means. Batches differ in length, and short documents are harder."""
     return sum(x * n for x, n in zip(losses, tokens, strict=True)) / sum(tokens)
 
 
 @torch.no_grad()
-def held_out_loss(model: LlamaForCausalLM, held_out: list[Tensor]) -> float:
+def _held_out_loss(model: LlamaForCausalLM, held_out: list[Tensor]) -> float:
     """Nats per token, computed in float32."""
     model.eval()
-    losses = [token_loss(model, ids).item() for ids in held_out]
+    losses = [_token_loss(model, ids).item() for ids in held_out]
     model.train()
-    return mean_per_token(losses, [count(ids) for ids in held_out])
+    return _mean_per_token(losses, [_count(ids) for ids in held_out])
 
 
-def new_optimizer(
-    model: LlamaForCausalLM, settings: Settings
+def _new_optimizer(
+    model: LlamaForCausalLM, settings: _Settings
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW without weight decay on norms; linear warm-up, then a cosine."""
     decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -200,44 +200,44 @@ def new_optimizer(
     return optimizer, schedule
 
 
-def train(
-    model: LlamaForCausalLM, text: Iterator[Tensor], settings: Settings
+def _train(
+    model: LlamaForCausalLM, text: Iterator[Tensor], settings: _Settings
 ) -> tuple[float, int]:
     """Train in place; the loss per token over the last 500 updates, the tokens seen."""
-    optimizer, schedule = new_optimizer(model, settings)
+    optimizer, schedule = _new_optimizer(model, settings)
     losses: list[float] = []
     tokens: list[int] = []
     model.train()
     with tqdm(total=settings.updates, unit="update", mininterval=5) as bar:
         for _ in range(settings.updates):
             ids = next(text)
-            loss = token_loss(model, ids)
+            loss = _token_loss(model, ids)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
             losses.append(loss.item())
-            tokens.append(count(ids))
-            recent = mean_per_token(losses[-500:], tokens[-500:])
+            tokens.append(_count(ids))
+            recent = _mean_per_token(losses[-500:], tokens[-500:])
             bar.set_postfix(loss=f"{recent:.3f}", refresh=False)
             bar.update()
-    return mean_per_token(losses[-500:], tokens[-500:]), sum(tokens)
+    return _mean_per_token(losses[-500:], tokens[-500:]), sum(tokens)
 
 
-def pretrain(settings: Settings, out: Path) -> dict[str, object]:
+def _pretrain(settings: _Settings, out: Path) -> dict[str, object]:
     """Train, round, write `out`, and return what `provenance.json` holds."""
     if out.exists() and any(out.iterdir()):
         raise BadInput(f"{out} is not empty. Give a new folder.")
     start = time.monotonic()
-    tokenizer = train_tokenizer(settings.seed, settings.vocabulary)
+    tokenizer = _train_tokenizer(settings.seed, settings.vocabulary)
     held_out = list(
-        islice(batches(tokenizer, settings.seed, "held out"), HELD_OUT // BATCH)
+        islice(_batches(tokenizer, settings.seed, "held out"), _HELD_OUT // _BATCH)
     )
-    model = new_model(settings, tokenizer)
-    text = batches(tokenizer, settings.seed, "train")
-    train_loss, tokens = train(model, text, settings)
-    exact_loss = held_out_loss(model, held_out)
+    model = _new_model(settings, tokenizer)
+    text = _batches(tokenizer, settings.seed, "train")
+    train_loss, tokens = _train(model, text, settings)
+    exact_loss = _held_out_loss(model, held_out)
     # float16 keeps 11 bits of these small weights where bfloat16 keeps 8.
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -255,7 +255,7 @@ def pretrain(settings: Settings, out: Path) -> dict[str, object]:
         "parameters": rounded.num_parameters(),
         "train_loss": train_loss,
         "held_out_loss": exact_loss,
-        "held_out_loss_rounded": held_out_loss(rounded, held_out),
+        "held_out_loss_rounded": _held_out_loss(rounded, held_out),
         "sha256": hashlib.sha256(weights).hexdigest(),
         "bytes": len(weights),
         "minutes": round((time.monotonic() - start) / 60, 1),
@@ -273,7 +273,7 @@ def pretrain(settings: Settings, out: Path) -> dict[str, object]:
 
 def main() -> None:
     """Read the command line and pretrain."""
-    usual = Settings()
+    usual = _Settings()
     parser = argparse.ArgumentParser(description="Pretrain the embedded LM.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
@@ -283,8 +283,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    settings = Settings(seed=given.seed, documents=given.documents, lr=given.lr)
-    print(json.dumps(pretrain(settings, given.out), indent=2))
+    settings = _Settings(seed=given.seed, documents=given.documents, lr=given.lr)
+    print(json.dumps(_pretrain(settings, given.out), indent=2))
 
 
 if __name__ == "__main__":

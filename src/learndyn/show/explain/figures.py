@@ -31,9 +31,9 @@ from learndyn.show.chart import (
 )
 
 
-UP_AND_DOWN = LinearSegmentedColormap.from_list("up_and_down", [DOWN, PAPER, UP])
+_UP_AND_DOWN = LinearSegmentedColormap.from_list("up_and_down", [DOWN, PAPER, UP])
 
-FAINT = 0.25
+_FAINT = 0.25
 """Opacity of parts that are not to be trusted."""
 
 
@@ -116,7 +116,7 @@ def layers_figure(found: Explanation, *, width: int = WIDE) -> Sheet | None:
         [[kind.groups[name] for name in names] for kind in found.kinds]
     )
     limit = float(np.abs(values).max()) or 1.0
-    faint = 1.0 if found.fit.trusted else FAINT
+    faint = 1.0 if found.fit.trusted else _FAINT
     _mesh(axes, faint * values, limit)
     axes.set_ylim(len(found.kinds), 0)
     axes.set_yticks([])
@@ -152,7 +152,7 @@ def _bars(
             color=part_colour(name),
             edgecolor=PAPER,
             linewidth=0.6,
-            alpha=1.0 if found.fit.trusted else FAINT,
+            alpha=1.0 if found.fit.trusted else _FAINT,
         )
         ends[value > 0] += value
     actual = found.scale.of_interval(kind.actual)
@@ -192,7 +192,7 @@ def _legend(sheet: Sheet, rows: list[list[tuple[float, str]]]) -> None:
 def _mesh(axes: Axes, values: np.ndarray, limit: float) -> None:
     axes.pcolormesh(
         values,
-        cmap=UP_AND_DOWN,
+        cmap=_UP_AND_DOWN,
         vmin=-limit,
         vmax=limit,
         edgecolors=PAPER,
@@ -239,7 +239,7 @@ def _colour_bar(
         edges,
         [0, 1],
         middles[None],
-        cmap=UP_AND_DOWN,
+        cmap=_UP_AND_DOWN,
         vmin=-limit,
         vmax=limit,
         edgecolors="face",  # else the paper shows between the steps

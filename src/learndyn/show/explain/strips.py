@@ -18,13 +18,13 @@ from learndyn.record.forces import Forces
 from learndyn.show.page import TINTS, coloured, cut, text
 
 
-PROMPTS = 2
+_PROMPTS = 2
 """Prompts whose answers are shown."""
-ANSWERS = 2
+_ANSWERS = 2
 """Answers shown of each prompt: chosen and rejected where it has them."""
-MOST_TOKENS = 160
+_MOST_TOKENS = 160
 """Tokens shown of one answer; the rest is counted."""
-NO_TEXT = "\N{NO-BREAK SPACE}"
+_NO_TEXT = "\N{NO-BREAK SPACE}"
 """Stands for the first tokens of a letter that has several: its cell keeps its height.
 """
 
@@ -94,13 +94,13 @@ def _rows(forces: Forces, probes: pa.Table) -> list[list[int]]:
         key=lambda p: ({"chosen", "rejected"} <= set(of[p]), size[wanted[p]].sum()),
         reverse=True,
     )
-    return [wanted[prompt] for prompt in order[:PROMPTS]]
+    return [wanted[prompt] for prompt in order[:_PROMPTS]]
 
 
 def _answers(rows: dict[str, int]) -> list[int]:
     first = [kind for kind in ("chosen", "rejected") if kind in rows]
     rest = [kind for kind in in_paper_order(set(rows)) if kind not in first]
-    return [rows[kind] for kind in (first + rest)[:ANSWERS]]
+    return [rows[kind] for kind in (first + rest)[:_ANSWERS]]
 
 
 def _span(forces: Forces, row: int) -> slice:
@@ -110,7 +110,7 @@ def _span(forces: Forces, row: int) -> slice:
 
 def _strip(strips: _Strips, row: int) -> str:
     span = _span(strips.forces, row)
-    places = range(span.start, min(span.stop, span.start + MOST_TOKENS))
+    places = range(span.start, min(span.stop, span.start + _MOST_TOKENS))
     tokens = "".join(_token(strips, place) for place in places)
     left = span.stop - span.start - len(places)
     more = f" <span class='muted'>… {left} more tokens</span>" if left else ""
@@ -129,7 +129,7 @@ def _token(strips: _Strips, place: int) -> str:
     number = strips.scale.value(value) if math.isfinite(value) else "?"
     return (
         f"<span class='{' '.join(styles)}'>"
-        f"{text(on_one_line(strips.forces.token_text[place]) or NO_TEXT)}"
+        f"{text(on_one_line(strips.forces.token_text[place]) or _NO_TEXT)}"
         f"<span class='n'>{text(number)}</span></span>"
     )
 

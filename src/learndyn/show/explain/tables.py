@@ -29,11 +29,11 @@ from learndyn.show.page import (
 )
 
 
-MOST_STEPS = 40
+_MOST_STEPS = 40
 """Recorded updates in the table of all of them; of more, some evenly chosen ones."""
 
 
-DOUBT = (
+_DOUBT = (
     "<p class='note'>Not to be trusted here: predicted does not agree with actual.</p>"
 )
 
@@ -104,7 +104,7 @@ def top_tokens(found: Explanation, text: bool) -> str:
         ]
         for token in influence.top
     ]
-    doubt = "" if found.fit.trusted else DOUBT
+    doubt = "" if found.fit.trusted else _DOUBT
     return (
         f"<h3>Training tokens that moved the probes most</h3>{doubt}"
         f"{table(head, rows)}<p class='muted'>Of {influence.tokens} tokens in the "
@@ -129,7 +129,7 @@ def _in_context(token: TopToken) -> Markup:
 
 def steps_table(run: RunDirectory, probes: pa.Table, steps: list[int]) -> str:
     """All recorded updates: how well each was predicted, and what moved chosen."""
-    places = np.linspace(0, len(steps) - 1, min(len(steps), MOST_STEPS))
+    places = np.linspace(0, len(steps) - 1, min(len(steps), _MOST_STEPS))
     shown = [steps[round(place)] for place in places]
     found: list[Explanation] = []
     problems: list[str] = []

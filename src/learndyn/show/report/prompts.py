@@ -20,10 +20,10 @@ from learndyn.show.page import (
 )
 
 
-MOST = 8
+_MOST = 8
 """Prompts in the table: the most squeezed ones."""
 
-POSITIONS = 8
+_POSITIONS = 8
 """Positions of the most squeezed answer: those whose own token fell most."""
 
 
@@ -51,7 +51,7 @@ def prompts_section(trajectory: Trajectory, *, text: bool) -> str:
 def _table(trajectory: Trajectory, found: ByPrompt, text: bool) -> str:
     head = ["prompt", "chosen", "rejected", "greedy path", "off-target"]
     rows = [
-        [_named(trajectory, row, text), *_changes(row)] for row in found.rows[:MOST]
+        [_named(trajectory, row, text), *_changes(row)] for row in found.rows[:_MOST]
     ]
     note = (
         "The most squeezed prompts first; changes since the start, in nats per "
@@ -112,7 +112,7 @@ def _tokens(trajectory: Trajectory, found: ByPrompt) -> str:
                 nats(place.first_favourite_change, 2),
                 _token(place.last_favourite, texts),
             ]
-            for place in places[:POSITIONS]
+            for place in places[:_POSITIONS]
         ]
         head = (
             *("position", "chosen's token", "change"),

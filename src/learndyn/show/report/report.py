@@ -44,7 +44,7 @@ from learndyn.show.report.training import training_figure
 from learndyn.show.report.verdict import verdict_section
 
 
-EXAMPLE_PROMPTS = 2
+_EXAMPLE_PROMPTS = 2
 
 
 def write_report(
@@ -245,7 +245,7 @@ def _examples(trajectory: Trajectory) -> str:
     )
     parts = []
     groups = groupby(indexed, key=lambda item: item[1]["prompt_id"])
-    for _, (prompt_id, group) in zip(range(EXAMPLE_PROMPTS), groups, strict=False):
+    for _, (prompt_id, group) in zip(range(_EXAMPLE_PROMPTS), groups, strict=False):
         members = sorted(group, key=lambda item: order[item[1]["kind"]])
         answers = "".join(
             f"<dt>{coloured(row['kind']).html} · "

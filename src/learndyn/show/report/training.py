@@ -11,7 +11,7 @@ from learndyn.record.trajectory import Trajectory
 from learndyn.show.chart import INK, MUTED, WIDE, Sheet, points, shortened
 
 
-FIRST_METRICS = (
+_FIRST_METRICS = (
     "loss",
     "grad_norm",
     "learning_rate",
@@ -20,16 +20,16 @@ FIRST_METRICS = (
     "rewards/margins",
     "rewards/accuracies",
 )
-MOST_METRICS = 15
+_MOST_METRICS = 15
 """Panels in the training figure; further keys are counted, not drawn."""
 
 
 def training_figure(trajectory: Trajectory, *, width: int = WIDE) -> Sheet | None:
     """Small multiples of what the trainer logged; None if it logged nothing."""
-    series = metric_series(trajectory.train_log)
+    series = _metric_series(trajectory.train_log)
     if not series:
         return None
-    shown = list(series)[:MOST_METRICS]
+    shown = list(series)[:_MOST_METRICS]
     columns = 2 if width < 600 else 3
     rows = math.ceil(len(shown) / columns)
     gutter, panel = (18, 118) if columns == 2 else (44, 132)
@@ -62,7 +62,7 @@ def training_figure(trajectory: Trajectory, *, width: int = WIDE) -> Sheet | Non
     return sheet
 
 
-def metric_series(
+def _metric_series(
     log: list[dict[str, Any]],
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Steps and values of each numeric key, the usual ones first.
@@ -80,7 +80,7 @@ def metric_series(
                 found.setdefault(key, []).append((step, value))
     longest = max((len(pairs) for pairs in found.values()), default=0)
     kept = {k: v for k, v in found.items() if len(v) > 1 or longest == 1}
-    usual = [key for key in FIRST_METRICS if key in kept]
+    usual = [key for key in _FIRST_METRICS if key in kept]
     order = usual + sorted(set(kept) - set(usual))
     arrays = {key: np.array(kept[key], dtype=np.float64) for key in order}
     return {key: (pairs[:, 0], pairs[:, 1]) for key, pairs in arrays.items()}

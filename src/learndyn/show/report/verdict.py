@@ -20,10 +20,10 @@ from learndyn.show.page import (
 )
 
 
-FIRST = 4
+_FIRST = 4
 """Sentences above the fold: the answer, and three that carry it."""
 
-RULES = {
+_RULES = {
     "SQUEEZE": "greedy path > δ and squeeze index > δ, and both intervals, where "
     "known, above zero",
     "FIT": "best kind > δ and squeeze index ≤ δ; or, not surely, all three > δ where "
@@ -42,13 +42,13 @@ def verdict_section(
     where the page is about several.
     """
     said = verdict(found)
-    more = said[FIRST:]
+    more = said[_FIRST:]
     listed = "".join(f"<li>{escaped(sentence)}</li>" for sentence in more)
     parts = [
         _chips(found, name),
         f"<h2 class='answer'>{escaped(said[0])}</h2>",
         about,
-        sentences(said[1:FIRST]) if said[1:] else "",
+        sentences(said[1:_FIRST]) if said[1:] else "",
         _numbers(found.facts),
         _remedy(found.advice[0]) if found.advice else "",
         details("More of what happened", f"<ul class='said'>{listed}</ul>")
@@ -155,9 +155,9 @@ def _rule(state: StateReport) -> str:
         "squeeze index, the first minus the second": number(state.sx, 3),
         "threshold δ": f"{DELTA}",
         "means over": f"the last {100 * LAST:.0f} % of the observations, at least one",
-        "rule that holds": f"{state.state}: {RULES[state.state]}",
+        "rule that holds": f"{state.state}: {_RULES[state.state]}",
         "other rules": "; ".join(
-            f"{name}: {rule}" for name, rule in RULES.items() if name != state.state
+            f"{name}: {rule}" for name, rule in _RULES.items() if name != state.state
         ),
         "sure": _sure(state),
     }

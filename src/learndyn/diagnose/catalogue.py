@@ -1,0 +1,35 @@
+"""Everything that is looked for in a run: the one list of findings."""
+
+from learndyn.diagnose.findings import cautions
+from learndyn.diagnose.findings.baseline import Baseline
+from learndyn.diagnose.findings.chosen_falls import ChosenFalls
+from learndyn.diagnose.findings.chosen_peak import ChosenPeak
+from learndyn.diagnose.findings.exchanged import Exchanged
+from learndyn.diagnose.findings.finding import Finding
+from learndyn.diagnose.findings.hallucination import Hallucination
+from learndyn.diagnose.findings.margin_falls import MarginFalls
+from learndyn.diagnose.findings.not_training import NotTraining
+from learndyn.diagnose.findings.overfit import Overfit
+from learndyn.diagnose.findings.peakiness import Peakiness
+from learndyn.diagnose.findings.per_token import PerTokenSqueeze
+from learndyn.diagnose.findings.reference import Reference
+from learndyn.diagnose.findings.state import RunState
+from learndyn.diagnose.findings.training_log import StepsTooLarge, UnreadLog
+from learndyn.diagnose.findings.unusable import (
+    AboveZero,
+    Diverged,
+    NoStart,
+    OneObservation,
+)
+
+
+FINDINGS: tuple[type[Finding], ...] = (
+    *(NoStart, Diverged, OneObservation),
+    *(AboveZero, NotTraining, Reference, Exchanged, MarginFalls, ChosenFalls),
+    *(RunState, PerTokenSqueeze, StepsTooLarge, UnreadLog, ChosenPeak),
+    *(Hallucination, Overfit, Peakiness),
+    *cautions.CAUTIONS,
+    Baseline,
+)
+"""Everything that is looked for, in this order. The first that has a headline gives the
+verdict's first sentence, the first fault that has advice the advice."""
