@@ -9,9 +9,10 @@ from simulated import simulated
 
 from learndyn.diagnose.paths import GREEDY
 from learndyn.paper.authors.claims import _KINDS, _PATHS, _START, anchor_claims
+from learndyn.paper.claims import claims_of
 from learndyn.paper.finetuning.chapters import _STATEMENTS, paper_claims
 from learndyn.paper.finetuning.recorded import Recorded, difference
-from learndyn.paper.finetuning.statements import above, below, tested as claims_of
+from learndyn.paper.finetuning.statements import above, below
 
 
 STATEMENT = {statement.name: statement for statement in _STATEMENTS}

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from learndyn.errors import BadInput
 from learndyn.paper.softmax import playground
-from learndyn.paper.softmax.claims import CLAIMS
+from learndyn.paper.softmax.claims import _STATEMENTS
 from learndyn.paper.softmax.figures import (
     _FALL,
     _RATES,
@@ -120,12 +120,15 @@ def test_the_page_is_complete_without_the_script(html):
     read = Reader(re.sub(r"<script>.*?</script>", "", html, flags=re.S))
     words = " ".join(" ".join(read.words).split())
     assert read.open == []
-    for _, claim in CLAIMS:
+    for claim in _STATEMENTS:
         assert claim.says in words
         assert claim.rule in words
     assert words.count("FAIL") == 1
-    assert words.count("PASS") == len(CLAIMS) - 1
-    assert f"{len(CLAIMS) - 1} of {len(CLAIMS)} statements of Appendix E hold" in words
+    assert words.count("PASS") == len(_STATEMENTS) - 1
+    assert (
+        f"{len(_STATEMENTS) - 1} of {len(_STATEMENTS)} statements of Appendix E hold"
+        in words
+    )
     assert read.tags.count("picture") == len(PLATES)
     alts = [value for tag, name, value in read.attributes if name == "alt"]
     assert alts == [drawn(name, WIDE).title for name in PLATES]
@@ -235,7 +238,7 @@ def test_no_text_of_a_figure_leaves_it_or_lies_on_another(name, width):
 
 def test_plates_have_names_of_their_own_and_claims_point_to_them():
     assert len(PLATES) == len(softmax_plates()) == 6
-    assert {claim.plate for _, claim in CLAIMS} <= set(PLATES)
+    assert {claim.plate for claim in _STATEMENTS} <= set(PLATES)
     plate = PLATES["softmax_peakiness"]
     assert svg_of(plate.wide) == svg_of(plate.wide)
 
