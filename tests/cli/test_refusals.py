@@ -1,11 +1,13 @@
 """What the trainer refuses: one line, before data or model are read, no folder."""
 
 import pytest
+from transformers import Trainer
 
 from learndyn.cli import main
 from learndyn.errors import BadInput
 from learndyn.train.recipes import check_trainer
-from learndyn.train.settings import RunConfig
+from learndyn.train.session import refusals
+from learndyn.train.settings import ForceSettings, RunConfig, WatchConfig
 
 
 REFUSED = {
@@ -22,6 +24,14 @@ REFUSED = {
     "save strategy": (["--save_strategy", "sometimes"], "sometimes"),
     "losses and weights": (["--loss_weights", "[1.0, 2.0]"], "loss_weights"),
     "number": (["--beta", "-1"], "beta is -1: give a finite number"),
+    "no forces": (["--forces", "0"], "--forces 0: give 1 or more"),
+    "forces on no prompts": (
+        ["--forces", "1", "--forces-prompts", "0"],
+        "--forces-prompts 0: give 1 or more",
+    ),
+    "no tokens": (["--max-length", "0"], "--max-length 0: give 1 token or more"),
+    "stage that there is not": (["--sft.optim", "sgd"], "this is dpo: write --optim"),
+    "kinds of another method": (["--kinds", "chosen"], "--kinds chosen says what sft"),
 }
 
 
@@ -77,3 +87,29 @@ def test_a_loss_of_sft_is_none_of_dpo(tmp_path):
     assert check_trainer(RunConfig(method="sft", out=tmp_path, trainer=fields))
     with pytest.raises(BadInput, match="DPOConfig has no loss_type 'dft'"):
         check_trainer(RunConfig(method="dpo", out=tmp_path, trainer=fields))
+
+
+def test_an_optimizer_that_looks_at_the_model_is_left_to_the_trainer(
+    tmp_path, monkeypatch
+):
+    def needs_model(args, model=None):
+        raise ValueError("You need to pass a `model` to initialize a GaLore optimizer.")
+
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", needs_model)
+    config = RunConfig(method="dpo", out=tmp_path / "r", trainer={"use_cpu": True})
+    assert check_trainer(config).use_cpu
+
+
+def test_an_error_of_the_machine_is_no_refusal():
+    with pytest.raises(RuntimeError, match="out of memory"), refusals("DPOTrainer"):
+        raise RuntimeError("out of memory")
+    told = pytest.raises(BadInput, match="DPOTrainer refuses its settings: no such")
+    with told, refusals("DPOTrainer"):
+        raise ValueError("no such loss")
+
+
+def test_forces_and_their_prompts_are_said_in_one_place():
+    forces = ForceSettings(2, prompts=4)
+    assert WatchConfig(forces=forces).force_settings == forces
+    with pytest.raises(BadInput, match="prompts of its own"):
+        WatchConfig(forces=forces, forces_prompts=8)

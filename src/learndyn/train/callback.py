@@ -95,7 +95,9 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
         self._path = Path(self.out)
         self._plan = self.schedule
         self._limits = {
-            "max_length": self.max_length or MAX_LENGTH["trl"][0],
+            "max_length": MAX_LENGTH["trl"][0]
+            if self.max_length is None
+            else self.max_length,
             "max_prompt_length": self.max_prompt_length,
         }
         self._trainer: Trainer | None = None

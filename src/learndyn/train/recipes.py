@@ -210,7 +210,9 @@ def _replayable(
     in memory must be given anew.
     """
     if config.data:  # from the command line: its own words replay it
-        return config
+        # the default is left unsaid, as in the configs of older runs
+        said = config.kinds if kinds in (None, ["chosen"]) else kinds
+        return replace(config, method=method, kinds=said)
     return replace(
         config,
         method=method,

@@ -83,7 +83,9 @@ def trainer_config(config: RunConfig, config_class: type, **fixed: Any) -> Any:
         "seed": config.seed,
     }
     values = {**defaults, **PRESETS[config.preset], **overrides, **fixed}
-    with refusals(config_class.__name__):
+    # A config alone holds no model: whatever it raises is about a setting.
+    of_settings = (ValueError, TypeError, ImportError, RuntimeError)
+    with refusals(config_class.__name__, of_settings):
         args = config_class(
             output_dir=str(config.out / "checkpoints"),
             **renamed_checkpointing(config_class, values),
@@ -93,13 +95,15 @@ def trainer_config(config: RunConfig, config_class: type, **fixed: Any) -> Any:
 
 
 @contextmanager
-def refusals(what: str) -> Iterator[None]:
+def refusals(
+    what: str, errors: tuple[type[Exception], ...] = (ValueError, ImportError)
+) -> Iterator[None]:
     """What transformers and TRL raise about their settings, as one line."""
     try:
         yield
     except BadInput:
         raise
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+    except errors as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(f"{what} refuses its settings: {text}") from error
 
@@ -112,7 +116,12 @@ def _try_out(args: Any) -> None:
     """
     for tracker in get_reporting_integration_callbacks(args.report_to):
         tracker()
-    Trainer.get_optimizer_cls_and_kwargs(args)
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except ValueError as error:
+        # LOMO, GaLore and APOLLO look at the model's layers, which are not there yet
+        if "You need to pass a" not in str(error):
+            raise
     nothing = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     get_scheduler(
         args.lr_scheduler_type,

@@ -60,8 +60,7 @@ class ForceSettings:
         for name in ("every", "prompts"):
             if getattr(self, name) < 1:
                 raise BadInput(
-                    f"forces: {name}={getattr(self, name)}: give 1 or more, or leave "
-                    "forces out."
+                    f"{name} of ForceSettings is {getattr(self, name)}: give 1 or more."
                 )
 
 
@@ -130,6 +129,9 @@ class WatchConfig:
                 f"score_batch_size={self.score_batch_size}: give 1 or more, the number "
                 "of sequences that are scored at once."
             )
+        for name in ("max_length", "max_prompt_length"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise BadInput(f"{name}={getattr(self, name)}: give 1 token or more.")
         # both refuse what cannot be, before anything is read or loaded
         _ = self.schedule, self.force_settings
 
@@ -142,6 +144,11 @@ class WatchConfig:
     def force_settings(self) -> ForceSettings | None:
         """Which updates are explained; None: none."""
         if isinstance(self.forces, ForceSettings):
+            if self.forces_prompts != _PROMPTS:
+                raise BadInput(
+                    f"forces_prompts={self.forces_prompts} beside ForceSettings, "
+                    "which has prompts of its own: say it there."
+                )
             return self.forces
         if self.forces is None:
             if self.forces_prompts != _PROMPTS:
@@ -155,6 +162,9 @@ class WatchConfig:
                 f"forces={self.forces!r}: give a whole number K, to explain the update "
                 "before every K-th observation, or ForceSettings."
             )
+        for name in ("forces", "forces_prompts"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name}={getattr(self, name)}: give 1 or more.")
         return ForceSettings(self.forces, self.forces_prompts)
 
 
@@ -257,8 +267,8 @@ class RunConfig(WatchConfig):
         """
         given = {**given, **more}
         read = _read_config(file) if file is not None else {}
-        for values in (read, given):
-            _check_types(values, get_type_hints(cls), file)
+        for values, source in ((read, file), (given, None)):
+            _check_types(values, get_type_hints(cls), source)
         merged = {**read, **given}
         for name in ("trainer", "sft_trainer"):
             merged[name] = {**(read.get(name) or {}), **(given.get(name) or {})}
@@ -281,6 +291,7 @@ class RunConfig(WatchConfig):
             raise BadInput(
                 f"no method {merged['method']!r}. There are: {', '.join(METHODS)}."
             )
+        _refuse_unused(merged)
         merged["out"] = Path(merged["out"])
         return cls(**merged)
 
@@ -338,6 +349,22 @@ class RunConfig(WatchConfig):
             written["forces"] = self.forces.every
             written["forces_prompts"] = self.forces.prompts
         return _without_secrets(written | {"out": str(self.out)})
+
+
+def _refuse_unused(given: Mapping[str, Any]) -> None:
+    """Settings that the method would pass over in silence."""
+    method = given["method"]
+    if given["sft_trainer"] and method != "extend":
+        name = next(iter(given["sft_trainer"]))
+        raise BadInput(
+            f"--sft.{name} sets the SFT stage of extend, and this is {method}: write "
+            f"--{name}."
+        )
+    if given.get("kinds") and method != "sft":
+        raise BadInput(
+            f"kinds={','.join(given['kinds'])} says what sft trains on, and {method} "
+            "trains on chosen and rejected: leave it out."
+        )
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
