@@ -52,7 +52,7 @@ SLOW = {
     "test_losses.py": 12,
     "test_run_kernel.py": 10,
     "test_scoring.py": 10,
-    "test_seen.py": 10,
+    "test_batch_watch.py": 10,
     "test_sign_split.py": 8,
     "test_digits.py": 8,
     "test_softmax.py": 8,

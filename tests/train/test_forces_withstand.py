@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainingArguments
 from learndyn.errors import BadInput
 from learndyn.record.run_directory import RunDirectory
 from learndyn.train import (
-    batch_watch as seen,
+    batch_watch,
     recorder as train_forces,
 )
 from learndyn.train.recorder import why_no_forces
@@ -233,7 +233,7 @@ def test_what_fails_in_explaining_never_fails_the_training(
         assert run.steps == [0, 1, 2]
         assert run.forces_steps == []
     with monkeypatch.context() as patch:
-        patch.setattr(seen, "_logp_of", fail)
+        patch.setattr(batch_watch, "_logp_of", fail)
         callback = watch(tmp_path)
         host = make_trainer("dpo", llama, tmp_path / "t", (callback,), **settings)
         assert ended(host) == plain

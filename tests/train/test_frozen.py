@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 
 from learndyn.measure.score import Scorer
 from learndyn.probes.tokenize import TokenizedPair
-from learndyn.train.reference import _cache_folder, _kept_sums, check_reference
+from learndyn.train.reference import _cache_folder, _cached_sums, check_reference
 
 
 PAIRS = (
@@ -36,8 +36,8 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_same_weights_and_tokens_are_scored_once(folder):
     compute = Counted()
-    first = _kept_sums(tiny_model("llama"), PAIRS, compute)
-    again = _kept_sums(tiny_model("llama"), PAIRS, compute)  # another process would do
+    first = _cached_sums(tiny_model("llama"), PAIRS, compute)
+    again = _cached_sums(tiny_model("llama"), PAIRS, compute)  # as another process
     assert compute.calls == 1
     np.testing.assert_array_equal(first, again)
     assert len(list(folder.rglob("*.npy"))) == 1
@@ -74,8 +74,8 @@ def other_attention(model):
 )
 def test_anything_that_decides_a_number_is_in_the_key(folder, change):
     compute = Counted()
-    _kept_sums(tiny_model("llama"), PAIRS, compute)
-    _kept_sums(*change(tiny_model("llama")), compute)
+    _cached_sums(tiny_model("llama"), PAIRS, compute)
+    _cached_sums(*change(tiny_model("llama")), compute)
     assert compute.calls == 2
 
 
@@ -87,15 +87,15 @@ def adapted(seed: int):
 
 def test_a_disabled_adapter_is_another_model_and_its_weights_decide_nothing(folder):
     model, compute = adapted(0), Counted()
-    _kept_sums(model, PAIRS, compute)
+    _cached_sums(model, PAIRS, compute)
     with model.disable_adapter():
-        _kept_sums(model, PAIRS, compute)
+        _cached_sums(model, PAIRS, compute)
     assert compute.calls == 2
     other = adapted(1)  # a fresh adapter on the same base
     with other.disable_adapter():
-        _kept_sums(other, PAIRS, compute)
+        _cached_sums(other, PAIRS, compute)
     assert compute.calls == 2
-    _kept_sums(other, PAIRS, compute)
+    _cached_sums(other, PAIRS, compute)
     assert compute.calls == 3
 
 
@@ -103,28 +103,28 @@ def test_weights_that_are_elsewhere_are_no_key(folder):
     # DeepSpeed's ZeRO-3 leaves parameters empty: any two models would look the same.
     model, compute = tiny_model("llama"), Counted()
     model.lm_head.weight.data = torch.empty(0)
-    _kept_sums(model, PAIRS, compute)
-    _kept_sums(model, PAIRS, compute)
+    _cached_sums(model, PAIRS, compute)
+    _cached_sums(model, PAIRS, compute)
     assert compute.calls == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY\x01", b"no array"])
 def test_a_damaged_file_only_costs_time(folder, damage):
     compute = Counted()
-    _kept_sums(tiny_model("llama"), PAIRS, compute)
+    _cached_sums(tiny_model("llama"), PAIRS, compute)
     (file,) = folder.rglob("*.npy")
     file.write_bytes(damage)
-    _kept_sums(tiny_model("llama"), PAIRS, compute)
-    _kept_sums(tiny_model("llama"), PAIRS, compute)
+    _cached_sums(tiny_model("llama"), PAIRS, compute)
+    _cached_sums(tiny_model("llama"), PAIRS, compute)
     assert compute.calls == 2
 
 
 def test_pickles_are_not_read(folder):
     compute = Counted()
-    _kept_sums(tiny_model("llama"), PAIRS, compute)
+    _cached_sums(tiny_model("llama"), PAIRS, compute)
     (file,) = folder.rglob("*.npy")
     np.save(file, np.array([{}, {}], dtype=object), allow_pickle=True)
-    _kept_sums(tiny_model("llama"), PAIRS, compute)
+    _cached_sums(tiny_model("llama"), PAIRS, compute)
     assert compute.calls == 2
 
 
@@ -132,8 +132,8 @@ def test_a_folder_that_cannot_be_made_only_costs_time(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("LEARNDYN_CACHE", str(tmp_path / "file"))
     compute = Counted()
-    assert _kept_sums(tiny_model("llama"), PAIRS, compute)[0] == -1.0
-    assert _kept_sums(tiny_model("llama"), PAIRS, compute)[0] == -2.0
+    assert _cached_sums(tiny_model("llama"), PAIRS, compute)[0] == -1.0
+    assert _cached_sums(tiny_model("llama"), PAIRS, compute)[0] == -2.0
 
 
 def test_where_scores_are_kept(monkeypatch, tmp_path):

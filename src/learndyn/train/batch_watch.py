@@ -1,18 +1,13 @@
 """What a trainer's own forwards and its loss did with a batch: watched, not touched.
 
-An update is made of the training tokens' log-probabilities, and of what the loss asks
-of each, dL/dlogp. In every transformers or TRL trainer both pass through what the
-model's forward returns (see `seam`): a hook on the forward sees the one, a hook on its
-backward the other.
+An update is made of the training tokens' log-probabilities and of what the loss asks of
+each, dL/dlogp. In every transformers or TRL trainer both pass through what the model's
+forward returns: `log_probs` of TRL's fused head, or `logits` of the model's own. A hook
+on the forward reads the one, a hook on its backward the other.
 
-Afterwards the same forward is run again on the same inputs, with the same random
-states: its pullback of dL/dlogp is the training's own gradient, to the bit where the
-machine repeats itself, and that of a part of dL/dlogp is that part of it.
-
-Where a loss reads a model: at its log-probabilities, or at its logits.
-
-TRL's fused head hands out `log_probs`, a model's own forward hands out `logits`. What
-passes back through either says what the loss asks of each training token, dL/dlogp.
+Afterwards the same forward runs again on the same inputs, with the same random states.
+Its pullback of dL/dlogp is the training's own gradient, to the bit where the machine
+repeats itself; the pullback of a part of dL/dlogp is the corresponding part.
 """
 
 from collections.abc import Callable, Iterator
@@ -60,14 +55,15 @@ def _logp_of(output: Any, inputs: dict[str, Any]) -> Float[Tensor, "batch time"]
     if logp is not None:
         return logp
     labels = _labels(inputs)
-    found = []
-    for row, label in zip(output.logits, labels, strict=True):  # float32 is large
+    columns = []
+    # One row at a time: float32 logits of a whole batch can be larger than the model.
+    for row, label in zip(output.logits, labels, strict=True):
         logits = row[:-1]
-        # not `wide`, which detaches
+        # not `wide`, which detaches: the pullback runs through this function
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         own = logits.gather(-1, label.clamp(min=0)[:, None]).squeeze(-1)
-        found.append(own - logits.logsumexp(-1))
-    return torch.stack(found).masked_fill(labels == _IGNORED, 0.0)
+        columns.append(own - logits.logsumexp(-1))
+    return torch.stack(columns).masked_fill(labels == _IGNORED, 0.0)
 
 
 def _on_gradient(tensor: Tensor, keep: Callable[[Tensor], None]) -> None:
@@ -76,6 +72,8 @@ def _on_gradient(tensor: Tensor, keep: Callable[[Tensor], None]) -> None:
     Under mixed precision accelerate hands out a float32 copy of the logits, while a
     loss within the forward has read the logits themselves: there both come together.
     """
+    # On the node and not on the tensor: where the tensor is a float32 copy, nobody here
+    # holds the one that it was made from.
     node, number = tensor.grad_fn, tensor.output_nr
     assert node is not None
     if node.name().startswith("ToCopyBackward"):
@@ -83,6 +81,7 @@ def _on_gradient(tensor: Tensor, keep: Callable[[Tensor], None]) -> None:
         assert node is not None
 
     def hook(gradients: Any) -> None:
+        # a node with several outputs has None for those that the loss does not read
         if gradients[number] is not None:
             keep(gradients[number].detach())
 
@@ -97,7 +96,9 @@ def _push_reader(output: Any, inputs: dict[str, Any]) -> Callable[[Tensor], Tens
     logp = getattr(output, "log_probs", None)
     if logp is None:
         return partial(_nearest, output.logits.detach(), _labels(inputs))
-    ignored = logp.detach() == 0  # a constant there, gradient or not
+    # TRL's head fills ignored positions with 0, a constant: what the loss's gradient
+    # says of them moves nothing.
+    ignored = logp.detach() == 0
     return lambda gradient: gradient.masked_fill(ignored, 0.0)
 
 
@@ -110,14 +111,15 @@ def _nearest(
 
     What a loss asks of other tokens (label smoothing) is left over.
     """
-    found = []
+    columns = []
     for row, label in enumerate(labels):  # one at a time: each is as large as logits
         known = label.clamp(min=0)[:, None]
         steer = -wide(logits[row, :-1]).softmax(-1)
         steer.scatter_add_(-1, known, torch.ones_like(known, dtype=steer.dtype))
+        # Where pi(y) is 1 to rounding e_y - pi is 0 and moves nothing: c = 0, not NaN.
         length = steer.square().sum(-1).clamp(min=1e-30)
-        found.append((wide(gradient[row, :-1]) * steer).sum(-1) / length)
-    return torch.stack(found).masked_fill(labels == _IGNORED, 0.0)
+        columns.append((wide(gradient[row, :-1]) * steer).sum(-1) / length)
+    return torch.stack(columns).masked_fill(labels == _IGNORED, 0.0)
 
 
 def _labels(inputs: dict[str, Any]) -> Int[Tensor, "batch time"]:
@@ -127,7 +129,7 @@ def _labels(inputs: dict[str, Any]) -> Int[Tensor, "batch time"]:
 
 
 @dataclass(eq=False)
-class Seen:
+class Forward:
     """One forward of the training, in which a gradient was to flow."""
 
     args: tuple[Any, ...]
@@ -147,16 +149,16 @@ class BatchWatch:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.seen: list[Seen] = []
+        self.forwards: list[Forward] = []
         self.trouble = ""
-        """The first error in a hook: it is kept from the training."""
+        """The first error in a hook; training never sees it."""
         self._random: tuple[Tensor, list[Tensor]] | None = None
         self._handles: list[Any] = []
 
     def begin(self) -> None:
-        """Watch from now on; what was seen before is forgotten."""
+        """Watch from now on; earlier forwards are forgotten."""
         self.end()
-        self.seen, self.trouble = [], ""
+        self.forwards, self.trouble = [], ""
         self._handles = [
             self.model.register_forward_pre_hook(
                 self._harmless(self._before), with_kwargs=True
@@ -167,23 +169,25 @@ class BatchWatch:
         ]
 
     def end(self) -> None:
-        """Watch no longer; what was seen stays."""
+        """Watch no longer; the forwards so far stay."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def unscale(self, scale: float) -> None:
         """Undo what a gradient scaler multiplied the loss by."""
-        for one in self.seen:
+        for one in self.forwards:
             if one.push is not None:
                 one.push = one.push / scale
 
     def _before(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        # Evaluation, generation and probing run without gradients: not in any update.
         if torch.is_grad_enabled():
             cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
             self._random = (torch.get_rng_state(), cuda)
 
     def _after(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        # taken, so that a forward without gradients does not get those of an older one
         random, self._random = self._random, None
         if random is None:
             return
@@ -191,15 +195,16 @@ class BatchWatch:
         if tensor is None or not tensor.requires_grad:
             return
         inputs = _inputs_by_name(args, kwargs)
-        with torch.no_grad():
+        with torch.no_grad():  # the training's graph must not grow by ours
             logp = _logp_of(output, inputs).detach()
-        seen = Seen(args, kwargs, random, self.model.training, logp)
-        self.seen.append(seen)
+        forward = Forward(args, kwargs, random, self.model.training, logp)
+        self.forwards.append(forward)
         push_of = _push_reader(output, inputs)
 
         def keep(gradient: Tensor) -> None:
             push = push_of(gradient)
-            seen.push = push if seen.push is None else seen.push + push
+            # two backward passes over one forward add up, as they do in p.grad
+            forward.push = push if forward.push is None else forward.push + push
 
         _on_gradient(tensor, self._harmless(keep))
 
@@ -222,25 +227,26 @@ class BatchWatch:
         nats per token, they are not handed out.
 
         Raises:
-            BadInput: if the batch was not seen.
+            BadInput: if no forward with a gradient passed by.
         """
         if self.trouble:
             raise BadInput(f"the training's forward was not understood: {self.trouble}")
-        seen = [one for one in self.seen if one.push is not None]
-        if not seen:
+        forwards = [one for one in self.forwards if one.push is not None]
+        if not forwards:
             raise BadInput(
                 "the loss does not read the log-probabilities or logits that the "
                 "model's own forward returns: no split into pull and push."
             )
-        pull, push = self._by_sign(seen)
+        pull, push = self._by_sign(forwards)
         try:
-            batch, expected = _batch(seen, roles)
+            batch, expected = _batch(forwards, roles)
         except BadInput as error:
             return Gradients(pull, push, None, str(error))
         own = reader.on(batch.pairs).values()
+        # A response may hold tokens of which the loss asks nothing: not counted.
         asked = batch.push != 0
         miss = float(np.abs(own - expected)[asked].mean())
-        if not miss <= agrees:
+        if not miss <= agrees:  # so written, NaN does not agree
             return Gradients(
                 pull,
                 push,
@@ -251,27 +257,36 @@ class BatchWatch:
             )
         return Gradients(pull, push, batch)
 
-    def _by_sign(self, seen: list[Seen]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Pull and push. Their sum is the whole pullback, also in half precision, where
-        two of them would not add up: what one is not, the other is."""
-        pushes = [one.push for one in seen if one.push is not None]
-        whole = self._pullback(seen, pushes)
+    def _by_sign(
+        self, forwards: list[Forward]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Pull and push, which sum to the whole pullback.
+
+        Push is the whole less pull: in half precision two pullbacks would not add up.
+        """
+        pushes = [one.push for one in forwards if one.push is not None]
+        whole = self._pullback(forwards, pushes)
         nothing = {name: torch.zeros_like(part) for name, part in whole.items()}
+        # SFT has pull alone: one backward pass is enough.
         lowers = any(bool((push > 0).any()) for push in pushes)
         if not lowers or not any(bool((push < 0).any()) for push in pushes):
             return (nothing, whole) if lowers else (whole, nothing)
-        pull = self._pullback(seen, [push.clamp(max=0) for push in pushes])
+        pull = self._pullback(forwards, [push.clamp(max=0) for push in pushes])
         return pull, {name: wide(part) - pull[name] for name, part in whole.items()}
 
-    def _pullback(self, seen: list[Seen], asked: list[Tensor]) -> dict[str, Tensor]:
+    def _pullback(
+        self, forwards: list[Forward], asked: list[Tensor]
+    ) -> dict[str, Tensor]:
         parameters = parameters_of(self.model)
         total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        for one, push in zip(seen, asked, strict=True):
-            if not bool(push.any()):
+        for one, push in zip(forwards, asked, strict=True):
+            if not bool(push.any()):  # such as pairs beyond the margin of a hinge
                 continue
             with _as_then(self.model, one), torch.enable_grad():
                 output = self.model(*one.args, **one.kwargs)
                 logp = _logp_of(output, _inputs_by_name(one.args, one.kwargs))
+                # `grad`, never `backward`: p.grad is the training's. Unused are, for
+                # one, experts to which no token of the batch was sent.
                 parts = torch.autograd.grad(
                     logp,
                     list(parameters.values()),
@@ -285,14 +300,19 @@ class BatchWatch:
 
 
 @contextmanager
-def _as_then(model: nn.Module, then: Seen) -> Iterator[None]:
-    """With the random states and the mode of an earlier forward; then as before."""
+def _as_then(model: nn.Module, then: Forward) -> Iterator[None]:
+    """Within the block random states and mode are those of an earlier forward.
+
+    With other dropout masks the pullback would be of another function than training's.
+    """
+    # Per module: a trainer may keep parts of a model, frozen ones, in eval mode.
     flags = {module: module.training for module in model.modules()}
     cpu, cuda = then.random
     with random_state_kept():
         torch.set_rng_state(cpu)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+        # `train()` sets all modules alike, so it is called only where it must be
         if model.training != then.training:
             model.train(then.training)
         try:
@@ -302,7 +322,9 @@ def _as_then(model: nn.Module, then: Seen) -> Iterator[None]:
                 module.training = training
 
 
-def _batch(seen: list[Seen], roles: str) -> tuple[Batch, Float[np.ndarray, " token"]]:
+def _batch(
+    forwards: list[Forward], roles: str
+) -> tuple[Batch, Float[np.ndarray, " token"]]:
     """The training responses, and the log-probabilities that training had for them.
 
     Raises:
@@ -312,11 +334,12 @@ def _batch(seen: list[Seen], roles: str) -> tuple[Batch, Float[np.ndarray, " tok
     named: list[str] = []
     pushes: list[Float[np.ndarray, " token"]] = []
     known: list[Float[np.ndarray, " token"]] = []
-    for one in seen:
+    for one in forwards:
         given = _inputs_by_name(one.args, one.kwargs)
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         if ids is None or one.push is None:
             raise BadInput("the trainer hands the model no token ids.")
+        # TRL gives positions where it packs or flattens rows (padding_free).
         if given.get("position_ids") is not None:
             raise BadInput("rows of the batch may hold several packed sequences.")
         if one.push.shape != (ids.shape[0], ids.shape[1] - 1):
@@ -326,10 +349,10 @@ def _batch(seen: list[Seen], roles: str) -> tuple[Batch, Float[np.ndarray, " tok
             if mask is not None:
                 real = mask[row].cpu().numpy().astype(bool)
             push = one.push[row].double().cpu().numpy()
-            found = _response(ids[row].cpu().numpy(), real, push)
-            if found is None:
+            match = _response(ids[row].cpu().numpy(), real, push)
+            if match is None:
                 continue  # the loss asks nothing of this row
-            pair, span = found
+            pair, span = match
             pairs.append(pair)
             pushes.append(push[span])
             known.append(one.logp[row].double().cpu().numpy()[span])
@@ -351,8 +374,9 @@ def _response(
     asked = np.flatnonzero(push)
     if not len(asked):
         return None
+    # push t is about token t + 1
     first, last = int(asked[0]) + 1, int(asked[-1]) + 1
-    prompt = tuple(ids[:first][real[:first]].tolist())
+    prompt = tuple(ids[:first][real[:first]].tolist())  # less padding on the left
     response = tuple(ids[first : last + 1].tolist())
     return TokenizedPair(prompt, response, False, True), slice(first - 1, last)
 

@@ -38,13 +38,14 @@ from learndyn.train.schedule import Subset, is_full
 from learndyn.train.scoring import (
     Scoring,
     tokenize_for,
-    told,
     wait_for_all,
+    warn_if_unsound,
 )
 from learndyn.train.settings import WatchConfig
 from learndyn.train.trackers import send, tracked
 
 
+# eq=False as in WatchConfig: `trainer.remove_callback` compares with ==
 @dataclass(eq=False, repr=False)
 class LearningDynamicsCallback(WatchConfig, TrainerCallback):
     """Observe `probes` while a trainer runs, into the run directory `out`.
@@ -75,8 +76,8 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
     Raises:
         BadInput: as `WatchConfig`; when training begins, if `out` holds a run already
             (and neither `resume` nor `overwrite` is set, nor does the trainer resume),
-            if a resumed run has another panel or was scored in another precision, if
-            the probes were tokenized for another tokenizer, and as `Scorer.attach`.
+            if a resumed run has another panel or was scored in another precision, or if
+            the probes were tokenized for another tokenizer. Also as `Scorer.attach`.
     """
 
     probes: ProbeSet | TokenizedProbes | str | Path
@@ -94,6 +95,7 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
         )
         self._path = Path(self.out)
         self._plan = self.schedule
+        # No preset here: a user's own trainer has TRL's lengths.
         self._limits = {
             "max_length": MAX_LENGTH["trl"][0]
             if self.max_length is None
@@ -107,8 +109,7 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
         self._forget()
 
     def _forget(self) -> None:
-        """Be as before any training: a second one with this callback is a second run,
-        and begins anew."""
+        """Reset all that belongs to one training: the next one is another run."""
         self.run: RunDirectory | None = None
         self._begun = False
         self._tokenized: TokenizedProbes | None = None
@@ -123,8 +124,10 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
         self._last_full = True
 
     def attach(self, trainer: Trainer) -> "LearningDynamicsCallback":
-        """Add this callback to `trainer`, and report through its trackers: means, and
-        of a panel the paired changes with their standard error."""
+        """Add this callback to `trainer`, and send means to its trackers.
+
+        A panel also sends its paired changes with their standard error.
+        """
         self._trainer = trainer
         trainer.add_callback(self)
         return self
@@ -148,11 +151,14 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
         tokenizer = self.tokenizer or tokenizer
         self._tokenized = tokenize_for(self._probes, tokenizer, self._limits)
         self._panel = self._plan.draw(self._tokenized.probes)
-        # On every process: the forwards of a sharded model are collective.
+        # On every process: the forwards of a sharded model (FSDP, ZeRO-3) are
+        # collective and would wait forever for the others.
         asked = (self._attach(model), self._plan, self._panel, self._limits)
         described = {**describe_run(model, args, *asked), **(self.info or {})}
         continues = is_run(self._path) and (self.resume or step > 0 or again)
-        wait_for_all(args)  # until all have looked: the first one creates the directory
+        # Until all have looked: once the first one has created the directory, a process
+        # that comes late would take the new run for one to continue.
+        wait_for_all(args)
         if args.process_index == 0:
             if continues:
                 same = (self._limits, self._plan, self.precision)
@@ -168,10 +174,12 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
                     config=self.config or {},
                     overwrite=self.overwrite,
                 )
-        wait_for_all(args)
+        wait_for_all(args)  # until it is there, or rewound: all of them read it now
         if continues:
             self._adopt(RunDirectory.open(self._path))
-            self._attach(model)  # the run's own probes, in their order
+            # Attached again, to the run's own token ids in their order: row i must mean
+            # what it meant before the stop, also if the probes' file was sorted since.
+            self._attach(model)
         self._begun = True
         return self.run
 
@@ -187,8 +195,11 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
         if not self._begun:  # the first training, or one after another
             again = bool(self._attempt and self._attempt.begins_again(args, state))
             self.begin(model, kwargs["processing_class"], args, step, again=again)
-        elif step > 0:  # a checkpoint was loaded since
+        elif step > 0:
+            # A recipe began the run before the trainer loaded its checkpoint into this
+            # model: the self-test looked at other weights.
             self._attach(model)
+        # From here on weights move: a later `begin` at step 0 has others than step 0.
         self._begun, self._trained = False, True
         self._attempt = Attempt(args, state.train_batch_size)
         forces = self.force_settings
@@ -197,6 +208,7 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
             self._recorder = self._scoring.recorder(forces, tokenizer, args)
         if self._recorder is not None and self.run is not None:
             self._recorder.begin(step, self.run)
+        # a run that is continued where it was last observed has this one already
         if self._last != state.global_step:
             self._observe(model, args, state, control)
 
@@ -211,6 +223,7 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
         self, args: Any, state: Any, control: Any, **kwargs: Any
     ) -> None:
         """Gradients are whole: note where the parameters stand, if it is watched."""
+        # transformers calls this after clipping; by on_step_end gradients are zeroed
         if self._recorder is not None:
             self._recorder.before_step(kwargs["optimizer"])
 
@@ -222,8 +235,11 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Observe if this update is due. Runs once per update, after the optimizer."""
+        # First: its copy of the parameters is gone when scoring needs the memory.
         if self._recorder is not None and self.run is not None:
             self._recorder.after_step(state.global_step, args, self.run)
+        # Not in on_train_end alone: with load_best_model_at_end the trainer has put
+        # another model in place by then.
         last = state.global_step >= state.max_steps or control.should_training_stop
         if last or self._plan.is_due(state.global_step, self._panel):
             self._observe(kwargs["model"], args, state, control, full=last)
@@ -235,17 +251,17 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Observe the final model in full, unless that was done already."""
-        seen = self._last == state.global_step
-        if not (seen and self._last_full) and args.load_best_model_at_end:
+        """Observe the final model in full, unless on_step_end did."""
+        observed = self._last == state.global_step
+        if not (observed and self._last_full) and args.load_best_model_at_end:
             warnings.warn(
                 f"the model of update {state.global_step} was not observed"
-                f"{' in full, only its panel was' if seen else ''}: the trainer has "
-                "put the best checkpoint in its place already "
+                f"{' in full, only its panel was' if observed else ''}: the trainer "
+                "has put the best checkpoint in its place already "
                 "(load_best_model_at_end).",
                 stacklevel=2,
             )
-        elif not (seen and self._last_full):
+        elif not (observed and self._last_full):
             self._observe(kwargs["model"], args, state, control, full=True)
         if self.run is not None:
             self.run.update_info(finished=True, final_step=state.global_step)
@@ -279,8 +295,7 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
         return self._scoring
 
     def _adopt(self, run: RunDirectory) -> None:
-        """Go on with the run's own token ids, in their order, its first argmax and its
-        panel."""
+        """Go on with the run's own token ids and order, first observation and panel."""
         expected = str(run.info.tokenizer_sha256)
         self._tokenized = TokenizedProbes.from_table(run.read_probes(), expected)
         self._panel = run.info.panel
@@ -301,6 +316,7 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
     ) -> None:
         assert self._tokenized is not None
         step = state.global_step
+        # changes are measured from the first observation, so it must hold every probe
         full = full or self._first is None or is_full(step, self._panel)
         scoring = self._scoring
         if scoring is None or not scoring.is_for(model):
@@ -310,9 +326,11 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
         if self._first is None:
             self._first = observation
         self._last, self._last_full = step, full
+        # Only here may the others leave: up to this line all processes score together.
         if self.run is None:
             return
-        self.run.write_observation(told(observation))
+        warn_if_unsound(observation)
+        self.run.write_observation(observation)
         if self._trainer is not None:
             probes, first = self._tokenized.probes, self._first
             values = tracked(probes, observation, first, self._subset)

@@ -1,11 +1,10 @@
 """Forces on record while a trainer runs: the update before an observation, explained.
 
-The trainer is not changed. Its forwards are watched during one update (`seen`), its
-optimizer's step is recorded (`forces.step`), and when the update is done both are
-followed to the watched probes. A record that cannot be made is left out with a warning;
+The trainer is not changed. Its forwards are watched during one update (`batch_watch`),
+its optimizer's step is recorded (`forces.step`), and when the update is done both are
+followed to the watched probes. With each record the kernel of a few probes is compared
+with the one at the start. A record that cannot be made is left out with a warning;
 probing goes on.
-
-Does the kernel stay what it was while this run trains? Looked at as it goes.
 """
 
 import warnings
@@ -67,6 +66,7 @@ class KernelCheck:
             try:
                 table = read_table(self._path)
                 since = int((table.schema.metadata or {})[_STEP.encode()])
+                # a later one is of updates that resuming from a checkpoint took back
                 if since <= step:
                     self._first, self._since = Sketches.from_table(table), since
                     return
@@ -85,10 +85,10 @@ class KernelCheck:
         if self._first is None:
             return None, ""
         try:
-            found = drift(self._first, self._look())
+            change = drift(self._first, self._look())
         except BadInput as error:
             return None, f"the kernel was not compared: {error}"
-        return {**asdict(found), "since": self._since}, ""
+        return {**asdict(change), "since": self._since}, ""
 
     def _look(self) -> Sketches:
         return self._watch.look(self._reader, self._reader.plan.pairs)
@@ -114,6 +114,8 @@ class ForceRecorder:
         self._recording: StepRecording | None = None
         self._watching = False
         self._updates = self._due = 0
+        # Drawn from the probes and not from the run's panel: the same prompts in every
+        # record and every run on these probes, so that records can be compared.
         panel = Panel.draw(probes.probes, settings.prompts)
         chosen = [
             i
@@ -142,7 +144,7 @@ class ForceRecorder:
 
     def watch(self, step: int, schedule: Schedule, panel: Panel | None) -> None:
         """Before the first forward of the update to `step`: watch it, if it is due."""
-        self.forget()
+        self.forget()  # of an update without an end, such as one that raised an error
         self._watching = schedule.is_kth(step, panel, self.settings.every)
         self._updates += 1
         if self._watching:
@@ -153,8 +155,11 @@ class ForceRecorder:
         """Before the optimizer's step: gradients are whole and clipped."""
         if not self._watching:
             return
+        # Hooks off before anything else runs: the record's own forwards, and those of
+        # the observation, are no part of the batch.
         self._watch.end()
         try:
+            # p.grad is unscaled by now, what passed through the loss is not (fp16)
             self._watch.unscale(_loss_scale(optimizer))
             self._recording = StepRecording.begin(optimizer, self._watch.model)
         except Exception as error:
@@ -190,9 +195,9 @@ class ForceRecorder:
         self._updates = 0
 
     def forget(self) -> None:
-        """Drop what was seen of an update, and stop watching."""
+        """Drop what is known of an update, and stop watching."""
         self._watch.end()
-        self._watch.seen = []
+        self._watch.forwards = []  # they hold the batch, and graphs if backward failed
         self._watching = False
         if self._recording is not None:
             self._recording.abandon()
@@ -205,19 +210,24 @@ class ForceRecorder:
     def _explained(
         self, recording: StepRecording, step: int, args: TrainingArguments
     ) -> Forces:
+        # First of all: it reads what the step did from the parameters as they stand.
         made = recording.finish()
         if self._predictor is None:
             self._predictor = Predictor.of(self._scorer)
         method = _method(args)
         rough = args.bf16 or args.fp16 or coarsest(self._watch.model).bits < 32
         gradients, notes = None, []
+        # The batch's gradient is the one at the parameters before the step. `placed`
+        # copies values in and back, to the bit, so that training goes on as it would.
         with placed(self._watch.model, made.before):
             try:
                 gradients = self._watch.gradients(
                     self._predictor.logps, method, _AGREES[bool(rough)]
                 )
             except BadInput as error:
+                # the optimizer's step is known all the same, so it is explained whole
                 notes = [str(error)]
+            # within the block: one record is of one model, the one before the step
             kernel, why = (None, "") if self._kernel is None else self._kernel.compare()
             notes += [why] if why else []
         asked = ExplainSettings(
@@ -226,11 +236,12 @@ class ForceRecorder:
             layers=self.settings.layers,
             influence=self.settings.influence,
         )
-        found = explain_update(
+        forces = explain_update(
             self._predictor, self._probes, made, gradients, asked, self._decode
         )
-        info = found.info | {"notes": notes + found.info["notes"], "kernel": kernel}
-        return replace(found, probe_ids=self.rows, info=info)
+        info = forces.info | {"notes": notes + forces.info["notes"], "kernel": kernel}
+        # rows of the run's own probes: the recorder numbered its selection from 0
+        return replace(forces, probe_ids=self.rows, info=info)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         if self._tokenizer is None:
@@ -240,7 +251,7 @@ class ForceRecorder:
 
 def _loss_scale(optimizer: Any) -> float:
     """What a gradient scaler multiplied the loss by (fp16); 1 without one."""
-    scaler = getattr(optimizer, "scaler", None)
+    scaler = getattr(optimizer, "scaler", None)  # accelerate's wrapper has it
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
@@ -252,6 +263,7 @@ def _left_out(error: Exception, where: str = "") -> None:
 def _method(args: TrainingArguments) -> str:
     """ "sft", "dpo", ...: by TRL's own settings, also where a user's are derived from
     them; "" in a plain trainer."""
+    # by module: a user's own `MyConfig(DPOConfig)` is DPO all the same
     trl = [kind for kind in type(args).__mro__ if kind.__module__.startswith("trl.")]
     return trl[0].__name__.removesuffix("Config").lower() if trl else ""
 

@@ -5,12 +5,10 @@ that no update made. TRL's default reference is loaded anew from the policy's na
 it is another model whenever the policy was changed in memory; half-precision references
 do the same, more quietly.
 
-Scores of a model that never changes, kept between runs.
-
-A reference model is frozen: the same weights give the same log-probabilities to the
-same tokens, in this run and in the next one that starts from them. They are computed
-once and kept as one small file per (weights, tokens), under `$LEARNDYN_CACHE`, or
-`~/.cache/learndyn` where that is not set; `LEARNDYN_CACHE=` (empty) keeps nothing.
+The reference never changes: the same weights give the same log-probabilities to the
+same tokens, in this run and in the next one that starts from them. So its scores are
+computed once and cached, one small file per (weights, tokens), under `$LEARNDYN_CACHE`,
+or `~/.cache/learndyn` where that is not set; `LEARNDYN_CACHE=` (empty) caches nothing.
 """
 
 import hashlib
@@ -34,12 +32,12 @@ from learndyn.probes.tokenize import TokenizedPair
 from learndyn.record.files import StorageFull, write_whole
 
 
-def _kept_sums(
+def _cached_sums(
     model: nn.Module,
     pairs: Sequence[TokenizedPair],
     compute: Callable[[], Float[np.ndarray, " pair"]],
 ) -> Float[np.ndarray, " pair"]:
-    """log pi of each response under `model`, in nats: as kept, or from `compute`.
+    """log pi of each response under `model`, in nats: cached, or from `compute`.
 
     The key holds all that decides the numbers: parameters and buffers, config, kind of
     device, the versions of torch, transformers and learndyn, and every token id. A file
@@ -49,15 +47,15 @@ def _kept_sums(
     if folder is None or is_sharded(model):
         return compute()  # a sharded model's weights are not all here
     path = folder / "frozen" / f"{_key(model, pairs)}.npy"
-    kept = _read(path, len(pairs))
-    if kept is None:
-        kept = compute()
-        _write(path, kept)
-    return kept
+    sums = _read(path, len(pairs))
+    if sums is None:
+        sums = compute()
+        _write(path, sums)
+    return sums
 
 
 def _cache_folder() -> Path | None:
-    """Where scores are kept; None if the user wants none kept."""
+    """Where scores are cached; None if the user wants no cache."""
     chosen = os.environ.get("LEARNDYN_CACHE")
     if chosen is not None:
         return Path(chosen) if chosen else None
@@ -70,6 +68,7 @@ def _key(model: nn.Module, pairs: Sequence[TokenizedPair]) -> str:
     parts = [
         type(model).__qualname__,
         config.to_json_string() if config is not None else "",
+        # eager, sdpa and flash attention round differently; so do devices and versions
         f"{config._attn_implementation}" if config is not None else "",
         *(version(name) for name in ("torch", "transformers", "learndyn")),
         device_of(model).type,
@@ -78,6 +77,8 @@ def _key(model: nn.Module, pairs: Sequence[TokenizedPair]) -> str:
     ]
     digest = hashlib.sha256("\n".join(parts).encode())
     for pair in pairs:
+        # lengths first: without them a token that moves from prompt to response, which
+        # changes the sum, would leave the key as it is
         digest.update(np.array([len(pair.prompt_ids), len(pair.response_ids)]).data)
         digest.update(np.array([*pair.prompt_ids, *pair.response_ids]).data)
     return digest.hexdigest()
@@ -103,28 +104,29 @@ def _adapters(module: nn.Module) -> str:
 
 def _read(path: Path, pairs: int) -> Float[np.ndarray, " pair"] | None:
     try:
-        found = np.load(path, allow_pickle=False)
+        sums = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    right = found.shape == (pairs,) and found.dtype == np.float64
-    return found if right else None
+    # float64, as they were summed: a hit and a miss give the same gap to the last bit
+    right = sums.shape == (pairs,) and sums.dtype == np.float64
+    return sums if right else None
 
 
 def _write(path: Path, sums: Float[np.ndarray, " pair"]) -> None:
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # np.save would add .npy to the name of the temporary file
     np.save(buffer, sums.astype(np.float64), allow_pickle=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda part: part.write_bytes(buffer.getvalue()))
     except (OSError, StorageFull):
-        return  # the scores are right without being kept
+        return  # the scores are right without a cache
 
 
 _TOLERANCE = 1e-4
 """Nats per response. Two float32 scorings of one model differ by about 1e-5."""
 
 _SLICE = 2048
-"""Responses whose tokens are held at once: training sets are larger than probe sets."""
+"""Responses scored at once: training sets are larger than probe sets."""
 
 
 def check_reference(
@@ -138,8 +140,7 @@ def check_reference(
     """Largest |log pi - log pi_ref| over all `pairs`, in nats per response.
 
     `reference` None means the policy with its PEFT adapter disabled, as TRL has it. The
-    reference's own scores are kept between runs (`measure.frozen`); the policy is
-    always scored anew.
+    reference's own scores are cached between runs; the policy is always scored anew.
 
     Raises:
         BadInput: if it exceeds `_TOLERANCE`; the message names the probable cause.
@@ -147,13 +148,15 @@ def check_reference(
     ours = _sums(policy, pairs, batch_size, progress)
     frozen, disabled = reference, nullcontext
     if frozen is None:
+        # PEFT's own way to the base model, and what TRL computes the margin with
         frozen, disabled = policy, getattr(policy, "disable_adapter", nullcontext)
     with disabled():
-        theirs = _kept_sums(
+        theirs = _cached_sums(
             frozen, pairs, lambda: _sums(frozen, pairs, batch_size, progress)
         )
     gaps = np.abs(ours - theirs)
     worst = int(gaps.argmax())
+    # `not <=` and not `>`: a NaN is no agreement. argmax finds a NaN before any number.
     if not float(gaps[worst]) <= _TOLERANCE:
         raise BadInput(
             f"policy and reference disagree before the first update on "
@@ -171,6 +174,8 @@ def _sums(
     batch_size: int,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> Float[np.ndarray, " pair"]:
+    # Both models through one scorer: what is left of the gap is theirs, not that of two
+    # ways of computing log pi.
     scorer = Scorer.attach(model, pairs, batch_size=batch_size)
     sums = np.zeros(len(pairs))
     for first in progress(range(0, len(pairs), _SLICE)):

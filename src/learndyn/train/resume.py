@@ -25,6 +25,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     none, or half of one. From one of the last update transformers (5.23) goes on for
     one update more, if that is not the end of an epoch.
     """
+    # by number: as text checkpoint-900 comes after checkpoint-1000
     for path in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         try:
             state = json.loads((path / "trainer_state.json").read_text())
@@ -39,6 +40,8 @@ def is_finished(out: Path) -> bool:
     """Whether a recipe ran to its end here and saved its model."""
     if not is_run(out):
         return False
+    # Both: `finished` is written when training ends, the model is saved after that, and
+    # `extend` starts its DPO from the saved model.
     return bool(RunDirectory.open(out).info.finished) and (out / "model").is_dir()
 
 
@@ -56,6 +59,7 @@ def refuse_other_settings(config: RunConfig, data: Data, probes: ProbeSet) -> No
             f"cannot continue {out}: it has no config.yaml, so no recipe made it. "
             "Continue it with the script that did."
         )
+    # Both through YAML: a path or a tuple must compare as a file gives it back.
     began = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
     now = _flat(yaml.safe_load(yaml.safe_dump(config.as_config())))
     differ = [
@@ -94,9 +98,9 @@ class Attempt:
     def begins_again(self, args: TrainingArguments, state: TrainerState) -> bool:
         """Whether what begins now is this training once more, in a smaller batch.
 
-        That is what `auto_find_batch_size` does within one `trainer.train()` when
-        memory runs out. A second call of `train` begins with the batch size that the
-        first one ended with.
+        `auto_find_batch_size` does this within one `trainer.train()` when memory runs
+        out. A second call of `train` begins with the batch size that the first one
+        ended with.
         """
         now, before = state.train_batch_size, self.batch_size
         if args is not self.args or not args.auto_find_batch_size:
@@ -126,6 +130,7 @@ def reopen(
             "the same probes, or choose another --out."
         )
     same_tokenizer(str(run.info.tokenizer_sha256), probes.tokenizer_hash)
+    # sorted: the run keeps its own order, and goes on in it whatever the file has now
     if sorted(run.read_probes()["n_tokens"].to_pylist()) != sorted(probes.n_tokens):
         raise BadInput(
             f"cannot continue {out}: its probes were cut to max_length "
@@ -136,20 +141,21 @@ def reopen(
         )
     schedule.check_same(run.info.panel, str(out))
     _same_precision(run, precision)
+    # all later observations are read as changes since the first, probe by probe
     if run.steps and len(run.read_observation(run.steps[0]).ids) != len(probes):
         raise BadInput(
             f"cannot continue {out}: its first observation, at update {run.steps[0]}, "
-            "is of its panel alone, so the full one before it was removed. Restore it, "
+            "holds only its panel, so the full one before it was removed. Restore it, "
             "or choose another --out."
         )
     if run.info.every not in (None, schedule.every):
-        run.update_info(every=None)  # no one schedule is that of the whole run
+        run.update_info(every=None)  # the whole run has no single schedule any more
     return run
 
 
 def _same_precision(run: RunDirectory, precision: str | None) -> None:
     """One run is scored in one precision, so that its changes are the model's."""
-    # a run from before there was any other has no such entry
+    # runs of older versions have no such entry: they were scored exactly
     began = run.info.approximate
     if began == precision:
         return
@@ -183,7 +189,10 @@ def same_tokenizer(watched: str, present: str) -> None:
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """TRL's fields beside ours, as trainer.NAME; their values as text."""
+    """TRL's fields beside ours, as trainer.NAME; their values as text.
+
+    As text because YAML reads 5e-7 as text and Python gives a number.
+    """
     flat = {}
     for name, value in with_defaults(config).items():
         if isinstance(value, dict):
@@ -210,7 +219,7 @@ def step_of(checkpoint: Path) -> int:
 def remove_empty_folders(out: Path) -> None:
     """What a trainer's `__init__` makes, also in a run that was killed before its
     directory was written."""
-    for folder in (out / "checkpoints", out):
+    for folder in (out / "checkpoints", out):  # the inner one first: it fills the outer
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 

@@ -45,6 +45,7 @@ class Scoring:
         self._subset = subset
         self._part = None
         if subset is not None:
+            # selected and not attached: one self-test, one way of scoring for both
             self._part = self._whole.select(subset.rows.tolist())
 
     @property
@@ -53,7 +54,7 @@ class Scoring:
         return self._whole.route
 
     def is_for(self, model: nn.Module) -> bool:
-        """Whether it scores this very model, and as it is kept now.
+        """Whether it scores this very model, sharded or whole as it is now.
 
         FSDP2 shards a model in place, after which its head cannot be read by itself.
         """
@@ -73,13 +74,16 @@ class Scoring:
         self, step: int, first: Observation | None, *, full: bool, progress: Progress
     ) -> Observation:
         """Score all probes, or the panel's, following the argmax of `first`."""
+        # Followed through the run are the tokens that were the argmax at step 0: the
+        # argmax itself may change, and then its log pi is another token's.
         starts = None if first is None else first.token_argmax_id
         if full or self._part is None or self._subset is None or starts is None:
             return self._whole.observe(step=step, start_ids=starts, progress=progress)
-        seen = self._part.observe(
+        observation = self._part.observe(
             step=step, start_ids=starts[self._subset.tokens], progress=progress
         )
-        return replace(seen, probe_ids=self._subset.rows)
+        # rows of the whole probe set: the part numbers its own from 0
+        return replace(observation, probe_ids=self._subset.rows)
 
 
 def tokenize_for(
@@ -102,8 +106,8 @@ def tokenize_for(
     return probes
 
 
-def told(observation: Observation) -> Observation:
-    """The same, after a warning if it has numbers that cannot be a model's."""
+def warn_if_unsound(observation: Observation) -> None:
+    """Warn of numbers that no model gives, such as NaN or an argmax below a token."""
     problems = observation.violations()
     if problems:
         warnings.warn(
@@ -112,11 +116,10 @@ def told(observation: Observation) -> Observation:
             "kept as it is.",
             stacklevel=3,
         )
-    return observation
 
 
 def wait_for_all(args: TrainingArguments) -> None:
-    """Let all processes come to this point: they score together."""
+    """Return once every process has come here."""
     if args.world_size > 1:
         from accelerate import PartialState
 

@@ -17,8 +17,8 @@ from learndyn.forces.gradients import TokenLogps
 from learndyn.measure.load import load_model, load_tokenizer
 from learndyn.measure.score import Scorer
 from learndyn.probes.tokenize import TokenizedPair
-from learndyn.train import batch_watch as seen
-from learndyn.train.batch_watch import BatchWatch, Seen
+from learndyn.train import batch_watch
+from learndyn.train.batch_watch import BatchWatch, Forward
 
 
 RAW = {"max_grad_norm": 0.0, "max_steps": 2}
@@ -204,8 +204,10 @@ def test_push_is_the_derivative_by_each_log_probability(named):
     watch = BatchWatch(model)
     inputs = ((), {"input_ids": IDS}) if named else ((IDS,), {})
     given = step_of(model, watch, loss_of, *inputs[0], **inputs[1])
-    torch.testing.assert_close(watch.seen[0].push, kept[0].grad, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(watch.seen[0].logp, kept[0].detach())
+    torch.testing.assert_close(
+        watch.forwards[0].push, kept[0].grad, rtol=1e-10, atol=1e-12
+    )
+    torch.testing.assert_close(watch.forwards[0].logp, kept[0].detach())
     found = gradients_of(model, watch)
     whole = plus(found.pull, found.push)
     torch.testing.assert_close(list(whole.values()), given, rtol=1e-9, atol=1e-12)
@@ -241,7 +243,7 @@ def test_what_a_loss_asks_of_other_tokens_is_left_over():
     (asked,) = torch.autograd.grad(smoothed(output), [output.logits])
     pi = output.logits[:, :-1].detach().softmax(-1)
     steer = torch.nn.functional.one_hot(IDS[:, 1:], pi.shape[-1]) - pi
-    left = asked[:, :-1] - watch.seen[0].push[..., None] * steer
+    left = asked[:, :-1] - watch.forwards[0].push[..., None] * steer
     assert (left * steer).sum(-1).abs().max() < 1e-12
 
 
@@ -284,9 +286,9 @@ def test_an_error_in_a_hook_is_kept_from_the_training(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no room")
 
-    for place in ("logp_of", "push_reader", "on_gradient"):
+    for place in ("_logp_of", "_push_reader", "_on_gradient"):
         with monkeypatch.context() as patch:
-            patch.setattr(seen, place, fail)
+            patch.setattr(batch_watch, place, fail)
             watch = BatchWatch(model)
             given = step_of(model, watch, loss_of, IDS)
         assert all(torch.equal(a, b) for a, b in zip(plain, given, strict=True))
@@ -352,6 +354,6 @@ def test_what_a_gradient_scaler_multiplied_is_divided_again(folder):
     assert _loss_scale(object()) == 1.0
     watch = BatchWatch(load_model(folder))
     random, push = (torch.get_rng_state(), []), torch.full((1, 3), -0.5)
-    watch.seen = [Seen((), {}, random, True, push, push * 65536)]
+    watch.forwards = [Forward((), {}, random, True, push, push * 65536)]
     watch.unscale(_loss_scale(Scaled()))
-    torch.testing.assert_close(watch.seen[0].push, push)
+    torch.testing.assert_close(watch.forwards[0].push, push)
