@@ -557,7 +557,7 @@ def test_a_run_whose_first_full_observation_is_gone_is_refused(tmp_path):
 def test_a_run_whose_first_full_observation_is_gone_is_not_continued(tmp_path):
     resumed, checkpoint = broken_at(tmp_path, 3, panel=2)
     RunDirectory.open(tmp_path / "run").observation_path(0).unlink()
-    with pytest.raises(BadInput, match="at update 1, is of its panel alone"):
+    with pytest.raises(BadInput, match="at update 1, holds only its panel"):
         resumed().train(resume_from_checkpoint=checkpoint)
 
 

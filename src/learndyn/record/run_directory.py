@@ -322,8 +322,10 @@ def is_run(path: str | Path) -> bool:
     return (Path(path) / "run.json").is_file()
 
 
-def refuse_taken(path: Path, overwrite: bool) -> None:
-    """Let only a path pass that `RunDirectory.create` may write to.
+def refuse_taken(path: Path, overwrite: bool, *, resume: bool | None = False) -> None:
+    """Refuse a path that no run may be written to, before the work for it is done.
+
+    With `resume` a run that is there is to be continued; None: it could not be.
 
     Raises:
         BadInput: as `RunDirectory.create`.
@@ -335,11 +337,14 @@ def refuse_taken(path: Path, overwrite: bool) -> None:
             f"{path} exists and is not a run directory, so it is left alone. "
             "Choose another --out."
         )
+    if resume:
+        return
     if not overwrite:
+        advice = "" if resume is None else "continue it with --resume, "
         raise BadInput(
             f"{path} holds a run already ({len(RunDirectory.open(path).steps)} "
-            "observations). Choose another --out, continue it with --resume, or "
-            "replace it with --overwrite."
+            f"observations). Choose another --out, {advice}or replace it with "
+            "--overwrite."
         )
     foreign = sorted(p.name for p in path.iterdir() if p.name not in _OWN_NAMES)
     if foreign:

@@ -1,10 +1,8 @@
 """One update that is not made: what would this loss, on these rows, do to the answers?
 
-A model from disk, a batch of preference data and a loss give a gradient; an optimizer
-that has seen nothing yet takes one step with it, in memory alone. What that does to the
-probes is written as a run of one update, so that all that reads runs can read it.
-
-What a hypothetical update is made from: settings, rows, probes, reference.
+A model from disk, a batch of preference data and a loss give a gradient; a new
+optimizer takes one step with it, in memory alone. What the step does to the probes is
+written as a run of one update, so that all that reads runs can read it.
 """
 
 from collections.abc import Sequence
@@ -39,9 +37,8 @@ from learndyn.probes.data import Data, Row, read_data
 from learndyn.probes.kinds import AUTHORS_KINDS
 from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import PairTokenizer, TokenizedPair, tokenize
-from learndyn.record.run_directory import RunDirectory, is_run
+from learndyn.record.run_directory import RunDirectory, refuse_taken
 from learndyn.train.provenance import describe
-from learndyn.train.resume import refuse_taken
 
 
 Optimizer = Literal["sgd", "adamw", "rmsprop"]
@@ -83,7 +80,7 @@ class Hypothetical:
     def __post_init__(self) -> None:
         if self.optimizer not in get_args(Optimizer):
             raise BadInput(
-                f"there is no optimizer {self.optimizer!r} here: choose "
+                f"unknown optimizer {self.optimizer!r}: choose "
                 f"{', '.join(get_args(Optimizer))}."
             )
         for name in ("prompts", "batch"):
@@ -125,14 +122,14 @@ def _watched_probes(
             seed=settings.seed,
             kinds=settings.kinds,
         )
-    found = load_probes(
+    probes = load_probes(
         settings.probes,
         aliases=AUTHORS_KINDS,
         empty=settings.empty,
         tokenizer=tokenizer,
     )
-    kept = set(found.prompt_ids[: settings.prompts])
-    return ProbeSet(tuple(p for p in found if p.prompt_id in kept), found.manifest)
+    first = set(probes.prompt_ids[: settings.prompts])
+    return ProbeSet(tuple(p for p in probes if p.prompt_id in first), probes.manifest)
 
 
 def _training_rows(
@@ -147,6 +144,7 @@ def _training_rows(
             f"have {', '.join(have)}. Name the column {kinds[0]!r}, or choose a loss "
             "that trains on what there is."
         )
+    # a stable sort: watched rows first, and within either part the data's own order
     watched = {probe.prompt for probe in probes}
     return sorted(usable, key=lambda row: row.prompt not in watched)[:count]
 
@@ -197,6 +195,7 @@ def _roles_of(loss: Loss) -> tuple[str, ...]:
     it gets alike, the chosen to raise them or the rejected to lower them."""
     if len(loss.roles) > 1:
         return ("chosen", "rejected")
+    # Where the sign of the push is the same for any response, one response shows it.
     one = torch.ones(1, dtype=torch.float64)
     alone = Responses(
         n_tokens=torch.ones(1, dtype=torch.long),
@@ -228,7 +227,7 @@ def explain_hypothetical(
             `overwrite` is false.
     """
     loss = loss_named(settings.loss, **settings.options)
-    _check_free(settings.out, overwrite)
+    refuse_taken(settings.out, overwrite, resume=None)  # before a model is loaded
     trust = {"trust_remote_code": settings.trust_remote_code}
     tokenizer = load_tokenizer(settings.model, **trust)
     data = _read_rows(settings, tokenizer)
@@ -243,7 +242,7 @@ def explain_hypothetical(
     predictor = Predictor.of(Scorer.attach(model, watched.pairs), settings.method)
     encode = PairTokenizer(tokenizer, length)
     batch = _batch(settings, loss, rows, encode, predictor)
-    signs = sign_gradients(predictor.logps, batch)
+    signs = sign_gradients(predictor.logps, batch)  # of the model before its step
     first = predictor.scorer.observe(step=0)
     step = _one_step(model, plus(*signs.values()), settings.optimizer, settings.lr)
     _check_size(step, settings)
@@ -256,7 +255,7 @@ def explain_hypothetical(
         ExplainSettings(1, loss=loss.name),
         lambda tokens: str(tokenizer.decode(list(tokens))),
     )
-    forces.info["hypothetical"] = _told(settings, loss, step)
+    forces.info["hypothetical"] = _sentence(settings, loss, step)
     info |= {
         "method": "explain",
         "loss": loss.name,
@@ -313,18 +312,8 @@ def _check_size(step: Step, settings: Hypothetical) -> None:
         )
 
 
-def _check_free(out: Path, overwrite: bool) -> None:
-    """Find out that `out` is taken before a model is loaded."""
-    if is_run(out) and not overwrite:
-        raise BadInput(
-            f"{out} holds a run already. Choose another --out, or replace it with "
-            "--overwrite."
-        )
-    refuse_taken(out, replaceable=overwrite)
-
-
-def _told(settings: Hypothetical, loss: Loss, step: Step) -> str:
-    """One sentence that says what was made up."""
+def _sentence(settings: Hypothetical, loss: Loss, step: Step) -> str:
+    """What the update is, and how large."""
     lr = max(step.lr.values())
     size = f"lr {lr:.2g}"
     if settings.lr is None and settings.optimizer == "sgd":
@@ -355,6 +344,7 @@ def _one_step(
         )
     if lr is None:
         lr = _SHARE * norm(parameters.values()) / length if optimizer == "sgd" else _LR
+    # weight_decay=0: decay is no part of what the loss does
     made = {
         "sgd": lambda: torch.optim.SGD(parameters.values(), lr=lr),
         "adamw": lambda: torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=0),
@@ -364,5 +354,5 @@ def _one_step(
         parameter.grad = gradient[name].to(parameter)
     with capture_step(made, model) as captured:
         made.step()
-    made.zero_grad()
+    made.zero_grad()  # a gradient as large as the model, before the probes are scored
     return captured.step

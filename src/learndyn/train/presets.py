@@ -1,7 +1,7 @@
-"""What the trainer is told: presets, fields of TRL's configs, and what it refuses.
+"""What the trainer gets: presets, and fields of TRL's configs read as their types.
 
-`paper` is the setting of Ren & Sutherland's experiments, which is that of the original
-DPO code. `trl` is what TRL 1.16 does if it is told nothing.
+`paper` is the setting of Ren & Sutherland's experiments, the original DPO code's.
+`trl` is what TRL 1.16 does by itself.
 """
 
 import dataclasses
@@ -38,8 +38,8 @@ def coerce_fields(config_class: type, overrides: dict[str, Any]) -> dict[str, An
     """Check names against the fields of a TRL config and read text as their types.
 
     Raises:
-        BadInput: if a name is no field (close ones are named), or a value is no such
-            type.
+        BadInput: if a field does not exist (close ones are named), or a value has
+            another type.
     """
     known = {field.name for field in dataclasses.fields(config_class) if field.init}
     hints = get_type_hints(config_class)
@@ -63,8 +63,8 @@ def renamed_checkpointing(config_class: type, values: dict[str, Any]) -> dict[st
     new, old = "activation_checkpointing", "gradient_checkpointing"
     if new not in fields or new in values:
         return values
-    kept = {name: value for name, value in values.items() if name != old}
-    return {**kept, new: values.get(old, fields[old].default)}
+    others = {name: value for name, value in values.items() if name != old}
+    return {**others, new: values.get(old, fields[old].default)}
 
 
 def _check_number(owner: str, name: str, value: Any) -> None:

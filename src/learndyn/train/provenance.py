@@ -78,13 +78,13 @@ def describe_run(
 
 def versions() -> dict[str, str]:
     """Versions of Python and of every package that decides a number, if installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _git_sha() -> str | None:

@@ -87,8 +87,8 @@ def sft(
     examples; `trl` averages over tokens. `info` goes to run.json.
 
     Raises:
-        BadInput: if a kind is no column of the data, the trainer refuses its settings,
-            and as `LearningDynamicsCallback`.
+        BadInput: if the data lack a kind, or the trainer refuses its settings. Also as
+            `LearningDynamicsCallback`.
     """
     kinds = list(kinds or config.kinds or ("chosen",))
     config = _replayable(config, "sft", data, kinds)
@@ -115,6 +115,7 @@ def sft(
             processing_class=session.tokenizer,
             peft_config=session.peft_config,
         )
+    # after the fact: TRL's __init__ knows neither, and both are read only in training
     trainer.summed = config.preset == "paper"
     trainer.warmup = _paper_schedule(config, args)
     return session.train(trainer, {"summed_loss": trainer.summed, "kinds": kinds})
@@ -134,9 +135,8 @@ def dpo(
     training pair to 1e-4 nats, or nothing is trained. `info` goes to run.json.
 
     Raises:
-        BadInput: if chosen or rejected is no column of the data, if policy and
-            reference disagree, the trainer refuses its settings, and as
-            `LearningDynamicsCallback`.
+        BadInput: if the data lack chosen or rejected, if policy and reference disagree,
+            or if the trainer refuses its settings. Also as `LearningDynamicsCallback`.
     """
     config = _replayable(config, "dpo", data)
     if config.resume and is_finished(config.out):
@@ -168,7 +168,9 @@ def dpo(
             peft_config=session.peft_config,
         )
     trainer.warmup = _paper_schedule(config, args)
+    # the trainer has made out/checkpoints; if the check refuses, nothing shall be left
     remove_empty_folders(config.out)
+    # the trainer's, not the session's: with LoRA it is the model with its adapter
     policy: Any = trainer.model
     gap = check_reference(
         policy,
@@ -206,7 +208,7 @@ def _replayable(
 ) -> RunConfig:
     """The settings as config.yaml keeps them: all that a replay needs.
 
-    Of a recipe called in Python the probes are the run's own, and data that were made
+    A recipe that was called in Python names the run's own probes; data that were made
     in memory must be given anew.
     """
     if config.data:  # from the command line: its own words replay it
@@ -224,7 +226,11 @@ def _replayable(
 
 
 class _Scheduled:
-    """Lets a trainer use the paper's warm-up; see `_paper_warmup`."""
+    """Lets a trainer use the paper's warm-up; see `_paper_warmup`.
+
+    Not by `optimizers=(optimizer, scheduler)`: that needs the optimizer before the
+    trainer has made it from its own settings.
+    """
 
     warmup: int | None = None
     lr_scheduler: LRScheduler | None
@@ -255,9 +261,12 @@ class _Sft(_Scheduled, SFTTrainer):
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not self.summed:
             return result
+        # TRL's loss is a sum over tokens divided by the tokens of the whole update, all
+        # accumulated batches together; `factor` makes it that sum divided by examples.
         labels = inputs["labels"]
         tokens, parts = num_items_in_batch, self.current_gradient_accumulation_steps
         if tokens is None:  # then the trainer itself divides by the accumulation steps
+            # no token comes before the first: its label, if any, has no loss
             tokens, parts = (labels[:, 1:] != -100).sum(), 1
         factor = tokens / (len(labels) * parts)
         if return_outputs:
@@ -269,6 +278,8 @@ class _Dpo(_Scheduled, DPOTrainer):
     """TRL's DPO on token ids that are frozen already, the very ids that are probed."""
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        # TRL would tokenize anew by its own rules: the prompt is the common prefix of
+        # tokens, an end of text is appended, and rows that it cannot cut are dropped.
         return dataset
 
 

@@ -222,18 +222,3 @@ def remove_empty_folders(out: Path) -> None:
     for folder in (out / "checkpoints", out):  # the inner one first: it fills the outer
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-
-
-def refuse_taken(out: Path, *, replaceable: bool) -> None:
-    """Find out that `out` is taken before a model is loaded, not after."""
-    taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if taken and not is_run(out):
-        raise BadInput(
-            f"{out} exists and is not a run directory, so it is left alone. "
-            "Choose another --out."
-        )
-    if taken and not replaceable:
-        raise BadInput(
-            f"{out} holds a run already. Choose another --out, continue it with "
-            "--resume, or replace it with --overwrite."
-        )

@@ -21,11 +21,11 @@ _LOG_STEPS = frozenset(round(10 ** (i / 8)) for i in range(0, 80))
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What a user asks for; all numbers but the last are updates or prompts.
+    """When to observe; all numbers but the seed are updates or prompts.
 
     Raises:
-        BadInput: if a number is too small or no whole number, or something is said of a
-            panel that is not asked for.
+        BadInput: if a number is too small or not whole, or if `full_every` or
+            `panel_seed` is given without `panel`.
     """
 
     every: Every = 25
@@ -49,7 +49,7 @@ class Schedule:
                 if value != default:
                     raise BadInput(
                         f"{name}={value} needs panel=N: without a panel every "
-                        "observation is of all prompts."
+                        "observation scores all prompts."
                     )
             return
         if not _is_count(self.panel, 2):
@@ -64,7 +64,7 @@ class Schedule:
             )
 
     def draw(self, probes: ProbeSet) -> Panel | None:
-        """The panel that is asked for, of these probes."""
+        """The panel of these probes; None without one."""
         if self.panel is None:
             return None
         return Panel.draw(
@@ -72,7 +72,7 @@ class Schedule:
         )
 
     def is_due(self, step: int, panel: Panel | None = None) -> bool:
-        """Whether an observation is asked for after update `step`."""
+        """Whether an observation is due after update `step`."""
         if panel is not None and _is_multiple(step, panel.full_every):
             return True
         if self.every == "log":
@@ -88,7 +88,7 @@ class Schedule:
         else:
             count = step // self.every
         full = None if panel is None else panel.full_every
-        if full is not None:  # those that are not counted yet
+        if full is not None:  # full observations between the regular ones count too
             count += sum(
                 not Schedule(self.every).is_due(s) for s in range(full, step + 1, full)
             )
@@ -98,7 +98,7 @@ class Schedule:
         """A resumed run goes on with its own `panel`, whether or not it is named again.
 
         Raises:
-            BadInput: if another one is asked for.
+            BadInput: if another panel is given.
         """
         if self.panel is None:
             return
@@ -131,8 +131,8 @@ class Subset:
         """None where all probes are scored at every observation."""
         if panel is None or panel.prompts is None:
             return None
-        wanted = set(panel.prompts)
-        chosen = np.array([probe.prompt_id in wanted for probe in whole.probes])
+        prompts = set(panel.prompts)
+        chosen = np.array([probe.prompt_id in prompts for probe in whole.probes])
         rows = np.flatnonzero(chosen).astype(np.int32)
         tokens = np.repeat(chosen, whole.n_tokens)
         return cls(whole.select(rows.tolist()), rows, tokens)
@@ -153,7 +153,7 @@ def _is_multiple(step: int, every: int | None) -> bool:
 
 
 def _is_count(value: Any, least: int) -> bool:
-    """Whether it is a whole number, at least `least`: True is none."""
+    """Whether it is a whole number >= `least`; True and False are not numbers."""
     return (
         isinstance(value, Integral)
         and not isinstance(value, bool)

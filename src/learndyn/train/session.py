@@ -25,14 +25,13 @@ from learndyn.measure.load import load_model, load_tokenizer
 from learndyn.probes.data import Data
 from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import PairTokenizer, TokenizedPair
-from learndyn.record.run_directory import RunDirectory, is_run
+from learndyn.record.run_directory import RunDirectory, is_run, refuse_taken
 from learndyn.train.callback import LearningDynamicsCallback
 from learndyn.train.presets import PRESETS, coerce_fields, renamed_checkpointing
 from learndyn.train.progress import TrainingBar
 from learndyn.train.resume import (
     last_checkpoint,
     refuse_other_settings,
-    refuse_taken,
     remove_empty_folders,
     step_of,
 )
@@ -51,7 +50,9 @@ def disable_dropout(model: nn.Module) -> list[str]:
         if isinstance(module, nn.Dropout) and module.p > 0:
             module.p = 0.0
             changed.append(name)
+        # a list: setattr below writes to the very dict
         for key, value in list(vars(module).items()):
+            # type and not isinstance: `use_dropout = True` is no rate
             is_rate = "dropout" in key or key.endswith("pdrop")
             if is_rate and type(value) is float and value > 0:
                 setattr(module, key, 0.0)
@@ -65,6 +66,7 @@ def trainer_config(config: RunConfig, config_class: type, **fixed: Any) -> Any:
     Raises:
         BadInput: if a field is unknown, or the trainer would refuse what it is given.
     """
+    # hidden is a secret that `hub_token` has put into the environment, not a value
     given = {k: v for k, v in config.trainer.items() if v != HIDDEN}
     overrides = coerce_fields(config_class, given)
     for name in ("output_dir", *fixed):
@@ -122,6 +124,7 @@ def _try_out(args: Any) -> None:
         # LOMO, GaLore and APOLLO look at the model's layers, which are not there yet
         if "You need to pass a" not in str(error):
             raise
+    # the numbers decide nothing here: only what a schedule needs is tried
     nothing = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     get_scheduler(
         args.lr_scheduler_type,
@@ -158,8 +161,9 @@ class Session:
     ) -> "Session":
         """Load model and tokenizer, and find the checkpoint to resume from."""
         out = config.out
+        # Everything that can be refused is, before minutes go into loading a model.
         remove_empty_folders(out)
-        refuse_taken(out, replaceable=config.resume or config.overwrite)
+        refuse_taken(out, config.overwrite, resume=config.resume)
         continues = config.resume and is_run(out)
         if continues:
             refuse_other_settings(config, data, probes)
@@ -227,6 +231,8 @@ class Session:
 
     def train(self, trainer: Any, info: dict[str, Any]) -> RunDirectory:
         config = self.config
+        # the trainer's __init__ made out/checkpoints, and a folder with something in it
+        # that is not a run is never written to
         remove_empty_folders(config.out)
         callback = LearningDynamicsCallback(
             self.probes,
@@ -251,14 +257,17 @@ class Session:
         checkpoint = None if self.checkpoint is None else str(self.checkpoint)
         trainer.train(resume_from_checkpoint=checkpoint)
         self._save_model(trainer)
+        # processes other than the first have written nothing, and read what it wrote
         return run or RunDirectory.open(config.out)
 
     def _save_model(self, trainer: Any) -> None:
         """Save to `out/model`, whole or not at all: `extend` starts DPO from it."""
         model = self.config.out / "model"
         building = self.config.out / ".model.new"
+        # on every process: gathering the weights of a sharded model is collective
         trainer.save_model(str(building))
         if trainer.args.should_save:
             shutil.rmtree(model, ignore_errors=True)
             building.rename(model)
+        # nobody goes on to a stage that loads this model before it is there
         trainer.accelerator.wait_for_everyone()

@@ -308,7 +308,7 @@ class RunConfig(WatchConfig):
 
     @property
     def watching(self) -> dict[str, Any]:
-        """What the callback is told: its fields, with the preset's lengths."""
+        """The callback's arguments: its fields, with the preset's lengths."""
         own = {one.name: getattr(self, one.name) for one in fields(WatchConfig)}
         return own | self.limits
 
