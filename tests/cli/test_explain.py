@@ -143,8 +143,8 @@ OPTIONS = {
     "no such loss": (["--loss", "dop"], "Did you mean"),
     "no such option": (["--loss-option", "bta=1"], "Did you mean beta"),
     "no value": (["--loss-option", "beta"], "write NAME=VALUE"),
-    "zero lr": (["--lr", "0"], "above 0"),
-    "no prompts": (["--prompts", "0"], "give 1 or more"),
+    "zero lr": (["--lr", "0"], "--lr 0: give a learning rate above 0"),
+    "no prompts": (["--prompts", "0"], "--prompts 0: give 1 or more"),
 }
 
 

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"learndyn: {missing}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader has seen enough
+    except BrokenPipeError:  # such as `| head`, which reads a few lines
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until the process ends
         return 1
     except OSError as error:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from learndyn.cli.parser import add_reading, subcommand
+from learndyn.cli.parser import add_reading, shell_form, subcommand
 from learndyn.cli.parts import answer, quiet
 from learndyn.errors import BadInput
 from learndyn.train.settings import DTYPES
@@ -32,7 +32,7 @@ def _score(args: argparse.Namespace) -> None:
 
 
 def _precision(asked: str | None) -> Any:
-    """What to tell `score_checkpoint`: nothing where nothing was asked for."""
+    """The argument of `score_checkpoint`; without the flag the run decides it."""
     return {} if asked is None else {"precision": None if asked == "exact" else asked}
 
 
@@ -75,12 +75,13 @@ def _hypothetical(args: argparse.Namespace) -> Any:
 
     given = {n: getattr(args, n) for n in _OF_HYPOTHETICAL}
     options = dict(_option(text) for text in given.pop("loss_option") or [])
-    settings = Hypothetical(
-        **{name: value for name, value in given.items() if value is not None},
-        model=args.model,
-        out=args.out or Path("runs/explain"),
-        options=options,
-    )
+    with shell_form(_OF_HYPOTHETICAL):
+        settings = Hypothetical(
+            **{name: value for name, value in given.items() if value is not None},
+            model=args.model,
+            out=args.out or Path("runs/explain"),
+            options=options,
+        )
     return explain_hypothetical(settings, overwrite=args.overwrite).path
 
 

@@ -200,7 +200,7 @@ def check_names(parser: Parser, words: Sequence[str]) -> Parser:
 
 
 def refuse_flag(name: str, known: Iterable[str], command: str) -> NoReturn:
-    """Say that there is no such flag, and which is meant."""
+    """Refuse an unknown flag, and name the nearest ones."""
     raise BadInput(
         f"`{command}` has no flag {name}.{_nearest_of(name, known)} See `{command} "
         "--help`."

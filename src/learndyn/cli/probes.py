@@ -84,9 +84,7 @@ def _add_build(commands: Any) -> None:
     data.add_argument(
         "--test-data", help="held-out data, for irrelevant_test (default: none)"
     )
-    data.add_argument(
-        "--test-split", help="split of the held-out data (default: test, if asked for)"
-    )
+    data.add_argument("--test-split", help="split of the held-out data (default: test)")
     add_reading(data, "error")
     data.add_argument(
         "--tokenizer",

@@ -80,14 +80,14 @@ class Hypothetical:
     def __post_init__(self) -> None:
         if self.optimizer not in get_args(Optimizer):
             raise BadInput(
-                f"unknown optimizer {self.optimizer!r}: choose "
+                f"optimizer={self.optimizer!r}: choose "
                 f"{', '.join(get_args(Optimizer))}."
             )
         for name in ("prompts", "batch"):
             if getattr(self, name) < 1:
-                raise BadInput(f"{name} is {getattr(self, name)}: give 1 or more.")
+                raise BadInput(f"{name}={getattr(self, name)}: give 1 or more.")
         if self.lr is not None and not self.lr > 0:
-            raise BadInput(f"lr is {self.lr}: an update needs one above 0.")
+            raise BadInput(f"lr={self.lr:g}: give a learning rate above 0.")
 
 
 def _read_rows(settings: Hypothetical, tokenizer: PreTrainedTokenizerBase) -> Data:

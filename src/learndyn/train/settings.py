@@ -253,7 +253,7 @@ class RunConfig(WatchConfig):
                 "bf16 training with fp32 weights keep float32 and set bf16=true."
             )
         if self.lora and self.lora_rank < 1:
-            raise BadInput(f"lora_rank is {self.lora_rank}: give 1 or more.")
+            raise BadInput(f"lora_rank={self.lora_rank}: give 1 or more.")
 
     @classmethod
     def resolve(
