@@ -144,7 +144,7 @@ def test_a_run_without_its_first_full_observation_is_no_guide_to_score_by(
     run.observation_path(0).unlink()
     assert main(["score", str(out / "model"), "--run", str(out)]) == 2
     told = capsys.readouterr().err
-    assert f"at update {run.steps[0]}, holds 4 of" in told
+    assert f"at update {run.steps[0]}, holds only 4 of" in told
     assert "Restore its file, or score the texts with --probes" in told
 
 
