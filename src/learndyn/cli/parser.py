@@ -91,7 +91,8 @@ def subcommand(
 
 def group_of_commands(commands: Any, name: str, about: str) -> Any:
     """Add a command that has subcommands, and does nothing without one."""
-    parser = commands.add_parser(name, help=about, description=about)
+    text = about[:1].upper() + about[1:] + "."
+    parser = commands.add_parser(name, help=about, description=text)
     return parser.add_subparsers(metavar="COMMAND")
 
 
