@@ -63,9 +63,9 @@ def test_a_command_without_its_subcommand_shows_help_on_standard_error(words, ca
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["reprot", "x"], "there is no command 'reprot'. Did you mean report"),
-        (["probes", "biuld"], "there is no command 'biuld'. Did you mean build?"),
-        (["paper", "softmx"], "there is no command 'softmx'. Did you mean softmax?"),
+        (["reprot", "x"], "has no command 'reprot'. Did you mean report"),
+        (["probes", "biuld"], "has no command 'biuld'. Did you mean build?"),
+        (["paper", "softmx"], "has no command 'softmx'. Did you mean softmax?"),
         (["report", "x", "--jsno"], "has no flag --jsno. Did you mean --json?"),
         (["score", "m", "--batch-size", "2"], "Did you mean --score-batch-size?"),
         (["probes", "build", "d", "--promts", "3"], "Did you mean --prompts?"),

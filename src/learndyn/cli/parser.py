@@ -188,8 +188,8 @@ def check_names(parser: Parser, words: Sequence[str]) -> Parser:
         name = left.pop(0)
         if name not in parser.commands:
             raise BadInput(
-                f"there is no command {name!r}.{_nearest_of(name, parser.commands)} "
-                f"See `{parser.prog} --help`."
+                f"`{parser.prog}` has no command {name!r}."
+                f"{_nearest_of(name, parser.commands)} See `{parser.prog} --help`."
             )
         parser = parser.commands[name]
     if not parser.get_default("takes_others"):

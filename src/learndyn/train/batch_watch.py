@@ -49,7 +49,7 @@ def _read_by_loss(output: Any) -> Tensor | None:
 def _logp_of(output: Any, inputs: dict[str, Any]) -> Float[Tensor, "batch time"]:
     """log pi of each next token, in nats, differentiable; 0 where there is no label.
 
-    Column t is of token t + 1.
+    Column t belongs to token t + 1.
     """
     logp = getattr(output, "log_probs", None)
     if logp is not None:
@@ -139,7 +139,7 @@ class Forward:
     training: bool
     """Whether the model was in training mode."""
     logp: Float[Tensor, "batch time"]
-    """What it gave for each next token; column t is of token t + 1."""
+    """What it gave for each next token; column t belongs to token t + 1."""
     push: Float[Tensor, "batch time"] | None = None
     """dL/dlogp, once the backward pass has come by."""
 
@@ -187,7 +187,7 @@ class BatchWatch:
             self._random = (torch.get_rng_state(), cuda)
 
     def _after(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        # taken, so that a forward without gradients does not get those of an older one
+        # taken, so that a forward without gradients does not get an older one's states
         random, self._random = self._random, None
         if random is None:
             return
@@ -243,7 +243,7 @@ class BatchWatch:
         except BadInput as error:
             return Gradients(pull, push, None, str(error))
         own = reader.on(batch.pairs).values()
-        # A response may hold tokens of which the loss asks nothing: not counted.
+        # A response may hold tokens that the loss ignores: they do not count.
         asked = batch.push != 0
         miss = float(np.abs(own - expected)[asked].mean())
         if not miss <= agrees:  # so written, NaN does not agree
@@ -301,9 +301,9 @@ class BatchWatch:
 
 @contextmanager
 def _as_then(model: nn.Module, then: Forward) -> Iterator[None]:
-    """Within the block random states and mode are those of an earlier forward.
+    """Within the block random states and mode are as they were at an earlier forward.
 
-    With other dropout masks the pullback would be of another function than training's.
+    With other dropout masks this would be another function than training's.
     """
     # Per module: a trainer may keep parts of a model, frozen ones, in eval mode.
     flags = {module: module.training for module in model.modules()}

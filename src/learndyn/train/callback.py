@@ -50,7 +50,7 @@ from learndyn.train.trackers import send, tracked
 class LearningDynamicsCallback(WatchConfig, TrainerCallback):
     """Observe `probes` while a trainer runs, into the run directory `out`.
 
-    Its other settings are those of `WatchConfig`, which `learndyn run` has too.
+    `WatchConfig` has its other settings, which are flags of `learndyn run` too.
 
     `every` is in optimizer updates (HF's `global_step`), whatever the gradient
     accumulation; "log" spaces observations evenly in log(step). Step 0 and the final
@@ -163,7 +163,7 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
             if continues:
                 same = (self._limits, self._plan, self.precision)
                 self.run = reopen(self._path, self._tokenized, *same)
-                # trained since, the weights are no longer those of its update 0
+                # trained since: the weights have left update 0, so it goes as well
                 self.run.rewind(-1 if step == 0 and self._trained else step)
                 self.run.update_info(finished=False)
             else:

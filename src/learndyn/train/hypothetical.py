@@ -61,7 +61,7 @@ class Hypothetical:
     prompts: int = 16
     """To watch; the first ones of a file."""
     batch: int = 16
-    """Rows to train on: those of watched prompts first."""
+    """Rows to train on; rows of watched prompts come first."""
     optimizer: Optimizer = "sgd"
     lr: float | None = None
     reference: str | None = None

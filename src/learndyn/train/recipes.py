@@ -39,7 +39,7 @@ from learndyn.train.settings import RunConfig
 
 
 FIELDS = frozenset(f.name for c in (SFTConfig, DPOConfig) for f in fields(c) if f.init)
-"""Every field of TRL's configs, each of which is a flag of `learndyn run`."""
+"""Every field of TRL's configs; each is a flag of `learndyn run`."""
 
 
 def check_trainer(config: RunConfig) -> Any:

@@ -66,7 +66,7 @@ class KernelCheck:
             try:
                 table = read_table(self._path)
                 since = int((table.schema.metadata or {})[_STEP.encode()])
-                # a later one is of updates that resuming from a checkpoint took back
+                # a later one belongs to updates that resuming took back
                 if since <= step:
                     self._first, self._since = Sketches.from_table(table), since
                     return
@@ -155,8 +155,8 @@ class ForceRecorder:
         """Before the optimizer's step: gradients are whole and clipped."""
         if not self._watching:
             return
-        # Hooks off before anything else runs: the record's own forwards, and those of
-        # the observation, are no part of the batch.
+        # Hooks off before anything else runs: forwards of the record and of the
+        # observation do not belong to the batch.
         self._watch.end()
         try:
             # p.grad is unscaled by now, what passed through the loss is not (fp16)
@@ -174,7 +174,7 @@ class ForceRecorder:
         try:
             run.write_forces(self._explained(recording, step, args))
         except StorageFull:
-            raise  # as for an observation: there is no going on without room
+            raise  # as for an observation: without room the run cannot go on
         except Exception as error:  # also of memory: training is worth more than this
             _left_out(error, f"update {step}: ")
         finally:
@@ -227,7 +227,7 @@ class ForceRecorder:
             except BadInput as error:
                 # the optimizer's step is known all the same, so it is explained whole
                 notes = [str(error)]
-            # within the block: one record is of one model, the one before the step
+            # within the block: the whole record describes the model before the step
             kernel, why = (None, "") if self._kernel is None else self._kernel.compare()
             notes += [why] if why else []
         asked = ExplainSettings(

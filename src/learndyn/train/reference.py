@@ -156,7 +156,7 @@ def check_reference(
         )
     gaps = np.abs(ours - theirs)
     worst = int(gaps.argmax())
-    # `not <=` and not `>`: a NaN is no agreement. argmax finds a NaN before any number.
+    # `not <=`, since NaN > x is false; argmax prefers a NaN to any number.
     if not float(gaps[worst]) <= _TOLERANCE:
         raise BadInput(
             f"policy and reference disagree before the first update on "
@@ -174,8 +174,8 @@ def _sums(
     batch_size: int,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> Float[np.ndarray, " pair"]:
-    # Both models through one scorer: what is left of the gap is theirs, not that of two
-    # ways of computing log pi.
+    # Both models through one scorer: two ways of computing log pi would differ by
+    # rounding of their own.
     scorer = Scorer.attach(model, pairs, batch_size=batch_size)
     sums = np.zeros(len(pairs))
     for first in progress(range(0, len(pairs), _SLICE)):

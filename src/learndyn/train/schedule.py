@@ -55,7 +55,7 @@ class Schedule:
         if not _is_count(self.panel, 2):
             raise BadInput(
                 f"panel={self.panel!r}: give 2 prompts or more, since fewer have no "
-                "standard error. 50 or more are of use."
+                "standard error. 50 or more are useful."
             )
         if self.full_every is not None and not _is_count(self.full_every, 1):
             raise BadInput(
@@ -139,7 +139,7 @@ class Subset:
 
 
 def is_full(step: int, panel: Panel | None) -> bool:
-    """Whether an observation at `step`, if there is one, is of all prompts.
+    """Whether an observation at `step`, if there is one, scores all prompts.
 
     The first and the last observation of a run are full in any case.
     """

@@ -52,7 +52,7 @@ def disable_dropout(model: nn.Module) -> list[str]:
             changed.append(name)
         # a list: setattr below writes to the very dict
         for key, value in list(vars(module).items()):
-            # type and not isinstance: `use_dropout = True` is no rate
+            # type and not isinstance: `use_dropout = True` is not a rate
             is_rate = "dropout" in key or key.endswith("pdrop")
             if is_rate and type(value) is float and value > 0:
                 setattr(module, key, 0.0)

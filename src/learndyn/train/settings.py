@@ -173,7 +173,7 @@ class RunConfig(WatchConfig):
     """All settings of one run of sft, dpo or extend.
 
     `trainer` holds any fields of TRL's SFTConfig or DPOConfig, and overrides the
-    preset; `sft_trainer` those of the SFT stage of extend.
+    preset; `sft_trainer` does so for the SFT stage of extend.
 
     Raises:
         BadInput: as `WatchConfig`, and if preset, dtype or lora_rank cannot be used.
