@@ -358,7 +358,7 @@ def test_a_folder_that_is_no_run_is_never_touched(tmp_path):
     [
         ({"preset": "papper"}, "no preset 'papper'. There are: paper, trl"),
         ({"dtype": "float16"}, "dtype 'float16': choose"),
-        ({"lora": True, "lora_rank": 0}, "lora_rank is 0: give 1 or more"),
+        ({"lora": True, "lora_rank": 0}, "lora_rank=0: give 1 or more"),
     ],
 )
 def test_a_wrong_recipe_setting_is_named(tmp_path, changes, message):
