@@ -1,16 +1,16 @@
-"""The ground every figure stands on: size, type, labels that do not overlap, files.
+"""What all figures share: colours, sizes, grids of panels, labels at line ends, files.
 
-Only matplotlib's objects are used, never pyplot: its global state is not ours. SVG
-files carry no date and no random id, so that equal runs give equal bytes.
+Colour is the family of a kind and the dash its member, the same in every figure. Any
+two families differ by an OKLab distance of 10 or more for normal, protan, deutan and
+tritan sight; lines have a contrast of 3 and text of 4.5 on `PAPER`. A family that is
+not listed is drawn as `other`: nothing from a file names a colour.
 
-Colour is the family of a kind, the dash its member; the same in every picture.
-
-The colours keep an OKLab distance of 10 or more between any two families for normal,
-protan, deutan and tritan sight, a contrast of 3 for lines and 4.5 for text on `PAPER`.
-A family that is not listed is drawn as `other`: nothing from a file names a colour.
+Only matplotlib's objects are used, never pyplot, whose global state belongs to the
+user. SVG files carry no date and no random id, so equal runs give equal bytes.
 """
 
 import io
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +22,10 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 
 from learndyn.diagnose.paths import GREEDY
 from learndyn.probes.kinds import FAMILIES, family
@@ -62,7 +64,11 @@ for `gradient`, which is pull, push and other in one. A part that is not listed 
 drawn as `other`."""
 
 UP, DOWN = LINE["chosen"], LINE["rejected"]
-"""Directions, in pictures where colour is a number."""
+"""Directions, in figures where colour is a number."""
+UP_AND_DOWN = LinearSegmentedColormap.from_list(
+    "up_and_down", [DOWN, "#E9B48A", PAPER, "#9DBBDD", UP]
+)
+"""Brown is less likely, blue more, as in the strips of tokens."""
 
 Dash = tuple[float, ...]
 SOLID: Dash = ()
@@ -107,6 +113,11 @@ def style_of(kind: str) -> Style:
         _MAIN_WIDTH if main else _THIN_WIDTH,
         0.2 if main else 0.12,
     )
+
+
+def hairline(colour: str) -> Style:
+    """A thin solid line, its text in the same colour."""
+    return Style(colour, colour, SOLID, 0.5, 0.2)
 
 
 def part_colour(name: str) -> str:
@@ -206,6 +217,12 @@ class Sheet:
         axes.set_axisbelow(True)
         return axes
 
+    def box(self, axes: Axes) -> tuple[Pixels, Pixels, Pixels, Pixels]:
+        """Left, top, right and bottom pixel of the data area of axes."""
+        area = axes.get_position()
+        left, right = area.x0 * self.width, area.x1 * self.width
+        return left, (1 - area.y1) * self.height, right, (1 - area.y0) * self.height
+
     def write(
         self,
         x: Pixels,
@@ -283,6 +300,168 @@ def spread_labels(
     out = np.empty(len(wanted))
     out[order] = np.clip(settled, low, room) + gap * np.arange(len(wanted))
     return out
+
+
+@dataclass(frozen=True, slots=True)
+class EndLabel:
+    """What stands right of a panel, beside the end of one line."""
+
+    name: str
+    at: float
+    """Value of the line at its right end."""
+    style: Style
+    value: str = ""
+    """Written at the right edge of the labels."""
+
+
+def end_labels(
+    sheet: Sheet,
+    axes: Axes,
+    labels: Sequence[EndLabel],
+    *,
+    edge: Pixels | None = None,
+    sample: Pixels = 0,
+    size: Pixels = 12,
+) -> None:
+    """Name lines beside their right ends, moved apart where they would overlap.
+
+    A line that has no last value gets no label. Names are shortened to fit before
+    `edge`, where values are written; without an edge they are written in full.
+    `sample` is the length of a piece of the line before its name.
+    """
+    labels = [label for label in labels if math.isfinite(label.at)]
+    if not labels:
+        return
+    _, top, right, bottom = sheet.box(axes)
+    last = axes.get_xlim()[1]
+    axes.get_ylim()  # settles the limits, which `transData` alone does not
+    pixels = [axes.transData.transform((last, label.at))[1] for label in labels]
+    ends = np.clip(sheet.height - np.array(pixels), top, bottom)
+    begin = right + 11 + sample
+    places = spread_labels(ends, 1.4 * size, top, bottom)
+    for label, end, y in zip(labels, ends.tolist(), places.tolist(), strict=True):
+        style, base = label.style, y + 0.35 * size
+        sheet.stroke([right + 1, right + 8], [end, y], hairline(style.line), 0.5)
+        if sample:
+            width = points(style.width)
+            sheet.stroke([right + 8, begin - 5], [y, y], style, width)
+        name, bold = label.name, style.width > 2.2
+        if edge is not None:
+            sheet.write(edge, base, label.value, size=size, align="right")
+            room = edge - begin - 0.6 * size * len(label.value)
+            name = shortened(name, int(room / (0.57 * size)))
+        sheet.write(begin, base, name, size=size, colour=style.text, bold=bold)
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """What stands above one panel."""
+
+    finding: str
+    below: str = ""
+    """One muted line: numbers, or what the panel is."""
+    value: str = ""
+    """A number at the right end of the first line."""
+
+
+class Grid:
+    """The panels of one figure, each headed by its finding.
+
+    On a phone they stand one below the other, or `phone` side by side.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        headings: Sequence[Heading],
+        *,
+        title: str,
+        unit: str,
+        columns: int = 2,
+        phone: int = 1,
+        tall: Pixels = 220,
+        foot: Pixels = 54,
+        labels: Pixels = 0,
+    ) -> None:
+        """`tall` is the height of a panel's data, `foot` the room below it for ticks
+        and the name of the x axis, `labels` the room right of it."""
+        self.columns = phone if width < 600 else columns
+        self.each = (width - 36 * (self.columns - 1)) / self.columns
+        self.size = 13.5 if self.each > 250 else 11.5
+        self.headings, self.tall, self.right = headings, tall, labels
+        lines = [self._lines(heading) for heading in headings]
+        self.head = 20 + max(18 * len(a) + 17 * len(b) for a, b in lines)
+        self.row = self.head + tall + foot
+        rows = math.ceil(len(headings) / self.columns)
+        self.sheet = Sheet(width, self.row * rows, title, unit)
+
+    def axes(self, index: int, x: str = "") -> Axes:
+        """The axes of one panel below its heading; `x` names what runs across."""
+        row, column = divmod(index, self.columns)
+        left = column * (self.each + 36)
+        top = self.sheet.top + row * self.row
+        heading = self.headings[index]
+        findings, below = self._lines(heading)
+        end = left + self.each
+        self.sheet.write(
+            end, top + 20, heading.value, size=self.size, colour=MUTED, align="right"
+        )
+        y: Pixels = top + 2
+        for line in findings:
+            y += 18
+            self.sheet.write(left, y, line, size=self.size, bold=True)
+        for line in below:
+            y += 17
+            self.sheet.write(left, y, line, size=12, colour=MUTED)
+        right = end - max(self.right, 10)  # half of the last tick's label
+        top += self.head
+        axes = self.sheet.axes(left + 52, top, right, top + self.tall)
+        axes.set_xlabel(x, color=MUTED, fontsize=points(12))
+        return axes
+
+    def end_labels(
+        self, axes: Axes, labels: Sequence[EndLabel], **options: Pixels
+    ) -> None:
+        """`end_labels` in the room that this grid has for them."""
+        edge = self.sheet.box(axes)[2] + self.right
+        end_labels(self.sheet, axes, labels, edge=edge, **options)
+
+    def _lines(self, heading: Heading) -> tuple[list[str], list[str]]:
+        return wrapped(heading.finding, int(self.each), self.size), wrapped(
+            heading.below, int(self.each), 12
+        )
+
+
+def draw_line(axes: Axes, x: np.ndarray, y: np.ndarray, style: Style) -> None:
+    """Draw a line in a style; a single point becomes a dot."""
+    marker = "o" if len(x) == 1 else ""
+    width = points(style.width)
+    (line,) = axes.plot(
+        x, y, color=style.line, linewidth=width, marker=marker, markersize=4
+    )
+    if style.dash:
+        line.set_dashes(style.dash)
+
+
+def end_at_labels(axes: Axes) -> None:
+    """Let lines end at the right edge, where their labels begin."""
+    first, last = axes.dataLim.intervalx
+    if last > first:
+        axes.set_xlim(first - 0.02 * (last - first), last)
+
+
+def changes_axis(axes: Axes) -> None:
+    """Mark zero, and write the sign of every number on the y axis."""
+    axes.axhline(0, color=MUTED, linewidth=1)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 0), max(high, 0))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: signed(v)))
+
+
+def signed(value: float, figures: int = 6) -> str:
+    """A tick: a number with its sign, a true minus and no negative zero."""
+    text = f"{abs(value):.{figures}g}"
+    return text if value == 0 else ("+" if value > 0 else "−") + text
 
 
 def svg_of(sheet: Sheet) -> str:

@@ -13,29 +13,31 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from learndyn.diagnose.numbers import nats
 from learndyn.paper.digits.claims import RISE, SIMILAR, pull_up
 from learndyn.paper.digits.result import DigitsResult, OneUpdate, off_diagonal
-from learndyn.paper.figures import Grid, Heading, Plate, end_labels, plain, signed
+from learndyn.paper.figures import Plate, plain
 from learndyn.show.chart import (
-    DOWN,
     INK,
     LINE,
     MUTED,
     PAPER,
     TEXT,
     UP,
+    UP_AND_DOWN,
+    EndLabel,
+    Grid,
+    Heading,
     Pixels,
     Sheet,
     contrast,
+    hairline,
     points,
     wrapped,
 )
 
 
 _MORE = LinearSegmentedColormap.from_list("more", [PAPER, "#9DBBDD", UP])
-_BOTH_WAYS = LinearSegmentedColormap.from_list(
-    "both_ways", [DOWN, "#E9B48A", PAPER, "#9DBBDD", UP]
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +92,7 @@ def _map(
     axes.grid(visible=False)
     axes.set_xticks([])
     axes.set_yticks([])
-    colours = _BOTH_WAYS if one.signed else _MORE
+    colours = UP_AND_DOWN if one.signed else _MORE
     shares = _shares(one)
     axes.pcolormesh(
         shares,
@@ -192,7 +194,7 @@ def _one_update(results: Results, width: int) -> Sheet:
         [Heading(_observed(one, row), _effect(one, row)) for row in rows],
         title=f"One update on a {one.label} moves log π({one.label}) by "
         + ", ".join(
-            f"{signed(float(one.actual[row, one.label]), 3)} on "
+            f"{nats(float(one.actual[row, one.label]), 3)} on "
             + _observed(one, row).lower()
             for row in rows[1:]
         ),
@@ -203,7 +205,7 @@ def _one_update(results: Results, width: int) -> Sheet:
     low = min(float(one.actual[1:].min()), 0.0)
     high = float(one.actual[1:].max())
     for row in rows:
-        axes, (right, top, _) = grid.axes(row, "answer y")
+        axes = grid.axes(row, "answer y")
         colours = [UP if y == one.label else LINE["other"] for y in range(10)]
         axes.bar(range(10), one.actual[row], color=colours, width=0.7)
         marks = {"markeredgecolor": PAPER, "markeredgewidth": 1}
@@ -213,6 +215,7 @@ def _one_update(results: Results, width: int) -> Sheet:
             room = 0.12 * (high - low)
             axes.set_ylim(low - room, high + room)
         _zero(axes)
+        _, top, right, _ = grid.sheet.box(axes)
         image = one.image if row == 0 else results[0].samples[one.classes[row]]
         _thumbnail(grid.sheet, image, (right - 40, top - 46))
     return grid.sheet
@@ -227,7 +230,7 @@ def _observed(one: OneUpdate, row: int) -> str:
 
 def _effect(one: OneUpdate, row: int) -> str:
     own = one.actual[row, one.label]
-    return f"log π({one.label}) moves by {signed(float(own), 4)}"
+    return f"log π({one.label}) moves by {nats(float(own), 4)}"
 
 
 def _first_order(results: Results, width: int) -> Sheet:
@@ -245,7 +248,7 @@ def _first_order(results: Results, width: int) -> Sheet:
         "o) while class u is learnt, nats; a dot is a pair of different digits",
         tall=260,
     )
-    axes, _ = grid.axes(0, "learning rate η")
+    axes = grid.axes(0, "learning rate η")
     for one in (result.one_update for result in results):
         axes.loglog(one.lrs, one.misses, "o-", color=UP, markersize=4, linewidth=1.2)
     one = results[0].one_update
@@ -256,7 +259,7 @@ def _first_order(results: Results, width: int) -> Sheet:
         axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0e}"))
         axis.set_minor_formatter(NullFormatter())
     axes.tick_params(which="both", length=0)
-    axes, _ = grid.axes(1, "predicted from the kernel")
+    axes = grid.axes(1, "predicted from the kernel")
     for result in results:
         axes.plot(
             off_diagonal(result.predicted),
@@ -349,7 +352,7 @@ def _paths(results: Results, width: int) -> Sheet:
         for a, b in SIMILAR
     )
     for index, (a, b) in enumerate(SIMILAR):
-        axes, box = grid.axes(index, "π(right answer)")
+        axes = grid.axes(index, "π(right answer)")
         for one, other, family in ((a, b, "chosen"), (b, a, "rejected")):
             runs = [(r.softmax[:, one, one], r.softmax[:, one, other]) for r in results]
             for x, y in runs:
@@ -359,10 +362,10 @@ def _paths(results: Results, width: int) -> Sheet:
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.12 * highest)
         axes.set_xticks([0.25, 0.5, 0.75, 1.0])
-        right, top_of, _ = box
+        _, top, right, _ = grid.sheet.box(axes)
         for place, (one, family) in enumerate(((a, "chosen"), (b, "rejected"))):
             other = b if one == a else a
-            y = top_of + 14 + 17 * place
+            y = top + 14 + 17 * place
             said, colour = f"π({other}) on {one}s", TEXT[family]
             grid.sheet.write(right, y, said, size=12, colour=colour, align="right")
     return grid.sheet
@@ -395,7 +398,7 @@ def _pull_up(results: Results, width: int) -> Sheet:
         labels=46,
     )
     for index, u in enumerate(digits):
-        axes, box = grid.axes(index, "updates")
+        axes = grid.axes(index, "updates")
         path = np.mean([r.looks[0].paths[u] for r in results], axis=0)
         at = results[0].facts["looked at every"] * np.arange(len(path))
         rises = path[-1] - path[0]
@@ -409,8 +412,11 @@ def _pull_up(results: Results, width: int) -> Sheet:
             axes.plot(at, path[:, o], color=colour, linewidth=wide, alpha=faint)
         axes.set_xlim(0, at[-1])
         axes.set_ylim(bottom=0)
-        labels = [(f"{o}s", float(path[-1, o]), TEXT[named[o]]) for o in named]
-        end_labels(grid.sheet, axes, box, labels)
+        labels = [
+            EndLabel(f"{o}s", float(path[-1, o]), hairline(TEXT[named[o]]))
+            for o in named
+        ]
+        grid.end_labels(axes, labels)
     return grid.sheet
 
 

@@ -36,11 +36,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from learndyn.diagnose.numbers import nats
 from learndyn.errors import BadInput
-from learndyn.paper.figures import plain, signed
+from learndyn.paper.figures import plain
 from learndyn.paper.finetuning.recorded import (
     Recorded,
     change,
@@ -51,14 +51,14 @@ from learndyn.paper.finetuning.recorded import (
 from learndyn.probes.kinds import PAPER_KINDS
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.chart import (
-    DOWN,
     INK,
     MUTED,
     PAPER,
-    UP,
+    UP_AND_DOWN,
     Pixels,
     Sheet,
     contrast,
+    draw_line,
     points,
     style_of,
 )
@@ -245,11 +245,7 @@ def _curves(
         shown = [run for run in runs if len(run) == len(steps)]
         raw = np.mean(shown, axis=0)
         axes.plot(steps, raw, color=style.line, linewidth=0.6, alpha=0.6)
-        (line,) = axes.plot(
-            steps, _smoothed(raw), color=style.line, linewidth=points(style.width)
-        )
-        if style.dash:
-            line.set_dashes(style.dash)
+        draw_line(axes, steps, _smoothed(raw), style)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: plain(v)))
@@ -275,7 +271,7 @@ def _sums(
         size = 8.8 if sheet.narrow else 11.5
         sheet.write(left + names - 6, y, kind, size=size, align="right")
         if not sheet.narrow:
-            text = (signed if signs else plain)(float(totals.mean()), 2)
+            text = (nats if signs else plain)(float(totals.mean()), 2)
             sheet.write(right, y, text, size=11.5, align="right")
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.set_yticks([])
@@ -297,11 +293,6 @@ def _told(
     least = min(total, key=lambda kind: float(total[kind]))
     return f"{_ROWS[role]}: {name} is largest for {best}, smallest for {least}"
 
-
-_DIVERGING = LinearSegmentedColormap.from_list(
-    "learndyn", [DOWN, "#E9B48A", PAPER, "#9DBBDD", UP]
-)
-"""Brown is less likely, blue more, as in the strips of tokens."""
 
 _Table = tuple[list[str], list[str], Float[np.ndarray, "row column"]]
 """Rows, columns and values."""
@@ -360,7 +351,7 @@ def _heat_map(seeds: Sequence[Recorded], width: int, *, normalised: bool) -> She
         np.arange(len(columns) + 1),
         np.arange(len(rows) + 1),
         values,
-        cmap=_DIVERGING,
+        cmap=UP_AND_DOWN,
         vmin=-limit,
         vmax=limit,
         edgecolors=PAPER,
@@ -418,7 +409,7 @@ def _heads(
 
 def _ink(share: float) -> str:
     """Ink or paper, whichever is easier to read on a cell's colour."""
-    colour = _DIVERGING((share + 1) / 2)
+    colour = UP_AND_DOWN((share + 1) / 2)
     shown = "#" + "".join(f"{round(255 * part):02X}" for part in colour[:3])
     return INK if contrast(INK, shown) >= contrast(PAPER, shown) else PAPER
 

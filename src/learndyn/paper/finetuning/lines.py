@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from learndyn.diagnose.numbers import nats
 from learndyn.diagnose.paths import mean_path
-from learndyn.paper.figures import Line, Panel, Run, signed
+from learndyn.paper.figures import Line, Panel, Run
 from learndyn.paper.finetuning.recorded import Recorded, path_of
 from learndyn.show.chart import Style, style_of
 
@@ -87,7 +88,7 @@ def ends(
 
 def told(name: str, value: float | None, unit: str = "") -> str:
     """ "chosen +9.1", or nothing where it is unknown."""
-    return "" if value is None else f"{name} {signed(value, 1)}{unit}"
+    return "" if value is None else f"{name} {nats(value)}{unit}"
 
 
 def sentence(*parts: str) -> str:

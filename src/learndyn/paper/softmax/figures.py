@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from learndyn.diagnose.numbers import nats
-from learndyn.paper.figures import EndLabel, Grid, Heading, Plate, end_labels
+from learndyn.paper.figures import Plate
 from learndyn.paper.softmax.scenes import (
     Scene,
     by_probability,
@@ -48,7 +48,11 @@ from learndyn.show.chart import (
     UP,
     WIDE,
     Dash,
+    EndLabel,
+    Grid,
+    Heading,
     Sheet,
+    hairline,
     points,
 )
 
@@ -78,7 +82,7 @@ def _scenes_figure(width: int = WIDE) -> Sheet:
         unit=_UNIT,
     )
     for index, found in enumerate(steps):
-        axes, _ = grid.axes(index, "labels, likeliest first")
+        axes = grid.axes(index, "labels, likeliest first")
         _arrows(axes, found)
     return grid.sheet
 
@@ -100,7 +104,7 @@ def _vocabulary_figure(width: int = WIDE) -> Sheet:
         columns=1,
         tall=300,
     )
-    axes, _ = grid.axes(0, "labels, likeliest first")
+    axes = grid.axes(0, "labels, likeliest first")
     _arrows(axes, found)
     return grid.sheet
 
@@ -269,10 +273,10 @@ def _peakiness_figure(width: int = WIDE) -> Sheet:
         unit="50 labels, a random one pushed down with s = 1",
         tall=250,
     )
-    axes, _ = grid.axes(0, "standard deviation of the logits")
+    axes = grid.axes(0, "standard deviation of the logits")
     _band(axes, _STDS, rise, MUTED, np.mean)
     axes.set_ylim(0, 50)
-    axes, _ = grid.axes(1, "standard deviation of the logits")
+    axes = grid.axes(1, "standard deviation of the logits")
     _band(axes, _STDS, share, INK, np.median)
     axes.axhline(0, color=MUTED, linewidth=1)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -304,9 +308,9 @@ def _unlikely_figure(width: int = WIDE) -> Sheet:
         ),
         columns=1,
         tall=280,
-        labels=70 if width < 600 else 110,
+        labels=84 if width < 600 else 110,
     )
-    axes, box = grid.axes(0, "π(y) before the push: less likely →")
+    axes = grid.axes(0, "π(y) before the push: less likely →")
     at = -np.log10(_UNLIKELY)
     _band(axes, at, list(best.T), INK, np.median)
     _band(axes, at, list(rest.T), LINE["other"], np.median)
@@ -314,11 +318,11 @@ def _unlikely_figure(width: int = WIDE) -> Sheet:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: nats(v, 1)))
     axes.set_xlim(at[0], at[-1])
     axes.set_xticks([1, 2, 3, 4], ["0.1", "0.01", "0.001", "0.0001"])
-    labels: list[EndLabel] = [
-        ("y*", float(ends["y*"][-1]), INK),
-        ("all others", float(ends["rest"][-1]), TEXT["other"]),
+    labels = [
+        EndLabel("y*", float(ends["y*"][-1]), hairline(INK)),
+        EndLabel("all others", float(ends["rest"][-1]), hairline(TEXT["other"])),
     ]
-    end_labels(grid.sheet, axes, box, labels)
+    grid.end_labels(axes, labels)
     return grid.sheet
 
 
@@ -424,7 +428,7 @@ def _ratio_figure(width: int = WIDE) -> Sheet:
         tall=250,
     )
     for index, (scene, found) in enumerate(zip(shown.values(), steps, strict=True)):
-        axes, _ = grid.axes(index, "π before the push")
+        axes = grid.axes(index, "π before the push")
         _ratios(axes, scene, found)
     return grid.sheet
 
@@ -461,17 +465,17 @@ def _optimizers_figure(width: int = WIDE) -> Sheet:
         labels=84,
     )
     for index, path in enumerate(paths):
-        axes, box = grid.axes(index, "how far log π(y) has fallen, nats")
-        labels: list[EndLabel] = []
+        axes = grid.axes(index, "how far log π(y) has fallen, nats")
+        labels = []
         for name, (fallen, gained) in path.items():
-            colour, said, dash = _STYLES[name]
+            colour, label, dash = _STYLES[name]
             (line,) = axes.plot(fallen, gained, color=colour, lw=points(2.4))
             if dash:
                 line.set_dashes(dash)
-            labels.append((said, float(gained[-1]), colour))
+            labels.append(EndLabel(label, float(gained[-1]), hairline(colour)))
         axes.set_xlim(0, _FALL)
         axes.axhline(0, color=MUTED, linewidth=1)
-        end_labels(grid.sheet, axes, box, labels)
+        grid.end_labels(axes, labels)
     return grid.sheet
 
 

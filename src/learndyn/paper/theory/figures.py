@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from learndyn.diagnose.numbers import nats
 from learndyn.diagnose.paths import GREEDY
-from learndyn.paper.figures import EndLabel, Grid, Heading, Plate, end_labels, plain
+from learndyn.paper.figures import Plate, plain
 from learndyn.paper.theory.figures_of_runs import (
     kernel_figure,
     lbk_figure,
@@ -36,8 +36,12 @@ from learndyn.show.chart import (
     SOLID,
     UP,
     WIDE,
+    EndLabel,
+    Grid,
+    Heading,
     Sheet,
     Style,
+    hairline,
     part_colour,
     points,
     shortened,
@@ -83,7 +87,7 @@ def _residuals_figure(results: Results, width: int = WIDE) -> Sheet:
         labels=12,
     )
     for index, name in enumerate(names):
-        axes, _ = grid.axes(index, "margin, nats")
+        axes = grid.axes(index, "margin, nats")
         margins = np.array(found.margins)
         pushed = np.array(found.rejected[name])
         axes.fill_between(
@@ -168,7 +172,7 @@ def _order_figure(results: Results, width: int = WIDE) -> Sheet:
         labels=76,
     )
     for index, found in enumerate(orders.values()):
-        axes, box = grid.axes(index, "step, share of the longest")
+        axes = grid.axes(index, "step, share of the longest")
         axes.set_xscale("log")
         axes.set_yscale("log")
         labels = [
@@ -180,10 +184,10 @@ def _order_figure(results: Results, width: int = WIDE) -> Sheet:
         noise = float(np.mean([order.noise for order in found]))
         if noise:
             axes.axhline(noise, color=MUTED, lw=1, dashes=(4, 3))
-            labels.append(("rounding", noise, MUTED))
+            labels.append(EndLabel("rounding", noise, hairline(MUTED)))
         axes.set_xlim(min(found[0].steps), 1)
         log_ticks(axes)
-        end_labels(grid.sheet, axes, box, labels)
+        grid.end_labels(axes, labels)
     return grid.sheet
 
 
@@ -205,7 +209,7 @@ def _series(
         axes.plot(orders[0].steps, each, color=colour, lw=0.7, alpha=0.5)
     mean = np.exp(np.log(values).mean(axis=0))
     axes.plot(orders[0].steps, mean, color=colour, lw=points(2.4))
-    return name, float(mean[0]), colour
+    return EndLabel(name, float(mean[0]), hairline(colour))
 
 
 def _span(values: Iterable[float], digits: int = 2) -> str:

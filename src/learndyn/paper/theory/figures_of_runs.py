@@ -18,9 +18,23 @@ from matplotlib.ticker import (
 )
 
 from learndyn.diagnose.numbers import nats
-from learndyn.paper.figures import EndLabel, Grid, Heading, end_labels, plain
+from learndyn.paper.figures import plain
 from learndyn.paper.theory.result import Peak, SignRule, TheoryResult, Walk
-from learndyn.show.chart import DOWN, INK, LINE, MUTED, PAPER, UP, WIDE, Sheet, points
+from learndyn.show.chart import (
+    DOWN,
+    INK,
+    LINE,
+    MUTED,
+    PAPER,
+    UP,
+    WIDE,
+    EndLabel,
+    Grid,
+    Heading,
+    Sheet,
+    hairline,
+    points,
+)
 
 
 Results = Sequence[TheoryResult]
@@ -59,12 +73,12 @@ def walk_figure(results: Results, width: int = WIDE) -> Sheet:
         tall=300,
         labels=12,
     )
-    axes, _ = grid.axes(0, "log π(y⁺), nats")
+    axes = grid.axes(0, "log π(y⁺), nats")
     for role, walks in (("sft", up), ("dpo", down)):
         for walk in walks:
             _arrowed(axes, np.array(walk.chosen), np.array(walk.rejected), role)
     _name(axes, up, down)
-    axes, _ = grid.axes(1, "change of log π(y⁺), nats")
+    axes = grid.axes(1, "change of log π(y⁺), nats")
     for walk in down:
         x, y = np.array(walk.chosen), np.array(walk.rejected)
         _arrowed(axes, x - x[0], y - y[0], "dpo")
@@ -143,7 +157,7 @@ def peakiness_figure(results: Results, width: int = WIDE) -> Sheet:
         labels=12,
     )
     for index, (role, peaks) in enumerate(found.items()):
-        axes, _ = grid.axes(index, "updates")
+        axes = grid.axes(index, "updates")
         colour = _STAGES[role][1]
         for one in peaks:
             axes.fill_between(
@@ -189,7 +203,7 @@ def rest_figure(results: Results, width: int = WIDE) -> Sheet:
         labels=12,
     )
     for index, (role, peaks) in enumerate(found.items()):
-        axes, _ = grid.axes(index, "log π* per token, nats")
+        axes = grid.axes(index, "log π* per token, nats")
         colour = _STAGES[role][1]
         for one in peaks:
             x, y = np.array(one.argmax), np.array(one.rest)
@@ -253,7 +267,7 @@ def sign_figure(results: Results, width: int = WIDE) -> Sheet:
         labels=62,
     )
     for index, rules in enumerate(found.values()):
-        axes, box = grid.axes(index, "log₁₀(π/τ)")
+        axes = grid.axes(index, "log₁₀(π/τ)")
         for rule in rules:
             axes.plot(rule.ratios, rule.rising, color=UP, lw=0.7, alpha=0.6)
         x, mean = _averaged(rules)
@@ -261,8 +275,7 @@ def sign_figure(results: Results, width: int = WIDE) -> Sheet:
         axes.axvline(0, color=MUTED, lw=1, dashes=(5, 3))
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlim(min(x), max(x))
-        labels: list[EndLabel] = [("rise", float(mean[-1]), UP)]
-        end_labels(grid.sheet, axes, box, labels)
+        grid.end_labels(axes, [EndLabel("rise", float(mean[-1]), hairline(UP))])
     return grid.sheet
 
 
@@ -326,10 +339,10 @@ def kernel_figure(results: Results, width: int = WIDE) -> Sheet:
         tall=300,
         labels=12,
     )
-    axes, _ = grid.axes(0, "checkpoint")
+    axes = grid.axes(0, "checkpoint")
     _table(axes, ranks, names)
     for index, values in ((1, sizes / sizes[:, :1]), (2, drift)):
-        axes, _ = grid.axes(index, "checkpoint")
+        axes = grid.axes(index, "checkpoint")
         at = np.arange(len(names))[len(names) - values.shape[1] :]
         for each in values:
             axes.plot(at, each, color=UP, lw=0.7, alpha=0.5)
@@ -414,7 +427,7 @@ def lbk_figure(results: Results, width: int = WIDE) -> Sheet:
         [(b.kernel, b.notebook) for b in bounds],
     )
     for index, sides in enumerate(drawn):
-        axes, _ = grid.axes(index, "‖K(o, u)‖²")
+        axes = grid.axes(index, "‖K(o, u)‖²")
         axes.set_xscale("log")
         axes.set_yscale("log")
         for x, y in sides:

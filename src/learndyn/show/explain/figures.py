@@ -8,18 +8,16 @@ import math
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from learndyn.diagnose.update import Explanation, KindForces
 from learndyn.diagnose.update_words import layers_title, parts_title
 from learndyn.show.chart import (
-    DOWN,
     INK,
     MUTED,
     PAPER,
     SOLID,
-    UP,
+    UP_AND_DOWN,
     WIDE,
     Pixels,
     Sheet,
@@ -27,11 +25,10 @@ from learndyn.show.chart import (
     part_colour,
     points,
     shortened,
+    signed,
     style_of,
 )
 
-
-_UP_AND_DOWN = LinearSegmentedColormap.from_list("up_and_down", [DOWN, PAPER, UP])
 
 _FAINT = 0.25
 """Opacity of parts that are not to be trusted."""
@@ -79,7 +76,7 @@ def parts_figure(found: Explanation, *, width: int = WIDE) -> Sheet | None:
             sheet.write(where + 8, y, limits, size=size, colour=MUTED)
     axes.axvline(0, color=MUTED, linewidth=1)
     axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 8))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _tick(v)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: signed(v, 3)))
     axes.set_xlabel(
         f"← less likely · {scale.unit} · more likely →",
         color=MUTED,
@@ -192,7 +189,7 @@ def _legend(sheet: Sheet, rows: list[list[tuple[float, str]]]) -> None:
 def _mesh(axes: Axes, values: np.ndarray, limit: float) -> None:
     axes.pcolormesh(
         values,
-        cmap=_UP_AND_DOWN,
+        cmap=UP_AND_DOWN,
         vmin=-limit,
         vmax=limit,
         edgecolors=PAPER,
@@ -239,7 +236,7 @@ def _colour_bar(
         edges,
         [0, 1],
         middles[None],
-        cmap=_UP_AND_DOWN,
+        cmap=UP_AND_DOWN,
         vmin=-limit,
         vmax=limit,
         edgecolors="face",  # else the paper shows between the steps
@@ -247,15 +244,10 @@ def _colour_bar(
     )
     axes.set_yticks([])
     ticks = [-limit, 0.0, limit]
-    axes.set_xticks(ticks, [_tick(value) for value in ticks])
+    axes.set_xticks(ticks, [signed(value, 3) for value in ticks])
     sheet.write(0, top + 11, found.scale.unit, size=12, colour=MUTED)
 
 
 def _unit(found: Explanation) -> str:
     words = f" ({found.scale.words})" if found.scale.words else ""
     return f"{found.scale.unit}{words} per response"
-
-
-def _tick(value: float) -> str:
-    text = f"{abs(value):.3g}"
-    return text if value == 0 else ("+" if value > 0 else "−") + text

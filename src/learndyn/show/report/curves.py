@@ -5,11 +5,12 @@ of a shrunken one. Titles are findings made from the data; the unit stands below
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from learndyn.diagnose.changes import Curve, Per, change_curves
 from learndyn.diagnose.compare import together
@@ -22,18 +23,18 @@ from learndyn.show.chart import (
     MUTED,
     SOLID,
     WIDE,
-    Pixels,
+    EndLabel,
+    Grid,
+    Heading,
     Sheet,
-    Style,
+    changes_axis,
+    draw_line,
+    end_at_labels,
+    end_labels,
     points,
     shortened,
-    spread_labels,
     style_of,
 )
-
-
-Label = tuple[str, float, Style]
-"""Text, value at the right end, style."""
 
 
 def curves_figure(
@@ -50,12 +51,17 @@ def curves_figure(
     curves = change_curves(trajectory, per=per) if curves is None else curves
     digits = 1 if per == "response" else 2
     unit = "nats per response" if per == "response" else "nats per token (pooled)"
+    narrow = width < 600
     labels = [
-        (c.kind, float(c.mean[-1]), style_of(c.kind))
+        EndLabel(
+            c.kind,
+            float(c.mean[-1]),
+            style_of(c.kind),
+            "" if narrow else nats(float(c.mean[-1]), digits),
+        )
         for c in curves.values()
-        if math.isfinite(c.mean[-1])
     ]
-    tall = max(300 if width < 600 else 430, 17 * len(labels) + 40)
+    tall = max(300 if narrow else 430, 17 * len(labels) + 40)
     sheet = Sheet(
         width,
         tall + 58,
@@ -64,14 +70,21 @@ def curves_figure(
         f"{trajectory.steps[0]}, {unit}{_bands(curves)}"
         f"{_of_panel(trajectory, curves, digits)}{_label(trajectory)}",
     )
-    axes = _chart(sheet, tall, f"{trajectory.unit}s")
+    left, labels_room = (40, 150) if narrow else (52, 250)
+    axes = sheet.axes(left, sheet.top, width - labels_room, sheet.top + tall)
+    axes.set_xlabel(f"{trajectory.unit}s", color=MUTED, fontsize=points(12))
+    axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 8, integer=True))
     for curve in curves.values():
         style = style_of(curve.kind)
-        _line(axes, curve.steps, curve.mean, style)
+        draw_line(axes, curve.steps, curve.mean, style)
         axes.fill_between(
             curve.steps, curve.low, curve.high, color=style.line, alpha=style.band, lw=0
         )
-    _finish(sheet, axes, tall, labels, digits)
+    changes_axis(axes)
+    end_at_labels(axes)
+    _name_directions(axes)
+    size, sample = (10.5, 14) if narrow else (12.5, 32)
+    end_labels(sheet, axes, labels, edge=width, sample=sample, size=size)
     return sheet
 
 
@@ -88,25 +101,20 @@ def comparison_figure(a: Trajectory, b: Trajectory, *, width: int = WIDE) -> She
     alongs = [f"{a.unit}s"]
     if all(paths.margin is not None for paths in both):
         alongs.append("margin, nats")
-    sheet = Sheet(
+    grid = Grid(
         width,
-        445 * len(alongs) if width < 600 else 450,
-        f"{other} (solid) against {one} (dashed)",
-        "Change since each run's own start, nats per response"
+        [Heading("") for _ in alongs],
+        title=f"{other} (solid) against {one} (dashed)",
+        unit="Change since each run's own start, nats per response"
         + (f"; {shown} of {of} prompts" if shown < of else "")
         + _label(a, b),
+        tall=380,
+        labels=130,
     )
-    sides = [(both[0], (5.0, 2.5)), (both[1], SOLID)]
     for index, along in enumerate(alongs):
-        if sheet.narrow:
-            begin, left, right = sheet.top + index * 445, 46.0, width - 130.0
-        else:
-            half = (width + 40) / len(alongs) - 40
-            begin, left = sheet.top, 52 + index * (half + 40)
-            right = left - 52 + half - 130
-        axes = sheet.axes(left, begin + 8, right, begin + 388)
-        labels: list[Label] = []
-        for paths, dash in sides:
+        axes = grid.axes(index, along)
+        labels = []
+        for paths, dash in ((both[0], (5.0, 2.5)), (both[1], SOLID)):
             margin = None if paths.margin is None else mean_path(paths.margin)
             at = paths.steps if index == 0 or margin is None else margin
             for kind in ("chosen", "rejected", GREEDY):
@@ -114,15 +122,14 @@ def comparison_figure(a: Trajectory, b: Trajectory, *, width: int = WIDE) -> She
                 if values is None:
                     continue
                 change = mean_path(values - values[0])
-                base = style_of(kind)
-                style = Style(base.line, base.text, dash, 2.0, base.band)
-                _line(axes, at, change, style)
+                style = replace(style_of(kind), dash=dash, width=2.0)
+                draw_line(axes, at, change, style)
                 if dash == SOLID:
-                    labels.append((kind, float(change[-1]), style))
-        axes.set_xlabel(along, color=MUTED, fontsize=points(12))
-        _zero(axes)
-        _labels(sheet, axes, (right, begin + 8, begin + 388), labels)
-    return sheet
+                    labels.append(EndLabel(kind, float(change[-1]), style))
+        changes_axis(axes)
+        size, sample = (10.5, 14) if width < 600 else (12.5, 32)
+        grid.end_labels(axes, labels, sample=sample, size=size)
+    return grid.sheet
 
 
 def _bands(curves: dict[str, Curve]) -> str:
@@ -179,52 +186,14 @@ def _verb(end: Interval) -> str:
     return "rose" if end.above_zero else "did not clearly move"
 
 
-def _chart(sheet: Sheet, tall: Pixels, along: str) -> Axes:
-    left = 40 if sheet.narrow else 52
-    right = sheet.width - (150 if sheet.narrow else 250)
-    axes = sheet.axes(left, sheet.top, right, sheet.top + tall)
-    axes.set_xlabel(along, color=MUTED, fontsize=points(12))
-    axes.xaxis.set_major_locator(MaxNLocator(4 if sheet.narrow else 8, integer=True))
-    return axes
-
-
-def _line(axes: Axes, x: np.ndarray, y: np.ndarray, style: Style) -> None:
-    marker = "o" if len(x) == 1 else ""
-    (line,) = axes.plot(
-        x, y, color=style.line, linewidth=points(style.width), marker=marker
-    )
-    if style.dash:
-        line.set_dashes(style.dash)
-
-
-def _zero(axes: Axes) -> None:
-    axes.axhline(0, color=MUTED, linewidth=1)
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(low, 0), max(high, 0))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _tick(v)))
-
-
-def _tick(value: float) -> str:
-    text = f"{abs(value):g}"
-    return text if value == 0 else ("+" if value > 0 else "−") + text
-
-
-def _finish(
-    sheet: Sheet, axes: Axes, tall: Pixels, labels: list[Label], digits: int
-) -> None:
-    _zero(axes)
-    first, last = axes.dataLim.intervalx
-    if last > first:  # the lines end where their labels begin
-        axes.set_xlim(first - 0.02 * (last - first), last)
+def _name_directions(axes: Axes) -> None:
+    """Write what up and down mean, where there is room for it."""
     low, high = axes.get_ylim()
     room = 0.09 * (high - low)
     if high > room:
         _note(axes, 1.0, "top", "more likely than at the start ↑")
     if -low > room:
         _note(axes, 0.0, "bottom", "less likely ↓")
-    right = sheet.width - (150 if sheet.narrow else 250)
-    box = (right, sheet.top, sheet.top + tall)
-    _labels(sheet, axes, box, labels, None if sheet.narrow else digits)
 
 
 def _note(axes: Axes, y: float, align: Any, text: str) -> None:
@@ -237,46 +206,3 @@ def _note(axes: Axes, y: float, align: Any, text: str) -> None:
         color=MUTED,
         verticalalignment=align,
     )
-
-
-def _labels(
-    sheet: Sheet,
-    axes: Axes,
-    box: tuple[Pixels, Pixels, Pixels],
-    labels: list[Label],
-    digits: int | None = None,
-) -> None:
-    """Names right of the chart, each beside the end of its line.
-
-    With `digits` the last values stand at the right edge of the sheet.
-    """
-    if not labels:
-        return
-    right, top, bottom = box
-    low, high = axes.get_ylim()
-    ends = np.array([value for _, value, _ in labels])
-    wanted = top + (high - ends) / (high - low) * (bottom - top)
-    size, sample = (10.5, 12) if sheet.narrow else (12.5, 30)
-    places = spread_labels(wanted, 1.35 * size, top, bottom)
-    begin = right + 8 + sample + 5
-    room = min(sheet.width, right + 250) - begin - (0 if digits is None else 60)
-    for (name, value, style), end, y in zip(labels, wanted, places, strict=True):
-        sheet.stroke([right + 1, right + 8], [end, y], _thin(style), 0.5)
-        sheet.stroke([right + 8, begin - 5], [y, y], style, points(style.width))
-        base = y + 0.35 * size
-        sheet.write(
-            begin,
-            base,
-            shortened(name, int(room / (0.62 * size))),
-            size=size,
-            colour=style.text,
-            bold=style.width > 2.2,
-        )
-        if digits is not None:
-            sheet.write(
-                sheet.width, base, nats(value, digits), size=size, align="right"
-            )
-
-
-def _thin(style: Style) -> Style:
-    return Style(style.line, style.text, SOLID, 0.5, style.band)

@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from learndyn.diagnose.numbers import figures
 from learndyn.record.trajectory import Trajectory
-from learndyn.show.chart import INK, MUTED, WIDE, Sheet, points, shortened
+from learndyn.show.chart import INK, WIDE, Grid, Heading, Sheet, points, shortened
 
 
 _FIRST_METRICS = (
@@ -31,27 +31,23 @@ def training_figure(trajectory: Trajectory, *, width: int = WIDE) -> Sheet | Non
         return None
     shown = list(series)[:_MOST_METRICS]
     columns = 2 if width < 600 else 3
-    rows = math.ceil(len(shown) / columns)
-    gutter, panel = (18, 118) if columns == 2 else (44, 132)
-    cell = (width - gutter * (columns - 1)) / columns
+    room = int((width / columns - 30) / (7.3 if columns == 2 else 8.4))
+    last = {key: figures(series[key][1][-1]) for key in shown}
     left_out = len(series) - len(shown)
     more = f"; {left_out} further keys not drawn" if left_out else ""
-    sheet = Sheet(
+    grid = Grid(
         width,
-        16 + rows * (panel + 40),
-        _training_finding(series),
-        f"As logged, by update{more}",
+        [Heading(shortened(k, room - len(v)), value=v) for k, v in last.items()],
+        title=_training_finding(series),
+        unit=f"As logged, by update{more}",
+        columns=3,
+        phone=2,
+        tall=98,
+        foot=38,
     )
-    top = sheet.top + 16
     for index, key in enumerate(shown):
-        x = (index % columns) * (cell + gutter)
-        y = top + (index // columns) * (panel + 40)
+        axes = grid.axes(index)
         steps, values = series[key]
-        last, size = figures(values[-1]), 11.5 if sheet.narrow else 12.5
-        room = int((cell - 8) / (0.6 * size)) - len(last)
-        sheet.write(x, y, shortened(key, room), size=size, colour=INK)
-        sheet.write(x + cell, y, last, size=size, colour=MUTED, align="right")
-        axes = sheet.axes(x + 52, y + 8, x + cell - 8, y + panel - 16)
         if len(steps) == 1:
             axes.plot(steps, values, "o", color=INK, markersize=3)
         axes.plot(steps, values, color=INK, linewidth=1.4)
@@ -59,7 +55,7 @@ def training_figure(trajectory: Trajectory, *, width: int = WIDE) -> Sheet | Non
         axes.yaxis.set_major_locator(MaxNLocator(3))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: figures(v)))
         axes.tick_params(labelsize=points(10.5))
-    return sheet
+    return grid.sheet
 
 
 def _metric_series(
