@@ -18,7 +18,7 @@ from learndyn.record.observation import _TOKEN_COLUMNS
 from learndyn.record.run_directory import RunDirectory
 from learndyn.record.trajectory import Trajectory
 from learndyn.show import chart as palette
-from learndyn.show.chart import spread_labels
+from learndyn.show.chart import _spread_labels
 from learndyn.show.page import text as escaped
 from learndyn.show.report.curves import curves_figure
 from learndyn.show.report.report import write_report
@@ -313,7 +313,7 @@ def test_equal_runs_give_equal_bytes(tmp_path):
 
 def test_labels_are_a_gap_apart_keep_their_order_and_move_little():
     wanted = np.array([50.0, 52.0, 51.0, 200.0, 5.0])
-    placed = spread_labels(wanted, 15, 0, 300)
+    placed = _spread_labels(wanted, 15, 0, 300)
     assert (np.diff(np.sort(placed)) >= 15 - 1e-9).all()
     assert (np.argsort(placed) == np.argsort(wanted)).all()
     assert placed[3] == 200

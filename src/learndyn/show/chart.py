@@ -278,7 +278,7 @@ def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def spread_labels(
+def _spread_labels(
     wanted: Float[np.ndarray, " label"], gap: Pixels, low: Pixels, high: Pixels
 ) -> Float[np.ndarray, " label"]:
     """Move labels as little as possible until any two are `gap` apart.
@@ -338,7 +338,7 @@ def end_labels(
     pixels = [axes.transData.transform((last, label.at))[1] for label in labels]
     ends = np.clip(sheet.height - np.array(pixels), top, bottom)
     begin = right + 11 + sample
-    places = spread_labels(ends, 1.4 * size, top, bottom)
+    places = _spread_labels(ends, 1.4 * size, top, bottom)
     for label, end, y in zip(labels, ends.tolist(), places.tolist(), strict=True):
         style, base = label.style, y + 0.35 * size
         sheet.stroke([right + 1, right + 8], [end, y], hairline(style.line), 0.5)
