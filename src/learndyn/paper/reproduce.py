@@ -1,4 +1,4 @@
-"""`learndyn reproduce`: every figure of the paper, each beside its claim.
+"""`learndyn paper reproduce`: every figure of the paper, each beside its claim.
 
 OUT/
   reproduction.html   the claims, each beside its figure
@@ -9,12 +9,9 @@ OUT/
   runs/NAME/          imported runs, with --authors
   reproduce.json      the settings, by which a stopped command is continued
 
-What `learndyn reproduce` is asked for, and the folder that it goes to.
-
-The parts of the reproduction that are no finetuning runs: theory, digits, softmax.
-
-Each part gives its claims and its figures from what was measured and kept on disk; of
-no seed it gives its claims, not applicable, and no figure.
+Finetuning, theory, digits and softmax each give claims and figures from what they
+measured and wrote to disk. A part without a seed gives its claims as not applicable,
+and no figure.
 """
 
 import json

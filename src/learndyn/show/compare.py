@@ -1,6 +1,6 @@
 """`learndyn compare`: runs against a baseline, in sentences, numbers and a page.
 
-The part of the page that sets runs side by side.
+The report of several runs has the same comparison as its first section.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The words of the embedded world: what it talks about, and how it puts things.
+"""The words of the embedded world: things, facts, wordings, and draws of them.
 
 Every thing and every fact is one word, and no such word occurs twice: not in another
 table, not in another domain, not in a template. So an answer can be read back without
@@ -6,8 +6,6 @@ ambiguity, and a right fact in a wrong place never counts.
 
 The order inside a list of wordings matters: Zipf's law gives the first one most of the
 probability.
-
-How the embedded world speaks: pairs of things, wordings, and draws of them.
 """
 
 import random

@@ -9,11 +9,10 @@ What makes DPO squeeze here is the wording. In `wording="zipf"` every option of 
 chosen answers follows Zipf's law, so a finetuned model has peaks above the label for
 mass to flow to; `wording="flat"` is the control without peaks.
 
-Whether an answer is right, judged from the prompt's text and the answer's alone.
-
-An answer is strictly right if it is one polite sentence about the prompt's two things
-with their two facts and one polite ending, and nothing else. Words in another order,
-another thing's facts, several guesses, or a second answer do not pass.
+Answers are judged by the texts of prompt and answer alone. An answer is strictly right
+if it is one polite sentence about the prompt's two things with their two facts and one
+polite ending, and nothing else. Words in another order, another thing's facts, several
+guesses, or a second answer do not pass.
 """
 
 import random

@@ -1,8 +1,8 @@
-"""Numbers of the authors' files that a faithful import must give again.
+"""The authors' published runs as seeds of the reproduction, and claims on the import.
 
-They were read off the published files, and hold for the runs of these names alone.
-
-The authors' published runs in the roles of ours, each import a "seed" of its own.
+Each import takes the roles of our own runs. The claims compare numbers that were read
+off the published files with what the import gives again; they hold for runs of these
+names alone.
 """
 
 import math

@@ -1,10 +1,9 @@
 """Makes run directories of the result folders that Ren & Sutherland published.
 
 The folders hold no step, no name for a column of an array, and often the rows of
-several processes. What is known of them stands in `docs/authors.md`; their spellings
-are read in `learndyn.probes.kinds` and nowhere else.
-
-Columns of a published file that do not hold what their names say, with evidence.
+several processes; `docs/authors.md` has what is known of them. An import lists columns
+that do not hold what their names say, with the evidence. The authors' spellings of
+kinds are read in `learndyn.probes.kinds` and nowhere else.
 """
 
 import importlib.metadata

@@ -1,12 +1,11 @@
-"""Which rows of an appended file are those of an array, and how far rows are apart.
+"""Which rows of an appended file belong to which run, and how far rows are apart.
 
-Which rows of an appended file belong to which run, where no array tells.
-
-Every run of one model begins with the same row. After that, the likeliest assignment of
-rows to runs is looked for. A row goes on from the last row of its run, by a step of
-usual size. Or, where another run is ahead, by the step which that one made from the
-same place: processes with the same settings and seed repeat each other, up to rounding
-that grows. It is a guess, and where runs were told apart their notes say so.
+Where an array exists, its values tell. Elsewhere the likeliest assignment of rows to
+runs is searched for. Every run of one model begins with the same row. After that, a row
+continues the last row of its run by a step of usual size; or, where another run is
+ahead, by the step which that run made from the same place: processes with the same
+settings and seed repeat each other, up to rounding that grows. The assignment is a
+guess, and the notes of runs that were told apart by it say so.
 """
 
 from collections import Counter

@@ -1,15 +1,13 @@
 """The runs of a published result folder: their columns, their rows, and their numbers.
 
-A run that has a .npy file has one value a prompt. Of any other run only the means are
-known, from its lines; then it has one value a kind.
-
-The files of a published result folder, read as what they are: text and numbers.
-
 `NAME_metrics.json` is appended to by every process that was given the folder: one
 object a line, NaN written out, the last line cut where a process was stopped.
 `logp_npy_all_COLUMN.npy` is written once, at the end of a run, with axes evaluation,
 column, prompt. `argmax_token_all_COLUMN.npy` is a pickle, which could run code when it
 is loaded, and is never opened.
+
+A run with a .npy file has one value per prompt. Of any other run only the means are
+known, from its lines, so it has one value per kind.
 """
 
 import json

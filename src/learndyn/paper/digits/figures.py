@@ -1,6 +1,6 @@
 """The paper's first figure, drawn anew from what was measured on images of digits.
 
-Maps of ten digits by ten: numbers in cells, on a colour that says the same.
+Maps of ten digits by ten have numbers in cells, on a colour that says the same.
 """
 
 from collections.abc import Sequence

@@ -6,9 +6,7 @@ less than 16 pixels. SGD with momentum 0.9, weight decay 5e-4 and a cosine to ze
 there. The authors take 100 epochs at a rate of 1e-3, after which the network is half
 learnt; ours are fewer and larger, and go on until the bumps have gone down again.
 
-What learning some images does to the network's answers on others.
-
-One step of size eta on image u with label y_u moves the log-probabilities on image o by
+One step of size eta on image u of label y_u moves the log-probabilities on image o by
 
     d log pi(. | o)  =  -eta  A(o) K(o, u) G(u)  +  O(eta^2)
 

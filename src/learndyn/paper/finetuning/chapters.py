@@ -1,7 +1,4 @@
-"""The paper's figures of finetuned models, drawn anew from the runs of some seeds.
-
-Every claim about finetuned models, tested on the runs of some seeds.
-"""
+"""All claims and figures about finetuned models, in the order of the paper."""
 
 from collections.abc import Callable, Sequence
 

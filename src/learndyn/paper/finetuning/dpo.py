@@ -1,6 +1,6 @@
-"""Claims about DPO and its squeezing effect (Section 4.2, Figure 4).
+"""DPO and its squeezing effect (Section 4.2, Figure 4): claims and figures.
 
-The paper's figures of DPO: what falls, what rises, and where the mass went.
+The figures show what falls, what rises, and where the mass went.
 """
 
 import math

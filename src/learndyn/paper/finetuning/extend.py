@@ -1,10 +1,8 @@
-"""Claims about extend, SFT on both answers before DPO (Section 4.3, Figure 5, Table 1).
+"""extend, SFT on both answers before DPO (Section 4.3, Figure 5, Table 1).
 
-At equal updates and, because extend moves at another speed, at a matched DPO margin.
-
-The paper's figures of extend: SFT on both answers, then the same DPO.
-
-Table 1 as a figure: which share of held-out questions is answered right.
+Claims compare at equal updates and, because extend moves at another speed, at a matched
+DPO margin. The figures show both stages, and Table 1: the share of held-out questions
+that are answered right.
 """
 
 import math

@@ -1,7 +1,8 @@
-r"""What the authors' notebook calls LBK and SignDelta, from a finished run.
+r"""Learning one kind of answer: LBK, SignDelta and the heat map of influence.
 
-Their figures (Fig. 8 of Ren & Sutherland 2025) come from `cal_ratio` of the notebook
-`iclr_rebuttal`. It is not what the paper defines (App. C.2, Eq. 23-31), for which see
+All are computed from finished runs as the authors' notebook does. Their figures (Fig. 8
+of Ren & Sutherland 2025) come from `cal_ratio` of the notebook `iclr_rebuttal`, not
+from what the paper defines (App. C.2, Eq. 23-31), for which see
 `learndyn.forces.kernel.lbk`. With l_i(t) the summed log-probability of the response to
 prompt i of one kind at observation t:
 
@@ -19,17 +20,11 @@ change; the learning rate is in neither. The order of kinds is much the same, th
 are not. One thing differs from the notebook, too: it has (mean ||pi||)^2 over tokens
 where an observation keeps the mean of ||pi||^2, which is never smaller.
 
-The paper's Figure 8: LBK and SignDelta of every kind, run by run.
-
-Left the curves, thin as measured and thick smoothed over updates; right the sums over
-the run with the range over seeds. As in the authors' notebook, see
-`learndyn.paper.finetuning.learning_one_kind`.
-
-The heat map of influence: what learning one kind of answer does to every other.
-
-Columns are what was trained on, rows what was observed. A cell is the notebook's
-SignDelta, summed over the run and averaged over seeds. Each column is divided by its
-own largest minus smallest value, as the paper does: colours compare rows, not columns.
+Curves stand left, thin as measured and thick smoothed over updates; right of them the
+sums over the run, with the range over seeds. In the heat map columns are what was
+trained on and rows what was observed. A cell is the notebook's SignDelta, summed over
+the run and averaged over seeds. Each column is divided by its own largest minus
+smallest value, as the paper does: colours compare rows, not columns.
 """
 
 from collections.abc import Callable, Sequence

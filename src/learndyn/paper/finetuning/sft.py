@@ -1,6 +1,6 @@
-"""Claims about SFT (Section 4.1, Figure 3) and learning single answers (App. C).
+"""SFT (Section 4.1, Figure 3) and learning single answers (Appendix C).
 
-The paper's figures of SFT: groups of answers, hallucination, held-out prompts.
+Claims, and figures of groups of answers, hallucination and held-out prompts.
 """
 
 from collections.abc import Sequence

@@ -1,16 +1,12 @@
 """The squeezing effect on one softmax in six figures, all computed when drawn.
 
-The theory is `lab/softmax.py`. Nothing here is trained and nothing is read: equal code
-draws equal figures.
+They show the five scenes of the paper's Appendix E label by label, the ratio of Lemma
+1, how the effect grows with peakiness and with how unlikely y is, and four optimizers.
+Nothing is trained or read (`learndyn.paper.softmax.step` has the theory), so equal code
+draws equal figures. Medians and bands are over random draws with fixed seeds.
 
-How the squeezing effect grows with peakiness, and with how unlikely y is.
-
-Medians and bands are over random draws, made when the figure is drawn.
-
-One push on one softmax, label by label: the five panels of the paper's Appendix E.
-
-Labels stand in the order of their probability before the push; a stroke leads from
-before to after, on a log scale: the only one on which a valley and a peak both show.
+In the scenes, labels stand in the order of their probability before the push. A stroke
+leads from before to after on a log scale, which alone shows both a valley and a peak.
 """
 
 import math

@@ -1,5 +1,5 @@
 "use strict";
-// The formulas are those of lab/softmax.py, in its order of operations; a test holds
+// The formulas are those of step.py, in its order of operations; a test holds
 // them together.
 
 const MOMENTUM = 0.9, ALPHA = 0.99, BETAS = [0.9, 0.999], EPSILON = 1e-8;

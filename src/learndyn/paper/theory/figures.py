@@ -1,10 +1,7 @@
-"""The figures of the paper's theory: one step, its two kernels, what losses ask for.
+"""The figures of the paper's theory: one step, its residuals, and all others by name.
 
 All are drawn from the numbers of `TheoryResult`, one for each seed: thin lines are
-seeds, thick ones their mean. The figures about kernels are in `theory_kernels`, those
-about runs in `theory_runs`.
-
-The figure of what losses ask of y+ and y-, beside what the paper prints.
+seeds, thick lines their mean. `figures_of_runs` draws those of kernels and runs.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,6 +1,7 @@
-"""The figures about runs: the walk of y+ and y-, peaks, and who rises under a push.
+"""The figures of runs and kernels that test the paper's theory.
 
-The figures about the kernel: whether it keeps its order, and what LBK says of it.
+Runs: the walk of y+ and y-, peaks, and who rises under a push. Kernels: whether they
+keep their order while the model learns, and what LBK says of their size.
 """
 
 from collections.abc import Sequence

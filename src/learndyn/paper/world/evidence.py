@@ -4,13 +4,10 @@ r"""The measurements behind `docs/embedded-world.md`: seeds, controls, who moved
 
 Each seed draws its own rows and training order. Finished cells are kept, so a stopped
 measurement continues where it was. `--models` gives models of several pretraining
-seeds.
+seeds. The tables say what is claimed and whether it held.
 
-Tables of `learndyn.paper.world.evidence`, with what is claimed and whether it held.
-
-The first DPO update, split by the sign of its push: who moved what.
-
-At the first update policy and reference agree, so every pair has the same weight
+One of them splits the first DPO update by the sign of its push: who moved what. At
+that update policy and reference agree, so every pair has the same weight
 c = beta sigmoid(0) = beta/2, and the step uphill is
 
     d  =  P ( c E[grad log pi(y+)]  -  c E[grad log pi(y-)] )  =  d_pull + d_push

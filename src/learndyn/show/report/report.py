@@ -1,6 +1,6 @@
 """report.html: one page that says what a run did, opened from disk, loading nothing.
 
-The numbers behind the page, for `learndyn report --json`.
+`summaries` has the numbers behind the page, for `learndyn report --json`.
 """
 
 import re
