@@ -148,9 +148,14 @@ def by_name() -> dict[str, Module]:
 
 
 def imported(module: Module) -> Iterator[tuple[Import, Module]]:
-    """Every import of a module of ours, with that module."""
+    """Every import of a module of ours, with that module.
+
+    A name that `learndyn` offers leads to the module that defines it.
+    """
+    offered = {f"learndyn.{name}": source for source, name in _door()}
     for item in module.imports:
-        target = by_name().get(item.full) or by_name().get(item.module)
+        source = offered.get(item.full, item.full)
+        target = by_name().get(source) or by_name().get(item.module)
         if target is not None and item.module.split(".")[0] == "learndyn":
             yield item, target
 
@@ -258,6 +263,7 @@ def _signature(node: ast.stmt) -> set[str]:
     return set(re.findall(r"[A-Za-z_]\w*", texts))
 
 
+@cache
 def _door() -> set[tuple[str, str]]:
     """Module and name of all that `import learndyn` offers."""
     tree = by_name()["learndyn"].tree
