@@ -44,7 +44,7 @@ bench: $(READY)  ## what scoring, forces and reading cost: time, memory, error; 
 	$(BIN)/python benchmarks/reading.py
 
 reproduce: $(READY)  ## the paper's figures, each beside its claim; MODEL= DATA= PROBES= or AUTHORS=
-	$(BIN)/learndyn reproduce --out runs/reproduce \
+	$(BIN)/learndyn paper reproduce --out runs/reproduce \
 	  $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) \
 	  $(if $(PROBES),--probes $(PROBES)) $(if $(AUTHORS),--authors $(AUTHORS)) \
 	  $(if $(IMAGES),--images $(IMAGES))

@@ -16,7 +16,7 @@ class BadInput(ValueError):
 _EXTRA_OF = {
     **dict.fromkeys(("torch", "transformers"), "measure"),
     **dict.fromkeys(("trl", "datasets", "accelerate", "peft"), "train"),
-    "sklearn": "lab",
+    "sklearn": "paper",
 }
 """Which extra of ours installs a package that reading a run does without."""
 

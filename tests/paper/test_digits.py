@@ -164,7 +164,7 @@ def test_a_folder_of_images_that_do_not_fit_says_why(tmp_path):
 
 def test_without_scikit_learn_it_is_said_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(BadInput, match=r"pip install 'learndyn\[lab\]'"):
+    with pytest.raises(BadInput, match=r"pip install 'learndyn\[paper\]'"):
         load_digits()
 
 

@@ -140,7 +140,7 @@ def _from_scikit_learn() -> Digits:
     except ImportError as error:
         raise BadInput(
             "scikit-learn, which carries the 8 x 8 digits, is not installed: "
-            "pip install 'learndyn[lab]'. Or name a folder with MNIST's IDX files."
+            "pip install 'learndyn[paper]'. Or name a folder with MNIST's IDX files."
         ) from error
     found = bundled(return_X_y=True)
     images, labels = (np.asarray(part) for part in found)
