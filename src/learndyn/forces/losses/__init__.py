@@ -4,10 +4,9 @@
 """
 
 import dataclasses
-import difflib
 from typing import Any, Literal, get_origin
 
-from learndyn.errors import BadInput
+from learndyn.errors import BadInput, nearest
 from learndyn.forces.losses.loss import Loss, Responses
 from learndyn.forces.losses.preference import (
     CDPO,
@@ -57,7 +56,7 @@ def loss_named(name: str, **options: Any) -> Loss:
     """
     if name not in LOSSES:
         raise BadInput(
-            f"there is no loss {name!r}.{_close(name, list(LOSSES))} "
+            f"there is no loss {name!r}.{nearest(name, LOSSES)} "
             f"Losses: {', '.join(LOSSES)}."
         )
     known = {field.name: field for field in dataclasses.fields(LOSSES[name])}
@@ -65,16 +64,10 @@ def loss_named(name: str, **options: Any) -> Loss:
         if option not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise BadInput(
-                f"loss {name} has no option {option!r}; {has}."
-                f"{_close(option, list(known))}"
+                f"loss {name} has no option {option!r}; {has}.{nearest(option, known)}"
             )
     read = {k: _read(f"{name}: {k}", v, known[k].type) for k, v in options.items()}
     return LOSSES[name](**read)
-
-
-def _close(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def _read(what: str, value: Any, kind: Any) -> Any:

@@ -13,7 +13,8 @@ A loss is written once, as `value`; `push` is its gradient by autograd. That is 
 only where `value` is written so that its backward pass is stable too: near certainty
 (logp = 0) and far from the reference (|log-ratio| of hundreds of nats). Measured on all
 losses against their closed forms (tests/forces/test_losses.py): 2e-14 in float64; in
-float32 no further from float64 than the closed form in float32 is.
+float32 an error against float64 of at most 4 times the closed form's in float32, plus
+1e-6.
 """
 
 import math
