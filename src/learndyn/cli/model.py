@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from learndyn.cli.parser import add_reading, shell_form, subcommand
+from learndyn.cli.parser import add_reading, add_trust, shell_form, subcommand
 from learndyn.cli.parts import answer, quiet
 from learndyn.errors import BadInput
 from learndyn.train.settings import DTYPES
@@ -156,7 +156,7 @@ def _add_score(commands: Any) -> None:
         help="precision in which the weights are loaded; bfloat16 rounds the model "
         "itself, which --precision does not (default: the run's, else float32)",
     )
-    _add_trust(data, False)
+    add_trust(data, False)
     scoring = job.add_argument_group("scoring: how log-probabilities are computed")
     scoring.add_argument(
         "--score-batch-size",
@@ -185,15 +185,6 @@ def _add_score(commands: Any) -> None:
         help="Parquet file to write, one row a probe (default: none)",
     )
     output.add_argument("--overwrite", action="store_true", help="replace that file")
-
-
-def _add_trust(group: Any, default: bool | None) -> None:
-    group.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        default=default,
-        help="run code that comes with the model",
-    )
 
 
 def _add_explain(commands: Any) -> None:
@@ -281,4 +272,4 @@ def _add_hypothetical(made: Any) -> None:
         help="precision of the weights (default: float32)",
     )
     made.add_argument("--seed", type=int, help="seed of built probes (default: 0)")
-    _add_trust(made, None)
+    add_trust(made, None)

@@ -113,6 +113,16 @@ def add_reading(group: Any, default: str | None) -> None:
     )
 
 
+def add_trust(group: Any, default: bool | None) -> None:
+    """Whether code that comes with a model may run; None leaves it to the job."""
+    group.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        default=default,
+        help="run code that comes with the model",
+    )
+
+
 def add_settings(parser: Parser, config: type, groups: dict[str, str]) -> None:
     """A flag for every field of a settings dataclass, under its group's heading.
 

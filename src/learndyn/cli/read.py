@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from learndyn.cli.model import OF_FORESIGHT, flags_of, foresee_pairs
-from learndyn.cli.parser import add_reading, subcommand
+from learndyn.cli.parser import add_reading, add_trust, subcommand
 from learndyn.cli.parts import answer, print_json
 from learndyn.errors import BadInput
 from learndyn.train.settings import DTYPES
@@ -137,12 +137,7 @@ def _add_diagnose(commands: Any) -> None:
     before.add_argument(
         "--dtype", choices=DTYPES, help="precision of the weights (default: float32)"
     )
-    before.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        default=None,
-        help="run code that comes with the model",
-    )
+    add_trust(before, None)
     before.add_argument(
         "--out", type=Path, help="Parquet file, one row a pair (default: none)"
     )

@@ -159,7 +159,7 @@ class ForceRecorder:
         # observation do not belong to the batch.
         self._watch.end()
         try:
-            # p.grad is unscaled by now, what passed through the loss is not (fp16)
+            # the step gets unscaled gradients; the loss passed back scaled ones (fp16)
             self._watch.unscale(_loss_scale(optimizer))
             self._recording = StepRecording.begin(optimizer, self._watch.model)
         except Exception as error:
