@@ -9,7 +9,7 @@ from planted import planted, with_column, with_info
 from simulated import drifting
 from synthetic import write_run
 
-from learndyn.diagnose.verdict import diagnose, verdict
+from learndyn.diagnose.verdict import diagnose
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.report.verdict import verdict_section
 
@@ -36,7 +36,7 @@ def squeezed(base, rejected):
 
 
 def text_of(found):
-    return " ".join(verdict(found))
+    return " ".join(found.sentences)
 
 
 # --- the push on rejected
@@ -44,7 +44,7 @@ def text_of(found):
 
 def test_the_push_is_blamed_where_rejected_falls_and_the_margin_does_not(base):
     found = diagnose(squeezed(base, -20.0))
-    assert "because the push on rejected" in verdict(found)[0]
+    assert "because the push on rejected" in found.sentences[0]
     assert "Probably not a bug" in text_of(found)
     assert "extend" in found.advice[0].do
 
@@ -53,7 +53,7 @@ def test_the_push_is_blamed_where_rejected_falls_and_the_margin_does_not(base):
 def test_a_margin_that_falls_is_a_fault_and_nothing_is_blamed(base, rejected):
     found = diagnose(squeezed(base, rejected))
     assert found.state.state == "SQUEEZE"
-    assert verdict(found)[0].startswith("The margin falls: rejected gains on chosen")
+    assert found.sentences[0].startswith("The margin falls: rejected gains on chosen")
     (fault,) = [f for f in found.findings if f.severity == "problem"]
     assert fault.name == "margin_falls"
     assert len(found.advice) == 1
@@ -81,14 +81,14 @@ def test_without_a_sure_fall_of_rejected_no_cause_is_named(
     assert (found.state.state, found.state.sure) == ("SQUEEZE", True)
     for claim in ("push on rejected", "not a bug", "(extend)"):
         assert claim not in found.to_text()
-    assert verdict(found)[0] == (
+    assert found.sentences[0] == (
         "Chosen falls, and probability moves to tokens the model already favours."
     )
 
 
 def test_a_method_without_pairs_has_no_margin_to_raise(base):
     found = diagnose(with_info(squeezed(base, 0.0), method="grpo"))
-    assert verdict(found)[0].startswith("Chosen falls, and probability moves to")
+    assert found.sentences[0].startswith("Chosen falls, and probability moves to")
     assert "margin_falls" not in {f.name for f in found.findings}
 
 
@@ -99,7 +99,7 @@ def test_chosen_that_gains_far_less_than_rejected_is_no_success(base):
     drift = {"chosen": 3.0, "rejected": 24.0, "random_words": 1.0}
     found = diagnose(planted(base, drift, greedy=1.0, noise=0.1))
     assert found.state.state == "FIT"
-    assert verdict(found)[0].startswith("The margin falls")
+    assert found.sentences[0].startswith("The margin falls")
     assert "answers you want" not in text_of(found)
     assert found.advice[0].do.startswith("Read a few training rows")
 
@@ -118,7 +118,7 @@ def test_chosen_that_hardly_moved_is_not_what_training_moved(base, chosen, prais
     found = diagnose(run)
     assert found.facts.evidence.chosen.above_zero
     assert (found.state.state, found.state.best_kind) == ("FIT", "random_words")
-    assert ("answers you want" in verdict(found)[0]) == praised
+    assert ("answers you want" in found.sentences[0]) == praised
 
 
 # --- chosen that falls in a run that fits
@@ -128,12 +128,12 @@ def test_a_fit_of_another_kind_does_not_hide_that_chosen_falls(base):
     drift = {"chosen": -18.0, "rejected": -30.0, "random_words": 18.0}
     found = diagnose(planted(base, drift, greedy=1.0, noise=0.1))
     assert (found.state.state, found.state.sure) == ("FIT", True)
-    assert verdict(found)[0].startswith("Chosen falls, but neither squeezing nor")
-    assert verdict(found)[0].endswith("random_words did best.")
-    assert len(verdict(found)[0].split()) <= 20
+    assert found.sentences[0].startswith("Chosen falls, but neither squeezing nor")
+    assert found.sentences[0].endswith("random_words did best.")
+    assert len(found.sentences[0].split()) <= 20
     (sign,) = [f for f in found.findings if f.name == "chosen_falls"]
     assert sign.severity == "watch"
-    assert sign.says in verdict(found)
+    assert sign.says in found.sentences
     assert "Chosen fell by 30." in sign.says.replace("29.", "30.")
 
 
@@ -163,7 +163,7 @@ def test_a_run_that_surely_moved_is_not_told_as_nothing():
     assert state.greedy.low > 0.02
     assert state.sx.low < 0 < 0.02 < state.sx.mean
     assert (state.state, state.sure, state.undecided) == ("FIT", False, True)
-    assert verdict(found)[0].startswith(
+    assert found.sentences[0].startswith(
         "Something moved, but these prompts cannot tell"
     )
     assert "nothing happened" not in text_of(found)

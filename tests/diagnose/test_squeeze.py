@@ -4,6 +4,7 @@ import pytest
 from synthetic import write_run
 
 from learndyn.diagnose.squeeze import squeeze_evidence
+from learndyn.diagnose.state import state_of
 from learndyn.record.trajectory import Trajectory
 
 
@@ -33,7 +34,6 @@ def test_off_target_counts_only_positions_where_the_first_argmax_is_no_label(exa
     found = squeeze_evidence(exact)
     assert found.off_target_tokens == 24 * 4  # every second of 8 tokens
     assert found.off_target.mean == pytest.approx(0.5, rel=1e-6)
-    assert found.off_target_per_response.mean == pytest.approx(2.0, rel=1e-6)
 
 
 def test_a_run_without_off_target_positions_has_no_off_target(exact):
@@ -74,7 +74,7 @@ def test_the_squeeze_index_is_greedy_minus_the_best_kind(exact):
     found = squeeze_evidence(exact)
     best = max(interval.mean for interval in found.relative.values())
     expected = found.greedy_relative.mean - best
-    assert found.squeeze_index.mean == pytest.approx(expected)
+    assert state_of(exact).index.at(-1).mean == pytest.approx(expected)
 
 
 def test_fitting_has_a_negative_index_although_most_kinds_fall(tmp_path):
@@ -83,4 +83,4 @@ def test_fitting_has_a_negative_index_although_most_kinds_fall(tmp_path):
     found = squeeze_evidence(fit)
     assert found.falling == 2
     assert found.greedy.above_zero
-    assert found.squeeze_index.below_zero
+    assert state_of(fit).index.at(-1).below_zero

@@ -18,7 +18,6 @@ from learndyn.diagnose.verdict import (
     _MOST,
     _sentence_count,
     diagnose,
-    verdict,
     what_happened,
 )
 from learndyn.record.files import to_plain
@@ -65,7 +64,7 @@ def in_state(base, state, **options):
 )
 def test_every_state_has_its_answer_and_no_other_s(base, state, answer, then):
     found = diagnose(in_state(base, state))
-    said = verdict(found)
+    said = found.sentences
     assert found.to_dict()["state"] == state
     assert found.state.sure
     assert said[0].startswith(answer)
@@ -80,7 +79,7 @@ def test_a_state_that_is_not_sure_is_called_perhaps(base):
     found = diagnose(run)
     assert found.state.state == "SQUEEZE"
     assert not found.state.sure
-    text = " ".join(verdict(found))
+    text = " ".join(found.sentences)
     assert text.startswith("Perhaps squeezing, but not surely")
     assert "the threshold is 0.02" in text
     assert "Probably not a bug" not in text
@@ -88,7 +87,7 @@ def test_a_state_that_is_not_sure_is_called_perhaps(base):
 
 def test_chosen_that_is_still_above_its_start_is_not_said_to_fall(base):
     drift = {**STATES["SQUEEZE"][0], "chosen": 1.0, "irrelevant_test": -3.0}
-    said = verdict(diagnose(planted(base, drift, greedy=9.0, noise=0.2)))
+    said = diagnose(planted(base, drift, greedy=9.0, noise=0.2)).sentences
     assert said[0].startswith("Probability moves to tokens the model already favours")
     assert "Chosen falls" not in said[0]
 
@@ -98,14 +97,14 @@ def test_a_fall_since_the_peak_names_the_update(base):
     run = planted(base, {"rejected": -40.0, "irrelevant_train": -8.0}, greedy=9.0)
     path = planted(base, {"chosen": 3.0}, shape=shape, noise=0.1)
     run = with_column(run, "logp", "chosen", path.values("logp", "chosen"))
-    said = verdict(diagnose(run))
+    said = diagnose(run).sentences
     assert any(s.startswith("Chosen was highest at update 50, +6") for s in said)
     assert diagnose(run).to_dict()["chosen_peak_step"] == 50
 
 
 def test_sft_is_told_in_its_own_words(base):
     run = with_info(in_state(base, "FIT"), method="sft")
-    text = " ".join(verdict(diagnose(run)))
+    text = " ".join(diagnose(run).sentences)
     assert "The fit is as intended" in text
     for word in ("squeez", "margin", "push"):
         assert word not in text
@@ -129,8 +128,8 @@ def test_a_fault_comes_first_and_nothing_calls_it_no_bug(base, fault, answer):
     if fault == "not_training":
         run = planted(base, {}, noise=0.0)
     found = diagnose(run)
-    assert verdict(found)[0].startswith(answer)
-    assert "not a bug" not in " ".join(verdict(found))
+    assert found.sentences[0].startswith(answer)
+    assert "not a bug" not in " ".join(found.sentences)
     assert len(found.advice) == 1
     clean = diagnose(in_state(base, "SQUEEZE"))
     assert not any(f.severity == "problem" for f in clean.findings)
@@ -165,7 +164,7 @@ def test_no_sentence_claims_more_than_its_interval(
     shape = np.array([0.0, 0.3, bend, 0.8, 1.0])
     run = planted(base, amounts, greedy=greedy, spread=spread, shape=shape, seed=seed)
     found = diagnose(with_info(run, method=method))
-    said = verdict(found)
+    said = found.sentences
     text = " ".join(said)
     kinds, path = independent(run)
     assert sum(map(_sentence_count, said)) <= _MOST
@@ -208,7 +207,7 @@ def test_where_there_is_too_much_to_say_the_least_is_left_out(base):
     lost[-1, :3] = np.nan
     run = dataclasses.replace(run, columns={**run.columns, "logp": lost})
     run = with_info(run, reference_gap=7.0, defects=[{"what": "One. Two. Three"}])
-    said = verdict(diagnose(run))
+    said = diagnose(run).sentences
     assert sum(map(_sentence_count, said)) <= _MOST
     text = " ".join(said)
     for kept in ("Policy and reference", "DPO moved chosen", "approximately"):
@@ -316,7 +315,7 @@ def test_text_is_88_columns_wide_but_for_commands(base):
             max(len(line) for line in lines if not line.strip().startswith("$")) <= 88
         )
         flat = " ".join(found.to_text().split())
-        for sentence in verdict(found):
+        for sentence in found.sentences:
             assert " ".join(sentence.split()) in flat
         for item in found.advice:
             if item.command is not None:
@@ -325,7 +324,7 @@ def test_text_is_88_columns_wide_but_for_commands(base):
 
 def test_what_happened_is_the_verdict(base):
     run = in_state(base, "SQUEEZE")
-    assert what_happened(run) == verdict(diagnose(run))
+    assert what_happened(run) == diagnose(run).sentences
 
 
 def test_a_baseline_adds_what_differs_and_no_sentence_to_the_verdict(tmp_path):
@@ -334,8 +333,8 @@ def test_a_baseline_adds_what_differs_and_no_sentence_to_the_verdict(tmp_path):
     other = Trajectory.load(write_run(tmp_path / "b", drift=drift))
     found = diagnose(other, one)
     assert found.compared == compare_in_words(one, other)
-    assert verdict(found) == verdict(diagnose(other))
-    assert what_happened(other, one) == [*verdict(found), *found.compared]
+    assert found.sentences == diagnose(other).sentences
+    assert what_happened(other, one) == [*found.sentences, *found.compared]
     assert found.findings[-1].says == " ".join(found.compared)
     assert "Against the baseline" in found.to_text()
     assert set(found.to_dict()) == KEYS
@@ -359,7 +358,7 @@ def test_the_command_prints_the_same_in_words_and_in_json(tmp_path, capsys):
 def test_one_observation_gives_no_state(tmp_path):
     found = diagnose(Trajectory.load(write_run(tmp_path / "r", steps=(0,))))
     assert found.to_dict()["state"] is None
-    assert verdict(found)[0].startswith("One observation so far")
+    assert found.sentences[0].startswith("One observation so far")
     assert found.advice == []
     assert "One observation so far" in found.to_text()
 
@@ -369,7 +368,7 @@ def test_of_a_diverged_model_nothing_else_is_said(base):
     logp[-2:] = np.nan
     run = dataclasses.replace(base, columns={**base.columns, "logp": logp})
     found = diagnose(run)
-    (only,) = verdict(found)
+    (only,) = found.sentences
     assert only.startswith("The model diverged: at update 100")
     assert found.to_dict()["state"] is None
     assert found.findings[0].severity == "problem"
@@ -378,7 +377,7 @@ def test_of_a_diverged_model_nothing_else_is_said(base):
 def test_without_chosen_the_state_is_unknown_and_the_facts_are_told(tmp_path):
     run = Trajectory.load(write_run(tmp_path / "r", drift={"rejected": -9.0}))
     found = diagnose(run)
-    text = " ".join(verdict(found))
+    text = " ".join(found.sentences)
     assert found.to_dict()["state"] is None
     assert "cannot be judged" in text
     assert "1 of 1 kinds fell" in text
@@ -423,13 +422,13 @@ def test_columns_that_are_not_theirs_are_owned_up_to_and_not_used(base, column, 
     found = diagnose(with_info(run, defects=[odd, {}]))
     names = {finding.name for finding in found.findings}
     assert names == (before - gone) | {"defects"}
-    assert "something is odd (1 more in run.json)." in " ".join(verdict(found))
+    assert "something is odd (1 more in run.json)." in " ".join(found.sentences)
 
 
 def told(found):
     """All that a diagnosis says of the run itself."""
     own = [item.do + item.because for item in found.advice if item.evidence == "own"]
-    return " ".join(verdict(found) + [f.says for f in found.findings] + own)
+    return " ".join(found.sentences + [f.says for f in found.findings] + own)
 
 
 @pytest.mark.parametrize("state", list(STATES))

@@ -12,7 +12,7 @@ from synthetic import write_run
 
 from learndyn.diagnose.changes import kind_table
 from learndyn.diagnose.numbers import bracket, nats
-from learndyn.diagnose.verdict import diagnose, verdict, what_happened
+from learndyn.diagnose.verdict import diagnose, what_happened
 from learndyn.errors import BadInput
 from learndyn.record.observation import _TOKEN_COLUMNS
 from learndyn.record.run_directory import RunDirectory
@@ -133,7 +133,7 @@ def test_the_page_begins_with_the_verdict_and_its_numbers(page):
     words = " ".join(read.words)
     before, after = words.split("First, peak and last of every kind")
     assert found.state.state in before
-    assert verdict(found)[0] in before
+    assert found.sentences[0] in before
     assert found.advice[0].do in before
     assert f"{nats(found.facts.evidence.margin.mean)} " in before
     assert bracket(found.facts.evidence.greedy) in before

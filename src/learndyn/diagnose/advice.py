@@ -37,7 +37,8 @@ _EXTEND = Advice(
 _SMALLER_STEPS = Advice(
     "Divide the learning rate by 10, from a checkpoint before the fall.",
     "In the paper's published result files DPO of two models at a large learning rate "
-    "lost everything (best kind −18 % and −17 %); at 5e-7 the same runs did not.",
+    "lost everything (the kinds that did best by −18 % and −17 %); at 5e-7 the same "
+    "runs did not.",
     "cited",
     "result files of Ren & Sutherland 2025, arXiv 2407.10490, read by us",
     "Two models, one seed each.",
@@ -120,7 +121,7 @@ def look_for_faults(facts: Facts) -> Advice:
     return Advice(
         "If that does not help, look for a fault: is the template the one the model "
         "was trained with, does every answer end in EOS, are the columns right?",
-        f"The best kind, {facts.state.best_kind}, changed by "
+        f"{facts.state.best_kind}, the kind that did best, changed by "
         f"{percent(facts.state.best.mean)}: training that fits does not do that.",
         command=f"learndyn probes check {shlex.quote(path)}",
     )
@@ -144,7 +145,7 @@ def more_prompts(facts: Facts) -> list[Advice]:
     ends = {
         "squeeze index": facts.state.sx,
         "relative change of the greedy path": facts.state.greedy,
-        "relative change of the best kind": facts.state.best,
+        "relative change of the kind that did best": facts.state.best,
     }
     unsure = {k: end for k, end in ends.items() if end.low <= DELTA <= end.high}
     name = max(unsure, key=lambda key: _needed(unsure[key]), default="")

@@ -58,11 +58,7 @@ def _together_at(a: Paths, b: Paths, step: float) -> tuple[Paths, Paths]:
 
 
 def _same_probes(a: Trajectory, b: Trajectory) -> None:
-    """Refuse runs that watched other answers.
-
-    Raises:
-        BadInput: if their probe fingerprints differ or are unknown.
-    """
+    """Refuse runs that watched other answers."""
     prints = [t.run.info.probe_fingerprint for t in (a, b)]
     if prints[0] is None or prints[0] != prints[1]:
         raise BadInput(
@@ -73,11 +69,7 @@ def _same_probes(a: Trajectory, b: Trajectory) -> None:
 
 
 def _same_tokens(a: Trajectory, b: Trajectory) -> None:
-    """A log-probability is of tokens: the same text as other tokens has another.
-
-    Raises:
-        BadInput: if the runs scored the same texts as other tokens.
-    """
+    """A log-probability is of tokens: the same text as other tokens has another."""
     hashes = [str(t.run.info.tokenizer_sha256)[:12] for t in (a, b)]
     where = f"{a.run.path} and {b.run.path} cannot be compared:"
     if hashes[0] != hashes[1]:
@@ -170,10 +162,6 @@ def compare(
 
     Where there is no such point, or `at` lies outside a run, the result has no numbers
     and its `reason` says why.
-
-    Raises:
-        BadInput: if the runs watched other answers or scored them as other tokens, or
-            if a quantity needs kinds that the probes lack, or no probe is of `split`.
     """
     sides = _sides(a, b, by, at, split)
     prompts, of = len(sides[0].prompts), len(Paths.of(a, split).prompts)

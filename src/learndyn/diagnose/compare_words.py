@@ -12,9 +12,6 @@ def compare_all(
 ) -> dict[By, Comparison]:
     """Run `b` against run `a` at equal updates and, for preference runs with chosen and
     rejected probes, at matched margin and gap; over the probes of `split`, or all.
-
-    Raises:
-        BadInput: if the runs watched other answers, or no probe is of `split`.
     """
     comparisons: dict[By, Comparison] = {
         "updates": compare(a, b, "updates", split=split)
@@ -34,9 +31,6 @@ def compare_in_words(
 ) -> list[str]:
     """Sentences about run `b` against run `a`, over the probes of `split`, or all;
     `found` is what `compare_all` gave for it.
-
-    Raises:
-        BadInput: if the runs watched other answers, or no probe is of `split`.
     """
     comparisons = compare_all(a, b, split) if comparisons is None else comparisons
     one, other = names(a, b)

@@ -46,11 +46,7 @@ class Facts:
 
     @cached_property
     def compared(self) -> list[str]:
-        """Sentences about the difference to the baseline; none without one.
-
-        Raises:
-            BadInput: if the baseline watched other answers.
-        """
+        """Sentences about the difference to the baseline; none without one."""
         if self.baseline is None:
             return []
         return compare_in_words(self.baseline, self.trajectory, split=self.split)

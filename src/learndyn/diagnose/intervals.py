@@ -27,6 +27,9 @@ import numpy as np
 from jaxtyping import Float, Int, UInt
 
 
+_RESAMPLES = 2000
+
+
 @dataclass(frozen=True, slots=True)
 class Interval:
     """A mean over prompts with its interval, in the unit of the values."""
@@ -75,28 +78,25 @@ class Band:
 
 
 def resample_weights(
-    prompts: int, resamples: int = 2000, seed: int = 0
+    prompts: int, seed: int = 0
 ) -> Float[np.ndarray, "resample prompt"]:
     """How often each resample draws each prompt. The same call gives the same draws."""
-    return _counts(prompts, resamples, seed).astype(np.float64)
+    return _counts(prompts, seed).astype(np.float64)
 
 
 @lru_cache(maxsize=4)
-def _counts(
-    prompts: int, resamples: int, seed: int
-) -> UInt[np.ndarray, "resample prompt"]:
-    """The draws in small numbers: kept as float64 they would fill 80 MB for 5,000
+def _counts(prompts: int, seed: int) -> UInt[np.ndarray, "resample prompt"]:
+    """The draws in small numbers: as float64 they would fill 80 MB for 5,000
     prompts, and a run is asked for several splits of its prompts in turn."""
     generator = np.random.default_rng(seed)
     share = np.full(prompts, 1 / prompts)
-    drawn = generator.multinomial(prompts, share, size=resamples)
+    drawn = generator.multinomial(prompts, share, size=_RESAMPLES)
     return drawn.astype(np.min_scalar_type(prompts))  # none is above `prompts`
 
 
 def paired_bootstrap(
     values: Float[np.ndarray, "*rows prompt"],
     *,
-    resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
 ) -> Band:
@@ -104,21 +104,18 @@ def paired_bootstrap(
 
     Values that are not finite are left out of their own row, and `n` counts the rest.
     """
-    return pooled_bootstrap(
-        values, np.ones_like(values), resamples=resamples, level=level, seed=seed
-    )
+    return pooled_bootstrap(values, np.ones_like(values), level=level, seed=seed)
 
 
 def pooled_bootstrap(
     numerator: Float[np.ndarray, "*rows prompt"],
     denominator: Float[np.ndarray, "*rows prompt"],
     *,
-    resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
 ) -> Band:
     """Percentile intervals of sum(numerator) / sum(denominator) over prompts."""
-    weights = resample_weights(numerator.shape[-1], resamples, seed)
+    weights = resample_weights(numerator.shape[-1], seed)
     draws = ratio_of_sums(numerator, denominator, weights)
     ones = np.ones((1, numerator.shape[-1]))
     mean = ratio_of_sums(numerator, denominator, ones)[..., 0]
@@ -246,7 +243,7 @@ def _within(t: float, freedom: int) -> float:
     return 2 / math.pi * (angle + share) if odd else share
 
 
-def share_interval(count: int, n: int, level: float = 0.95) -> Interval:
+def share_interval(count: int, n: int) -> Interval:
     """The share `count` of `n` prompts with Wilson's score interval (1927).
 
     A bootstrap of a share that is 0 or 1 has no width; this one has. NaN limits below
@@ -254,7 +251,7 @@ def share_interval(count: int, n: int, level: float = 0.95) -> Interval:
     """
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
-    share, z = count / n, NormalDist().inv_cdf((1 + level) / 2)
+    share, z = count / n, NormalDist().inv_cdf(0.975)
     if n < 2:
         return Interval(share, math.nan, math.nan, n)
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)

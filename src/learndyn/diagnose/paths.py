@@ -26,6 +26,8 @@ from learndyn.record.trajectory import Trajectory
 GREEDY = "greedy path"
 """Name of the argmax log-probability along chosen, where kinds are listed."""
 
+NO_GREEDY = "the probes have no chosen answers, so no greedy path."
+
 
 @dataclass(frozen=True, eq=False)
 class Paths:
@@ -51,9 +53,6 @@ class Paths:
 
         Done once for a trajectory and a split, which many answers are made from: what
         it returns is shared, so it is for reading.
-
-        Raises:
-            BadInput: if no probe is of this split.
         """
         known = _KNOWN.setdefault(trajectory, {})
         if split not in known:
@@ -271,7 +270,7 @@ def _scored(
     of_split: Bool[np.ndarray, " probe"],
     prompts: Sequence[str],
 ) -> Bool[np.ndarray, "step prompt"]:
-    """Whether all wanted probes of each prompt were scored."""
+    """Whether all probes of each prompt, those `of_split`, were scored."""
     position = {prompt: index for index, prompt in enumerate(prompts)}
     out = np.ones((len(trajectory.steps), len(prompts)), dtype=bool)
     covered = trajectory.covered

@@ -63,9 +63,6 @@ def by_prompt(trajectory: Trajectory, split: str | None = None) -> ByPrompt | No
 
     Prompts whose values are not finite (the model had diverged on them) are left out.
     None where no probe is chosen.
-
-    Raises:
-        BadInput: if no probe is of this split.
     """
     paths = Paths.of(trajectory, split)
     if not paths.full[-1]:

@@ -37,6 +37,7 @@ from learndyn.diagnose.intervals import (
 )
 from learndyn.diagnose.paths import (
     GREEDY,
+    NO_GREEDY,
     Between,
     Paths,
     column_of,
@@ -44,7 +45,6 @@ from learndyn.diagnose.paths import (
     mean_path,
     off_target,
 )
-from learndyn.diagnose.state import squeeze_index
 from learndyn.record.trajectory import Trajectory
 
 
@@ -68,14 +68,11 @@ class Evidence:
     greedy_relative: Interval | None = None
     off_target: Interval | None = None
     """Nats per off-target token, pooled over all of them."""
-    off_target_per_response: Interval | None = None
-    """Nats per response, summed over its off-target tokens."""
     off_target_tokens: int = 0
     """Positions of chosen where the first observation's argmax is not the label."""
     kinds: dict[str, Interval] = field(default_factory=dict)
     relative: dict[str, Interval] = field(default_factory=dict)
     """Mean change / |mean at the start| of every kind."""
-    squeeze_index: Interval | None = None
     reason: str | None = None
 
     @property
@@ -115,24 +112,23 @@ def squeeze_evidence(
     if at_margin is not None or not paths.full[-1]:
         paths = paths.common()
     last = len(paths.steps) - 1
-    point: Between | None = Between(last, last, 0.0)
+    point = Between(last, last, 0.0)
     if at_margin is not None:
         if paths.margin is None:
             return Evidence(reason="no margin: the probes lack chosen or rejected.")
         means = mean_path(paths.margin)
-        point = first_reach(means, at_margin)
-        if point is None:
+        reached = first_reach(means, at_margin)
+        if reached is None:
             return Evidence(
                 reason=f"the margin never reached {at_margin:g} nats; its highest "
                 f"value is {np.max(means, initial=-np.inf):.1f}."
             )
-    assert point is not None
-    changes = {kind: point.of(v) - v[0] for kind, v in paths.with_greedy().items()}
-    starts = {kind: np.abs(v[0]) for kind, v in paths.with_greedy().items()}
-    sums = {k: paired_bootstrap(v, seed=seed).at() for k, v in changes.items()}
-    shares = {
-        k: pooled_bootstrap(v, starts[k], seed=seed).at() for k, v in changes.items()
-    }
+        point = reached
+    sums, shares = {}, {}
+    for kind, values in paths.with_greedy().items():
+        change = point.of(values) - values[0]
+        sums[kind] = paired_bootstrap(change, seed=seed).at()
+        shares[kind] = pooled_bootstrap(change, np.abs(values[0]), seed=seed).at()
     astray = _off_target(trajectory, paths, point, seed)
     margin = None if paths.margin is None else point.of(paths.margin)
     return Evidence(
@@ -144,41 +140,22 @@ def squeeze_evidence(
         chosen_relative=shares.get("chosen"),
         greedy_relative=shares.pop(GREEDY, None),
         off_target=astray[0],
-        off_target_per_response=astray[1],
-        off_target_tokens=astray[2],
+        off_target_tokens=astray[1],
         kinds=sums,
         relative=shares,
-        squeeze_index=_index(changes, starts, seed),
-        reason=None
-        if GREEDY in changes
-        else "the probes have no chosen answers, so no greedy path.",
+        reason=None if paths.greedy is not None else NO_GREEDY,
     )
 
 
 def _off_target(
     trajectory: Trajectory, paths: Paths, point: Between, seed: int
-) -> tuple[Interval | None, Interval | None, int]:
+) -> tuple[Interval | None, int]:
     off = off_target(trajectory, paths, [point.before, point.after])
     if off is None or np.nansum(off[1]) == 0:
-        return None, None, 0
+        return None, 0
     sums, tokens = off
     change = sums[0] + point.weight * (sums[1] - sums[0])
-    return (
-        pooled_bootstrap(change, tokens, seed=seed).at(),
-        paired_bootstrap(change, seed=seed).at(),
-        int(np.nansum(tokens)),
-    )
-
-
-def _index(
-    changes: dict[str, Float[np.ndarray, " prompt"]],
-    starts: dict[str, Float[np.ndarray, " prompt"]],
-    seed: int,
-) -> Interval | None:
-    """g(greedy path) - max over kinds of g(kind); None without a greedy path."""
-    rows = {kind: change[None] for kind, change in changes.items()}
-    index = squeeze_index(rows, starts, seed=seed)
-    return None if index is None else index.sx.at(0)
+    return pooled_bootstrap(change, tokens, seed=seed).at(), int(np.nansum(tokens))
 
 
 _PER_TOKEN_DELTA = 0.02
@@ -228,9 +205,6 @@ def per_token(
     """Judge one run token by token, over the same prompts at every observation.
 
     None where there is no chosen, or where the run has no values per token.
-
-    Raises:
-        BadInput: if no probe is of this split.
     """
     paths = Paths.of(trajectory, split).common()
     if paths.greedy is None or not np.nansum(paths.n_tokens["chosen"]) > 0:

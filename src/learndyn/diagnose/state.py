@@ -48,9 +48,11 @@ from learndyn.diagnose.intervals import (
     resample_weights,
     widening,
 )
-from learndyn.diagnose.paths import GREEDY, Paths
+from learndyn.diagnose.paths import GREEDY, NO_GREEDY, Paths
 from learndyn.record.trajectory import Trajectory
 
+
+_TAIL = (1 - 0.95) / 2
 
 _TIED = 3.0
 """Kinds whose value lies within so many of its standard errors may be the best one."""
@@ -74,7 +76,6 @@ def squeeze_index(
     changes: Mapping[str, Float[np.ndarray, "row prompt"]],
     starts: Mapping[str, Float[np.ndarray, "... prompt"]],
     *,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Index | None:
     """The index of each row of `changes`, with `starts` the size of each start in nats,
@@ -95,10 +96,10 @@ def squeeze_index(
     best = np.argmax(np.where(np.isfinite(points), points, -np.inf), axis=0)
     rows = np.arange(len(best))
     n = np.stack([share.n for share in shares])[best, rows]
-    fall = _least([share.negative() for share in shares], n, level)
-    lead = _least([path.minus(share) for share in shares], path.n, level)
+    fall = _least([share.negative() for share in shares], n)
+    lead = _least([path.minus(share) for share in shares], path.n)
     return Index(
-        band(path.point, path.draws, path.n, level),
+        band(path.point, path.draws, path.n),
         Band(-fall.mean, -fall.high, -fall.low, n),
         lead,
         tuple(
@@ -125,9 +126,9 @@ class _Resampled:
         fewer = np.where(other.n >= 2, np.minimum(self.n, other.n), self.n)
         return _Resampled(self.point - other.point, self.draws - other.draws, fewer)
 
-    def off(self, level: float) -> Float[np.ndarray, "row resample"]:
+    def off(self) -> Float[np.ndarray, "row resample"]:
         """How far each resample lies from the value, widened for few prompts."""
-        out = np.where(self.n >= 2, widening(self.n, level), 1.0)
+        out = np.where(self.n >= 2, widening(self.n), 1.0)
         return out[:, None] * (self.draws - self.point[:, None])
 
 
@@ -148,14 +149,11 @@ def _resampled(
     )
 
 
-def _least(
-    values: Sequence[_Resampled], n: Int[np.ndarray, " row"], level: float
-) -> Band:
+def _least(values: Sequence[_Resampled], n: Int[np.ndarray, " row"]) -> Band:
     """The least of the values in each row, with its interval; NaN is no candidate.
 
-    `n` is told with it; no limits where it is below two.
+    `n` goes with it; no limits where it is below two.
     """
-    tail = (1 - level) / 2
     points = np.stack([value.point for value in values])
     known = np.isfinite(points)
     errors = np.stack([value.draws.std(axis=-1) for value in values])
@@ -164,13 +162,13 @@ def _least(
     above = np.full(values[0].draws.shape, -np.inf)
     lows = np.empty_like(points)
     for row, (value, may) in enumerate(zip(values, points <= reach, strict=True)):
-        off = value.off(level)
-        lows[row] = value.point + np.quantile(off, tail, axis=-1)
+        off = value.off()
+        lows[row] = value.point + np.quantile(off, _TAIL, axis=-1)
         above = np.where(may[:, None], np.maximum(above, off), above)
     some = np.isfinite(least)
     safe = np.where(some[:, None], above, 0.0)
     low = np.min(np.where(known, lows, np.inf), axis=0)
-    high = least + np.quantile(safe, 1 - tail, axis=-1)
+    high = least + np.quantile(safe, 1 - _TAIL, axis=-1)
     usable = some & (n >= 2)
     return Band(
         np.where(some, least, np.nan),
@@ -193,7 +191,7 @@ _IN_A_ROW = 3
 
 
 def matters(share: Interval | None) -> bool:
-    """Whether a relative change is large enough to be told as one."""
+    """Whether a relative change is large enough to count as one."""
     return share is not None and abs(share.mean) > DELTA
 
 
@@ -204,13 +202,12 @@ class StateReport:
     state: State
     """NEUTRAL also where nothing can be judged; `reason` then says why."""
     sure: bool
-    """Whether the 95 % intervals put the state beyond doubt. Of
+    """Whether the 95 % intervals put the state beyond doubt. The whole intervals:
 
-        SQUEEZE   those of g* and SX are above delta
-        FIT       that of max g(k) is above delta, that of SX not above it
-        COLLAPSE  that of g* is not above delta, that of max g(k) below -delta
-        NEUTRAL   that of max g(k) is within -delta .. delta, and that of g* or of SX
-                  not above delta
+        SQUEEZE   g* and SX are above delta
+        FIT       max g(k) is above delta, SX is not
+        COLLAPSE  g* is not above delta, max g(k) is below -delta
+        NEUTRAL   max g(k) is within -delta .. delta, and g* or SX is not above delta
 
     Other prompts may then differ in numbers, hardly in the state. Other seeds may.
     """
@@ -226,8 +223,6 @@ class StateReport:
     """Optimizer updates at each observation that the index is given for."""
     index: Band
     """SX at each of `steps`, each with its own interval. Zero at the first."""
-    greedy_curve: Band
-    """g* at each of `steps`."""
     onset_step: int | None
     """Updates at the first of three observations in a row at which both g* and SX are
     over delta (of fewer, where the run has fewer after its start). None where never."""
@@ -259,14 +254,10 @@ def state_of(
 
     Where the run has a panel these are the panel's. Values that are not finite (the
     model had diverged) are left out of their observation, and of the start.
-
-    Raises:
-        BadInput: if no probe is of this split.
     """
     paths = Paths.of(trajectory, split).common()
     if paths.greedy is None:
-        reason = "the probes have no chosen answers, so no greedy path."
-        return _unjudged(paths, reason)
+        return _unjudged(paths, NO_GREEDY)
     values = paths.with_greedy()
     last = _last(len(paths.steps))
     changes = {kind: _with_end(path - path[0], last) for kind, path in values.items()}
@@ -290,7 +281,6 @@ def state_of(
         index.best_kind[-1] or "",
         paths.steps,
         _without_end(index.sx),
-        _without_end(index.greedy),
         _first(paths.steps, over, min(_IN_A_ROW, len(over) - 1)),
         _first(paths.steps, surely, 1),
         kinds=sum(n > 0 for n in ends.values()),
@@ -375,7 +365,6 @@ def _unjudged(paths: Paths, reason: str, index: Index | None = None) -> StateRep
         "",
         paths.steps,
         none if index is None else _without_end(index.sx),
-        none if index is None else _without_end(index.greedy),
         None,
         None,
         kinds=len(paths.logp),

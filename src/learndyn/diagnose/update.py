@@ -260,9 +260,6 @@ def explain(forces: Forces, probes: pa.Table, *, seed: int = 0) -> Explanation:
     """Sum one record up; `probes` is the run's table of probes.
 
     Rounding of the weights that is below `_DUST` of the change is left out.
-
-    Raises:
-        BadInput: if the record is of probes that the table lacks, or of none.
     """
     ids, known = forces.probe_ids, len(probes)
     if len(ids) == 0 or ids.min() < 0 or ids.max() >= known:

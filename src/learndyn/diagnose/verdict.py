@@ -1,4 +1,4 @@
-"""The diagnosis of a run: its state, what was found, the verdict, and what to do.
+"""The diagnosis of a run: its state, its findings, the verdict, and what to do.
 
 The verdict is what happened in at most ten plain sentences that carry their numbers:
 the answer first, then what moved, then what to watch. The command line, the report and
@@ -54,7 +54,7 @@ class Diagnosis:
     findings: list[Finding]
     advice: list[Advice]
     sentences: list[str] = field(default_factory=list)
-    """The verdict, at most ten sentences."""
+    """The verdict, at most ten: the answer first, then the numbers that carry it."""
     compared: list[str] = field(default_factory=list)
     """Sentences about the difference to a baseline."""
 
@@ -65,13 +65,13 @@ class Diagnosis:
         return self.facts.state if judged and self.facts else None
 
     def __repr__(self) -> str:
-        return f"Diagnosis({self.run!r}: {' '.join(verdict(self)[:1])})"
+        return f"Diagnosis({self.run!r}: {' '.join(self.sentences[:1])})"
 
     def __str__(self) -> str:
         return self.to_text()
 
     def _repr_html_(self) -> str:
-        shown = sentences_html(self.run, verdict(self))
+        shown = sentences_html(self.run, self.sentences)
         if self.advice:
             shown += sentences_html("What to do", [a.do for a in self.advice])
         return shown
@@ -157,11 +157,6 @@ def diagnose(
     )
 
 
-def verdict(diagnosis: Diagnosis) -> list[str]:
-    """At most ten plain sentences: the answer first, then the numbers that carry it."""
-    return diagnosis.sentences
-
-
 def what_happened(
     trajectory: Trajectory,
     baseline: Trajectory | None = None,
@@ -169,9 +164,6 @@ def what_happened(
 ) -> list[str]:
     """The verdict on one run; with `baseline`, then its difference to that, both over
     the probes of `split`.
-
-    Raises:
-        BadInput: if `baseline` watched other answers, or no probe is of `split`.
     """
     diagnosis = diagnose(trajectory, baseline, split)
     return [*diagnosis.sentences, *diagnosis.compared]

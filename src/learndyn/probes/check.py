@@ -7,11 +7,12 @@ such confounds.
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from learndyn.probes.kinds import in_paper_order
 from learndyn.probes.probe import Probe, ProbeSet
@@ -28,8 +29,8 @@ _LENGTH_RATIO = 1.5
 Severity = Literal["problem", "warning", "note"]
 
 
-class Finding(NamedTuple):
-    """One confound."""
+class Confound(NamedTuple):
+    """One thing besides meaning in which kinds differ."""
 
     severity: Severity
     """"problem": numbers would mislead; "warning": mind it when comparing kinds;
@@ -67,7 +68,7 @@ class CheckReport:
     """split -> number of prompts."""
     fingerprint: str
     kinds: tuple[KindSummary, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[Confound, ...]
     """Problems first."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,7 +105,8 @@ class CheckReport:
     def _tally(self) -> str:
         counts = Counter(finding.severity for finding in self.findings)
         return ", ".join(
-            _count(counts[name], name) for name in ("problem", "warning", "note")
+            f"{counts[name]} {name}{'' if counts[name] == 1 else 's'}"
+            for name in get_args(Severity)
         )
 
 
@@ -123,7 +125,7 @@ def check_probes(
     probes = ProbeSet.of(probes)
     by_kind = {k: [p for p in probes if p.kind == k] for k in probes.kinds}
     tokens: dict[str, float] = {}
-    findings: list[Finding] = []
+    findings: list[Confound] = []
     if tokenizer is not None:
         ids = tokenize(
             probes,
@@ -139,15 +141,11 @@ def check_probes(
         findings += _cut(cut, max_length, len(probes))
         findings += _special_tokens(probes, list(tokenizer.all_special_tokens))
     kinds = _summaries(by_kind, tokens)
-    for find in (_lengths, _leading_spaces):
-        findings += find(kinds)
-    rules: list[Callable[[ProbeSet], list[Finding]]]
-    rules = [_empties, _leaks, _equal_to_chosen, _identical, _same_prompts, _missing]
-    for rule in rules:
+    findings += [*_lengths(kinds), *_leading_spaces(kinds)]
+    for rule in (_empties, _leaks, _equal_to_chosen, _identical, _same_prompts):
         findings += rule(probes)
-    findings += _repeats(kinds)
-    order = ("problem", "warning", "note")
-    findings.sort(key=lambda finding: order.index(finding.severity))
+    findings += [*_missing(probes), *_repeats(kinds)]
+    findings.sort(key=lambda finding: get_args(Severity).index(finding.severity))
     prompts = {probe.prompt_id: probe.split for probe in probes}
     return CheckReport(
         len(probes),
@@ -216,16 +214,12 @@ def _times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}"
 
 
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
 def _names(names: Sequence[str], limit: int = 6) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
-def _lengths(kinds: Sequence[KindSummary]) -> list[Finding]:
+def _lengths(kinds: Sequence[KindSummary]) -> Iterator[Confound]:
     far: list[str] = []
     for row in kinds:
         by_tokens = row.tokens_ratio is not None
@@ -234,38 +228,32 @@ def _lengths(kinds: Sequence[KindSummary]) -> list[Finding]:
             continue
         mean, unit = (row.tokens, "tokens") if by_tokens else (row.words, "words")
         far.append(f"{row.kind} {mean:.1f} {unit} (x {ratio:.2f})")
-    if not far:
-        return []
-    return [
-        Finding(
+    if far:
+        yield Confound(
             "warning",
             f"mean length is over {_LENGTH_RATIO:g} times off chosen's in "
             f"{len(far)} of {len(kinds)} kinds",
             f"{_names(far, 20)}. A sum of log-probabilities grows with the length; "
             "compare means per token, or changes since step 0.",
         )
-    ]
 
 
-def _leading_spaces(kinds: Sequence[KindSummary]) -> list[Finding]:
-    shares = {row.kind: row.leading_space for row in kinds if row.n > row.empty}
-    common = shares.get("chosen")
-    if common is None:
-        return []
-    far = [row for row in kinds if abs(shares.get(row.kind, common) - common) > 0.1]
-    if not far:
-        return []
-    chosen = next(row for row in kinds if row.kind == "chosen")
-    listed = [f"{row.kind} {_spaced(row)}" for row in far]
-    return [
-        Finding(
+def _leading_spaces(kinds: Sequence[KindSummary]) -> Iterator[Confound]:
+    filled = {row.kind: row for row in kinds if row.n > row.empty}
+    chosen = filled.get("chosen")
+    if chosen is None:
+        return
+    common = chosen.leading_space
+    far = [r for r in filled.values() if abs(r.leading_space - common) > 0.1]
+    if far:
+        listed = [f"{row.kind} {_spaced(row)}" for row in far]
+        yield Confound(
             "problem",
             f"{len(far)} of {len(kinds)} kinds do not begin as chosen does",
             f"Responses that begin with white space: chosen {_spaced(chosen)}; "
             f"{_names(listed, 20)}. The first token is then of another sort, and its "
             "log-probability moves for that reason. Give all kinds chosen's space.",
         )
-    ]
 
 
 def _spaced(row: KindSummary) -> str:
@@ -273,63 +261,45 @@ def _spaced(row: KindSummary) -> str:
     return f"{round(row.leading_space * n)}/{n}"
 
 
-def _empties(probes: ProbeSet) -> list[Finding]:
+def _empties(probes: ProbeSet) -> Iterator[Confound]:
     empty = [probe for probe in probes if not probe.response.strip()]
-    if not empty:
-        return []
-    counts = Counter(probe.kind for probe in empty)
-    kinds = ", ".join(f"{n} {kind}" for kind, n in counts.most_common())
-    # The rarest kind first: its few rows are not lost among the many of another.
-    rare = sorted(empty, key=lambda probe: counts[probe.kind])
-    where = _names([f"{p.prompt_id} ({p.kind})" for p in rare])
-    return [
-        Finding(
+    if empty:
+        counts = Counter(probe.kind for probe in empty)
+        # the rarest kind first: its few rows are not lost among the many of another
+        rare = sorted(empty, key=lambda probe: counts[probe.kind])
+        where = _names([f"{p.prompt_id} ({p.kind})" for p in rare])
+        yield Confound(
             "problem",
-            f"empty responses: {kinds}",
+            f"empty responses: {_counted(empty)}",
             f"{where}. Only end-of-text is scored there, which is not an answer. Read "
             'the data with empty="drop", or fill them in.',
         )
-    ]
 
 
-def _leaks(probes: ProbeSet) -> list[Finding]:
+def _leaks(probes: ProbeSet) -> Iterator[Confound]:
     train = [probe for probe in probes if probe.split == "train"]
     prompts = {probe.prompt.strip() for probe in train}
     chosen = {p.response.strip() for p in train if p.kind == "chosen"} - {""}
-    asked = list(
-        dict.fromkeys(
-            p.prompt_id
-            for p in probes
-            if p.split != "train" and p.prompt.strip() in prompts
-        )
-    )
-    lent = [
-        p.prompt_id
-        for p in probes
-        if p.kind == "irrelevant_test" and p.response.strip() in chosen
-    ]
-    findings: list[Finding] = []
+    others = [p for p in probes if p.split != "train" and p.prompt.strip() in prompts]
+    asked = list(dict.fromkeys(p.prompt_id for p in others))
     if asked:
-        findings.append(
-            Finding(
-                "problem",
-                f"test prompts that are training prompts too: {len(asked)}",
-                f"{_names(asked)}. They are not held out. Leave them out.",
-            )
+        yield Confound(
+            "problem",
+            f"test prompts that are training prompts too: {len(asked)}",
+            f"{_names(asked)}. They are not held out. Leave them out.",
         )
+    tests = [p for p in probes if p.kind == "irrelevant_test"]
+    lent = [p.prompt_id for p in tests if p.response.strip() in chosen]
     if lent:
-        findings.append(
-            Finding(
-                "problem",
-                f"irrelevant_test responses that are a training chosen: {len(lent)}",
-                f"Of the prompts {_names(lent)}. The run trains on them, so they "
-                "show memory and not generalisation. Draw them from held-out rows.",
-            )
+        yield Confound(
+            "problem",
+            f"irrelevant_test responses that are a training chosen: {len(lent)}",
+            f"Of the prompts {_names(lent)}. The run trains on them, so they "
+            "show memory and not generalisation. Draw them from held-out rows.",
         )
-    return findings
 
 
-def _equal_to_chosen(probes: ProbeSet) -> list[Finding]:
+def _equal_to_chosen(probes: ProbeSet) -> Iterator[Confound]:
     chosen = {p.prompt_id: p.response.strip() for p in probes if p.kind == "chosen"}
     same: dict[str, list[str]] = {}
     for probe in probes:
@@ -337,18 +307,16 @@ def _equal_to_chosen(probes: ProbeSet) -> list[Finding]:
         text = probe.response.strip()
         if made and text and text == chosen.get(probe.prompt_id):
             same.setdefault(probe.kind, []).append(probe.prompt_id)
-    return [
-        Finding(
+    for kind in in_paper_order(list(same)):
+        yield Confound(
             "problem",
             f"{kind} responses equal to the prompt's own chosen: {len(same[kind])}",
             f"Of the prompts {_names(same[kind])}. They cannot serve as a contrast. "
             "Leave them out or draw others.",
         )
-        for kind in in_paper_order(list(same))
-    ]
 
 
-def _identical(probes: ProbeSet) -> list[Finding]:
+def _identical(probes: ProbeSet) -> Iterator[Confound]:
     """Pairs of kinds with the same text for one prompt."""
     pairs: Counter[tuple[str, str]] = Counter()
     texts: dict[str, dict[str, list[str]]] = {}
@@ -356,43 +324,35 @@ def _identical(probes: ProbeSet) -> list[Finding]:
         if probe.response.strip():
             of_prompt = texts.setdefault(probe.prompt_id, {})
             of_prompt.setdefault(probe.response.strip(), []).append(probe.kind)
-    prompts: list[str] = []
+    prompts: dict[str, None] = {}
     for prompt_id, of_prompt in texts.items():
         for same in of_prompt.values():
-            kinds = in_paper_order(same)
-            pairs.update((a, b) for i, a in enumerate(kinds) for b in kinds[i + 1 :])
-            prompts += [prompt_id] if len(kinds) > 1 else []
-    if not pairs:
-        return []
-    listed = [f"{a} = {b} ({n})" for (a, b), n in pairs.most_common()]
-    prompts = list(dict.fromkeys(prompts))
-    return [
-        Finding(
+            pairs.update(combinations(in_paper_order(same), 2))
+            prompts |= {prompt_id: None} if len(same) > 1 else {}
+    if pairs:
+        listed = [f"{a} = {b} ({n})" for (a, b), n in pairs.most_common()]
+        yield Confound(
             "warning",
             f"prompts with one text under two kinds: {len(prompts)}",
-            f"{_names(listed, 12)}. Of the prompts {_names(prompts)}.",
+            f"{_names(listed, 12)}. Of the prompts {_names(list(prompts))}.",
         )
-    ]
 
 
-def _same_prompts(probes: ProbeSet) -> list[Finding]:
+def _same_prompts(probes: ProbeSet) -> Iterator[Confound]:
     ids: dict[str, dict[str, None]] = {}
     for probe in probes:
         ids.setdefault(probe.prompt.strip(), {})[probe.prompt_id] = None
     twice = [" = ".join(names) for names in ids.values() if len(names) > 1]
-    if not twice:
-        return []
-    return [
-        Finding(
+    if twice:
+        yield Confound(
             "warning",
             f"prompts under more than one id: {len(twice)}",
             f"{_names(twice)}. They count more than once in every mean, and intervals "
             "over prompts come out too narrow.",
         )
-    ]
 
 
-def _missing(probes: ProbeSet) -> list[Finding]:
+def _missing(probes: ProbeSet) -> Iterator[Confound]:
     gaps: list[str] = []
     for split in dict.fromkeys(probe.split for probe in probes):
         here = [probe for probe in probes if probe.split == split]
@@ -403,61 +363,53 @@ def _missing(probes: ProbeSet) -> list[Finding]:
             for kind in probes.kinds
             if counts[kind] < n
         ]
-    if not gaps:
-        return []
-    return [
-        Finding(
+    if gaps:
+        yield Confound(
             "note",
             "some prompts lack some kinds",
             f"Missing: {_names(gaps, 12)}. Compare two kinds over the prompts "
             "that have both.",
         )
-    ]
 
 
-def _repeats(kinds: Sequence[KindSummary]) -> list[Finding]:
+def _repeats(kinds: Sequence[KindSummary]) -> Iterator[Confound]:
     few = [row for row in kinds if row.distinct < row.n - max(0, row.empty - 1)]
-    if not few:
-        return []
-    listed = [f"{row.kind} {row.distinct} of {row.n}" for row in few]
-    return [
-        Finding(
+    if few:
+        listed = [f"{row.kind} {row.distinct} of {row.n}" for row in few]
+        yield Confound(
             "note",
             f"kinds that repeat texts under different prompts: {len(few)}",
             f"Different texts: {_names(listed, 20)}.",
         )
-    ]
 
 
-def _cut(cut: Sequence[Probe], max_length: int, n: int) -> list[Finding]:
-    if not cut:
-        return []
-    counts = Counter(probe.kind for probe in cut)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-    return [
-        Finding(
+def _cut(cut: Sequence[Probe], max_length: int, n: int) -> Iterator[Confound]:
+    if cut:
+        yield Confound(
             "warning",
             f"{len(cut)} of {n} probes are cut to fit {max_length} tokens",
-            f"{kinds}. A prompt loses its start, a response its end and end-of-text. "
-            "Raise max_length or max_prompt_length.",
+            f"{_counted(cut)}. A prompt loses its start, a response its end and "
+            "end-of-text. Raise max_length or max_prompt_length.",
         )
-    ]
 
 
-def _special_tokens(probes: ProbeSet, tokens: Sequence[str]) -> list[Finding]:
+def _counted(probes: Sequence[Probe]) -> str:
+    """How many are of each kind, the commonest first."""
+    counts = Counter(probe.kind for probe in probes)
+    return ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+
+
+def _special_tokens(probes: ProbeSet, tokens: Sequence[str]) -> Iterator[Confound]:
     where: dict[str, list[str]] = {}
     for probe in probes:
-        if probe.rendered:  # the template wrote them
-            continue
-        for token in tokens:
+        # in a rendered text the template wrote them
+        for token in [] if probe.rendered else tokens:
             if token in probe.response:
                 where.setdefault(token, []).append(f"{probe.prompt_id} ({probe.kind})")
-    return [
-        Finding(
+    for token, names in where.items():
+        yield Confound(
             "warning",
             f"responses with the special token {token!r} in their text: {len(names)}",
             f"{_names(names)}. It is encoded as ordinary text, save at the very end, "
             "where end-of-text stands anyway. If a template left it, remove it.",
         )
-        for token, names in where.items()
-    ]

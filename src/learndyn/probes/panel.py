@@ -63,11 +63,7 @@ class Panel:
 
     @classmethod
     def of_run(cls, info: Mapping[str, Any]) -> "Panel | None":
-        """The panel that a `run.json` records, or None.
-
-        Raises:
-            BadInput: if the entry is none that `to_info` gives.
-        """
+        """The panel that a `run.json` records, or None."""
         entry = info.get("panel")
         if entry is None:
             return None

@@ -52,11 +52,7 @@ class Records:
 
 
 def read_records(source: str | Path, split: str) -> Records:
-    """Read a file by its ending; a folder or a hub id with `datasets`.
-
-    Raises:
-        BadInput: if there is no such file, or it cannot be read.
-    """
+    """Read a file by its ending; a folder or a hub id with `datasets`."""
     path = Path(source)
     if path.is_dir():
         return _dataset(str(source), split)

@@ -50,11 +50,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def refuse_taken_file(out: Path | None, overwrite: bool) -> None:
-    """Find out that a table cannot go to `out` before the work for it is done.
-
-    Raises:
-        BadInput: if a folder is there, or a file and `overwrite` is false.
-    """
+    """Find out that a table cannot go to `out` before the work for it is done."""
     if out is None:
         return
     if out.is_dir():

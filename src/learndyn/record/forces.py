@@ -13,7 +13,6 @@ influence of each training token.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,11 +72,7 @@ class Influence:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "Influence":
-        """Inverse of `to_table`.
-
-        Raises:
-            ValueError: if the table is not such a one, KeyError if it lacks a column.
-        """
+        """Inverse of `to_table`."""
         extra = _metadata(table)
         kinds = tuple(str(kind) for kind in extra["kinds"])
         counts = np.full(len(table), len(kinds))
@@ -136,8 +131,8 @@ class Forces:
             "actual": pa.array(self.actual),
             "predicted": pa.array(self.predicted),
             "noise": pa.array(self.noise),
-            **_named("part_", self.parts),
-            **_named("group_", self.groups),
+            **{f"part_{storable(n)}": pa.array(v) for n, v in self.parts.items()},
+            **{f"group_{storable(n)}": pa.array(v) for n, v in self.groups.items()},
             **{
                 f"token_{storable(name)}": pa.ListArray.from_arrays(
                     offsets, pa.array(values.astype(np.float32))
@@ -153,14 +148,13 @@ class Forces:
     def from_table(
         cls, step: int, table: pa.Table, influence: Influence | None = None
     ) -> "Forces":
-        """Inverse of `to_table`; the influence comes from its own table.
-
-        Raises:
-            ValueError: if the table is not such a one, KeyError if it lacks a column.
-        """
+        """Inverse of `to_table`; the influence comes from its own table."""
         counts = _whole(table, "n_tokens")
-        names = table.column_names
-        token_parts = [n for n in names if n.startswith("token_part_")]
+
+        def named(prefix: str) -> list[tuple[str, str]]:
+            names = [n for n in table.column_names if n.startswith(prefix)]
+            return [(n.removeprefix(prefix), n) for n in names]
+
         return cls(
             step,
             probe_ids=_whole(table, "probe_id").astype(np.int32),
@@ -171,32 +165,14 @@ class Forces:
             token_actual=_ragged(table, "token_actual", counts),
             token_predicted=_ragged(table, "token_predicted", counts),
             token_text=tuple(_strings(_flat(table, "token_text", counts))),
-            parts={
-                n.removeprefix("part_"): _numbers(table, n)
-                for n in names
-                if n.startswith("part_")
-            },
+            parts={name: _numbers(table, n) for name, n in named("part_")},
             token_parts={
-                n.removeprefix("token_part_"): _ragged(table, n, counts)
-                for n in token_parts
+                name: _ragged(table, n, counts) for name, n in named("token_part_")
             },
-            groups={
-                n.removeprefix("group_"): _numbers(table, n)
-                for n in names
-                if n.startswith("group_")
-            },
+            groups={name: _numbers(table, n) for name, n in named("group_")},
             info=dict(_metadata(table).get("info") or {}),
             influence=influence,
         )
-
-
-def _expects_influence(table: pa.Table) -> bool:
-    """Whether the record that this table is of was written with an influence."""
-    return _metadata(table).get("influence") is True
-
-
-def _named(prefix: str, values: Mapping[str, np.ndarray]) -> dict[str, pa.Array]:
-    return {f"{prefix}{storable(name)}": pa.array(v) for name, v in values.items()}
 
 
 def _texts(values: tuple[str, ...]) -> pa.Array:
@@ -249,7 +225,7 @@ def _strings(column: pa.ChunkedArray | pa.Array) -> list[str]:
 
 
 _INFLUENCE = "influence"
-"""File of the training tokens; that of the probes is called "step"."""
+"""File of the training tokens; the file of the probes is called "step"."""
 
 
 def _path_of(folder: Path, step: int, what: str = "step") -> Path:
@@ -261,9 +237,6 @@ def write_forces(folder: Path, forces: Forces) -> None:
     """Add the forces of one update, replacing those of the same step.
 
     The influence is written first: where the other file is, the record is complete.
-
-    Raises:
-        StorageFull: if the disk is full; the records of other steps are intact.
     """
     folder.mkdir(exist_ok=True)
     _forget_one(folder, forces.step)  # never an old file beside a new one
@@ -285,7 +258,7 @@ def read_forces(folder: Path, step: int, *, influence: bool = True) -> Forces:
     path, part = _path_of(folder, step), None
     try:
         table = read_table(path)
-        if influence and _expects_influence(table):
+        if influence and _metadata(table).get("influence") is True:
             path = _path_of(folder, step, _INFLUENCE)
             part = Influence.from_table(read_table(path))
         return Forces.from_table(step, table, part)

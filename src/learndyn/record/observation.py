@@ -160,12 +160,7 @@ class Sums:
 
 
 def read_sums(path: Path, step: int) -> Sums:
-    """Read the columns with one number per probe from an observation's file.
-
-    Raises:
-        OSError, pa.ArrowException, KeyError, ValueError: if it is absent, corrupt, or
-            lacks a column.
-    """
+    """Read the columns with one number per probe from an observation's file."""
     with pq.ParquetFile(path) as file:
         table = file.read(columns=["probe_id", "n_tokens", *PROBE_COLUMNS])
         label = (file.schema_arrow.metadata or {}).get(_APPROXIMATE.encode())
@@ -188,11 +183,7 @@ def _as(kind: pa.DataType, column: pa.ChunkedArray) -> np.ndarray:
 
 
 def read_tokens(path: Path, name: str) -> np.ndarray:
-    """One of `_TOKEN_COLUMNS` of an observation's file, flat: probe after probe.
-
-    Raises:
-        OSError, pa.ArrowException, KeyError: if it is absent, corrupt, or lacks it.
-    """
+    """One of `_TOKEN_COLUMNS` of an observation's file, flat: probe after probe."""
     with pq.ParquetFile(path) as file:
         table = file.read(columns=[name])
     return table[name].combine_chunks().flatten().to_numpy()

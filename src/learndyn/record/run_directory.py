@@ -51,11 +51,7 @@ class TrainLog:
 
     @classmethod
     def read(cls, path: Path) -> "TrainLog":
-        """Read a log; where there is none it has no lines.
-
-        Raises:
-            OSError: if it is there and cannot be read.
-        """
+        """Read a log; where there is none it has no lines."""
         if not path.exists():
             return cls([], 0)
         rows, unread = [], 0
@@ -326,9 +322,6 @@ def refuse_taken(path: Path, overwrite: bool, *, resume: bool | None = False) ->
     """Refuse a path that no run may be written to, before the work for it is done.
 
     With `resume` a run that is there is to be continued; None: it could not be.
-
-    Raises:
-        BadInput: as `RunDirectory.create`.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return

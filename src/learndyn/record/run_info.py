@@ -122,11 +122,7 @@ class RunInfo(Mapping[str, Any]):
 
     @property
     def panel(self) -> Panel | None:
-        """The prompts that are scored at every observation; None: all are.
-
-        Raises:
-            BadInput: if the entry cannot be read.
-        """
+        """The prompts that are scored at every observation; None: all are."""
         return Panel.of_run(self.entries)
 
     def began_before(self, first: int, log: Sequence[Mapping[str, Any]]) -> bool:
@@ -192,12 +188,7 @@ class _Entries:
 
 
 def read_run_json(folder: Path) -> RunInfo:
-    """What the `run.json` of a run directory holds.
-
-    Raises:
-        BadInput: if there is none in `folder`, it cannot be read, or it is of another
-            schema version.
-    """
+    """What the `run.json` of a run directory holds."""
     path = folder / "run.json"
     if folder.is_file():
         raise BadInput(

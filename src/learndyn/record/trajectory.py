@@ -31,9 +31,6 @@ def _read_observations(
     """All observations that can be read, and what to say of the others.
 
     Each is of all probes or of those of the `panel`.
-
-    Raises:
-        BadInput: if the first one is missing, cannot be read, or is of other probes.
     """
     first, unit = steps[0], run.info.step_unit
     if first > 0 and run.info.began_before(first, run.read_log()):
@@ -65,9 +62,6 @@ def _check_lengths(first: Sums, probes: pa.Table, path: str) -> None:
     """The probe table is of this run only if its answers have as many tokens.
 
     Imported runs do not know the number: it is 0.
-
-    Raises:
-        BadInput: if it is of another run.
     """
     if "n_tokens" not in probes.column_names:
         return
@@ -179,18 +173,11 @@ class Trajectory:
         _check_lengths(first, probes, str(path))
         observed = np.array([one.step for one in read])
         label = next((o.approximate for o in read if o.approximate is not None), None)
+        missing = run.info.missing_steps(steps)
+        tokens = first.n_tokens
         return cls(
-            *(
-                run,
-                probes,
-                observed,
-                first.n_tokens,
-                columns,
-                scored,
-                label,
-                unreadable,
-            ),
-            missing=run.info.missing_steps(steps),
+            *(run, probes, observed, tokens, columns),
+            *(scored, label, unreadable, missing),
         )
 
     @classmethod
@@ -380,11 +367,7 @@ AnyRun = Trajectory | RunDirectory | str | Path
 
 
 def _panel_rows(run: RunDirectory, probes: pa.Table) -> Int[np.ndarray, " row"] | None:
-    """Rows of the probe table whose prompts are in the run's panel; None without one.
-
-    Raises:
-        BadInput: if a prompt of the panel is not in the table.
-    """
+    """Rows of the probe table whose prompts are in the panel; None without one."""
     panel = run.info.panel
     if panel is None or panel.prompts is None:
         return None

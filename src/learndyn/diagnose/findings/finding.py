@@ -81,7 +81,7 @@ class Finding:
     section: ClassVar[str] = "curves"
     """Section of the report page that shows it."""
     alone: ClassVar[bool] = False
-    """Whether nothing else can be said of a run that has it."""
+    """Whether a run that has it is judged no further."""
     fault: ClassVar[str | None] = None
     """The headline where it is a problem that matters more than any state."""
     mend: ClassVar[Advice | None] = None

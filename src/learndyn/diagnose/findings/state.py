@@ -2,7 +2,7 @@
 
 A sentence is never more certain than its interval: "fell" needs the whole interval
 below zero. Curves show a pattern, not a mechanism, so causes are called probable; only
-a sure state is told as one.
+a sure state is called one.
 """
 
 from collections.abc import Sequence
@@ -66,8 +66,8 @@ class RunState(Finding):
         says = (
             f"{state.state}{'' if state.sure else ', but not surely'}: squeeze index "
             f"{number(state.sx, 2)}; the greedy path changed by "
-            f"{percent(state.greedy.mean)}, the best kind, {state.best_kind}, by "
-            f"{percent(state.best.mean)}."
+            f"{percent(state.greedy.mean)} and {state.best_kind}, the kind that did "
+            f"best, by {percent(state.best.mean)}."
         )
         if state.state == "SQUEEZE" and state.onset_step is not None:
             says += f" It began at {facts.unit} {state.onset_step}."
@@ -221,8 +221,8 @@ def _state(facts: Facts, faults: bool) -> str:
         over = f", over the last {100 * LAST:.0f} % of the observations,"
     shares = (
         f"relative to its start{over} the greedy path changed by "
-        f"{percent(state.greedy.mean)}, the best kind, {state.best_kind}, by "
-        f"{percent(state.best.mean)}"
+        f"{percent(state.greedy.mean)} and {state.best_kind}, the kind that did "
+        f"best, by {percent(state.best.mean)}"
     )
     index = f"the squeeze index is {number(state.sx, 2)}, and the threshold is {DELTA}"
     if not state.sure:

@@ -53,8 +53,8 @@ class StepsTooLarge(Finding):
         logs = _of_the_log(jumps, lost)
         if state.reason is None and state.state == "COLLAPSE" and state.sure:
             says = (
-                f"Probability leaks: the best kind, {state.best_kind}, changed by "
-                f"{percent(state.best.mean)} and the greedy path by "
+                f"Probability leaks: {state.best_kind}, the kind that did best, "
+                f"changed by {percent(state.best.mean)} and the greedy path by "
                 f"{percent(state.greedy.mean)}. Steps are probably too large, or "
                 f"template, EOS or labels are faulty{logs}."
             )

@@ -1,4 +1,4 @@
-"""Runs of which nothing can be said, or nothing believed."""
+"""Runs that cannot be judged, or whose numbers cannot be believed."""
 
 import numpy as np
 
@@ -26,8 +26,8 @@ class NoStart(Finding):
         says = (
             f"Nothing can be compared with the first observation, at {facts.unit} "
             f"{run.steps[0]}: {lost} of its {scored} log-probabilities are "
-            "not finite. Nothing else can be said. Restore its file, or look at the "
-            "model and the precision that it is scored in, and train again."
+            "not finite, so this run cannot be judged. Restore its file, or look at "
+            "the model and the precision that it is scored in, and train again."
         )
         return cls("problem", says, {"lost": lost})
 
@@ -49,8 +49,8 @@ class Diverged(Finding):
         says = (
             f"The model diverged: at {unit} {run.steps[-1]}, {lost} of {scored} "
             f"log-probabilities are not finite (first seen at {unit} {first}). "
-            "Nothing else can be said. Lower the learning rate, or start from a "
-            "checkpoint before that."
+            "This run cannot be judged further. Lower the learning rate, or start "
+            "from an earlier checkpoint."
         )
         return cls("problem", says, {"first_seen": first, "lost": lost})
 

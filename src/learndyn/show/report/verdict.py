@@ -8,7 +8,7 @@ from learndyn.diagnose.intervals import Interval, known
 from learndyn.diagnose.numbers import bracket, nats, number, percent
 from learndyn.diagnose.paths import GREEDY
 from learndyn.diagnose.state import DELTA, LAST, StateReport
-from learndyn.diagnose.verdict import Diagnosis, verdict
+from learndyn.diagnose.verdict import Diagnosis
 from learndyn.show.page import (
     Markup,
     details,
@@ -41,7 +41,7 @@ def verdict_section(
     `anchor` stands before the names of all sections of the page; `name` is the run's,
     where the page is about several.
     """
-    said = verdict(found)
+    said = found.sentences
     more = said[_FIRST:]
     listed = "".join(f"<li>{escaped(sentence)}</li>" for sentence in more)
     parts = [
