@@ -16,7 +16,7 @@ import yaml
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.finding import Advice
 from learndyn.diagnose.intervals import Interval
-from learndyn.diagnose.numbers import number, percent
+from learndyn.diagnose.numbers import counted, number, percent
 from learndyn.diagnose.state import DELTA
 from learndyn.errors import BadInput
 from learndyn.record.run_info import read_run_json
@@ -134,8 +134,8 @@ def train_longer(facts: Facts) -> Advice:
     )
     return Advice(
         "Train longer before judging.",
-        f"After {facts.trajectory.steps[-1]} {facts.unit}s {name} changed most, by "
-        f"{percent(largest.mean)} of its log-probability.",
+        f"After {counted(facts.trajectory.steps[-1], facts.unit)} {name} changed most, "
+        f"by {percent(largest.mean)} of its log-probability.",
         limits="Whether longer training helps was not measured.",
     )
 

@@ -164,7 +164,7 @@ def compare(
     and its `reason` says why.
     """
     sides = _sides(a, b, by, at, split)
-    prompts, of = len(sides[0].prompts), len(Paths.of(a, split).prompts)
+    prompts, of = len(sides[0].paths.prompts), len(Paths.of(a, split).prompts)
     if at is None:
         at, reason = _matched_point(by, sides, fraction)
         if at is None:
@@ -181,8 +181,8 @@ def compare(
     return Comparison(
         by,
         at,
-        step_a=float(whole[0].of(sides[0].steps)[0]),
-        step_b=float(whole[1].of(sides[1].steps)[0]),
+        step_a=float(whole[0].of(sides[0].paths.steps)[0]),
+        step_b=float(whole[1].of(sides[1].paths.steps)[0]),
         greedy=result.pop("greedy", None),
         off_target=result.pop("off_target", None),
         kinds={name.removeprefix("kind:"): d for name, d in result.items()},
@@ -249,14 +249,6 @@ class _Side:
             values = {name: path - path[0] for name, path in values.items()}
         return cls(trajectory, paths, by, values)
 
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        return self.paths.prompts
-
-    @property
-    def steps(self) -> Float[np.ndarray, " step"]:
-        return self.paths.steps
-
     def parts(self, points: "_Points") -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Name -> numerator and denominator, step x prompt, of all that is compared.
 
@@ -265,10 +257,10 @@ class _Side:
         parts = {name: (v, np.ones_like(v)) for name, v in self.values.items()}
         if self.by == "gap":
             return parts
-        used = points.used(len(self.steps))
+        used = points.used(len(self.paths.steps))
         off = off_target(self.trajectory, self.paths, used.tolist())
         if off is not None and np.nansum(off[1]) > 0:
-            change = np.full((len(self.steps), len(self.prompts)), np.nan)
+            change = np.full((len(self.paths.steps), len(self.paths.prompts)), np.nan)
             change[used] = off[0]
             tokens = np.broadcast_to(off[1], change.shape)
             parts["off_target"] = (change, tokens)
@@ -280,7 +272,7 @@ class _Side:
         """What the runs are matched by, at every observation in every draw."""
         values = self.paths.margin if self.by == "margin" else self.paths.gap
         if self.by == "updates" or values is None:
-            return np.repeat(self.steps[:, None], len(weights), axis=1)
+            return np.repeat(self.paths.steps[:, None], len(weights), axis=1)
         return ratio_of_sums(values, np.ones_like(values), weights)
 
     def reach(self, at: float, weights: Float[np.ndarray, "draw prompt"]) -> _Points:
@@ -316,8 +308,8 @@ def _matched_point(
     by: By, sides: tuple[_Side, _Side], fraction: float
 ) -> tuple[float | None, str | None]:
     if by == "updates":
-        return float(min(side.steps[-1] for side in sides)), None
-    clocks = [side.clock(np.ones((1, len(side.prompts))))[:, 0] for side in sides]
+        return float(min(side.paths.steps[-1] for side in sides)), None
+    clocks = [side.clock(np.ones((1, len(side.paths.prompts))))[:, 0] for side in sides]
     start = max(float(clock[0]) for clock in clocks)
     end = min(float(clock[-1]) for clock in clocks)
     if not end > start:

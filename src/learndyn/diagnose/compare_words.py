@@ -30,7 +30,7 @@ def compare_in_words(
     split: str | None = None,
 ) -> list[str]:
     """Sentences about run `b` against run `a`, over the probes of `split`, or all;
-    `found` is what `compare_all` gave for it.
+    `comparisons` is what `compare_all` gave for them.
     """
     comparisons = compare_all(a, b, split) if comparisons is None else comparisons
     one, other = names(a, b)

@@ -37,6 +37,11 @@ def percent(share: float) -> str:
     return f"{nats(100 * share)}\N{NO-BREAK SPACE}%"
 
 
+def counted(count: float, noun: str) -> str:
+    """So many of something: "1 update", "25 updates"."""
+    return f"{count:g} {noun}{'' if count == 1 else 's'}"
+
+
 def rounded_by(label: str) -> str:
     """How a run was scored whose numbers are not exact, for a sentence."""
     return f"{'with' if label.endswith('weights') else 'in'} {label}"

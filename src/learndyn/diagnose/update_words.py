@@ -1,8 +1,8 @@
 """What one update did and why, in plain sentences that carry their numbers.
 
 Forces are a calculation along the update itself, so these sentences may say what made
-the change: as long as predicted and actual agree. Where they do not, that is said
-first, and nothing is explained.
+the change, as long as predicted and actual agree. Where they do not, the first sentence
+says so, and nothing is explained.
 """
 
 import math
@@ -23,7 +23,7 @@ _MAIN_KINDS = ("chosen", "rejected")
 """Kinds with a sentence of their own."""
 
 _LOUD = 0.2
-"""Share of the change from which on a part beside pull and push is told."""
+"""Share of the change from which on a part beside pull and push is named."""
 
 _CLOSE = 0.1
 """Relative error up to which predicted and actual agree without a qualification."""
@@ -48,7 +48,7 @@ _ACTIONS = {
 """What each part of an update is, for a reader who has not read the paper."""
 
 _MANY = 10.0
-"""Shares above it are not told in figures."""
+"""Shares above it are not written in figures."""
 
 
 def force_sentences(explanation: Explanation, *, text: bool = True) -> list[str]:
@@ -100,9 +100,7 @@ def layers_title(explanation: Explanation) -> str:
     if first is None:
         return f"{update}, by layer"
     share = _percent(explanation.layers[first])
-    return (
-        f"Update {explanation.step}: most came through {first}, {share} of the change"
-    )
+    return f"{update}: most came through {first}, {share} of the change"
 
 
 def _why_not(explanation: Explanation) -> str:
@@ -114,7 +112,7 @@ def _why_not(explanation: Explanation) -> str:
 
 
 def _made_up(explanation: Explanation) -> list[str]:
-    """What a hypothetical update was, told by who made it up."""
+    """What a hypothetical update was, in the words of who made it up."""
     description = explanation.info.get("hypothetical")
     return [description] if isinstance(description, str) else []
 
@@ -140,27 +138,26 @@ def _kernel_sentences(explanation: Explanation) -> list[str]:
 
 def _moved(explanation: Explanation, kind: KindForces, update: str) -> str:
     scale, best = explanation.scale, _best(kind)
+    moved = f"did not clearly move {kind.kind}:"
+    if best.excludes_zero:
+        moved = f"{'raised' if best.above_zero else 'lowered'} {kind.kind} by"
     text = (
-        f"{update} {_verb(best)} {kind.kind} by "
-        f"{scale.value(best.mean)} {scale.unit} {scale.limits(best)}"
-        if best.excludes_zero
-        else f"{update} did not clearly move {kind.kind}: "
-        f"{scale.value(best.mean)} {scale.unit} {scale.limits(best)}"
+        f"{update} {moved} {scale.value(best.mean)} {scale.unit} {scale.limits(best)}"
     )
     if best is kind.predicted:
         text += ", as predicted; it was not measured"
     if not explanation.fit.trusted or len(kind.parts) < 2:
         return text + "."
-    size = {name: abs(part.mean) for name, part in kind.parts.items()}
-    first, *rest = sorted(size, key=lambda name: -size[name])
-    lead = kind.parts[first].mean
+    parts = {name: part.mean for name, part in kind.parts.items()}
+    first, *rest = sorted(parts, key=lambda name: -abs(parts[name]))
+    lead = parts[first]
     way = "raised" if lead > 0 else "lowered"
     clauses = [
-        f"{_action(explanation, name)} {_effect(kind.parts[name].mean, lead)} "
-        f"{scale.value(kind.parts[name].mean)}"
-        + (" of it back" if kind.parts[name].mean * lead < 0 else "")
+        f"{_action(explanation, name)} added {scale.value(parts[name])}"
+        if parts[name] * lead >= 0
+        else f"{_action(explanation, name)} took {scale.value(parts[name])} of it back"
         for name in rest
-        if size[name] >= 0.05 * size[first]
+        if abs(parts[name]) >= 0.05 * abs(lead)
     ]
     alone = f"{_capital(_action(explanation, first))} alone would have"
     by = f"{alone} {way} it by {scale.value(lead)}"
@@ -200,17 +197,13 @@ def _trust(explanation: Explanation) -> str:
 
 def _shares(explanation: Explanation) -> list[str]:
     """What parts beside pull and push made of the change, over all probes."""
-    sentences = []
-    for name in explanation.parts:
-        share = explanation.shares[name]
-        if name in ("pull", "push") or not abs(share) >= _LOUD:
-            continue
-        made = "made" if share > 0 else "took back"
-        sentences.append(
-            f"{_capital(_action(explanation, name))} {made} {_percent(abs(share))} of "
-            "the predicted change, over all probes."
-        )
-    return sentences
+    return [
+        f"{_capital(_action(explanation, name))} "
+        f"{'made' if share > 0 else 'took back'} {_percent(abs(share))} of the "
+        "predicted change, over all probes."
+        for name, share in explanation.shares.items()
+        if name not in ("pull", "push") and abs(share) >= _LOUD
+    ]
 
 
 def _cancels(explanation: Explanation) -> list[str]:
@@ -281,24 +274,12 @@ def _cautions(explanation: Explanation) -> list[str]:
         many = f"{explanation.prompts} prompt{'s' if explanation.prompts > 1 else ''}"
         sentences.append(f"Only {many}: the intervals are too narrow, or missing.")
     notes = explanation.info.get("notes")
-    return (
-        sentences + [str(note) for note in notes]
-        if isinstance(notes, list)
-        else sentences
-    )
+    return sentences + [str(n) for n in (notes if isinstance(notes, list) else [])]
 
 
 def _best(kind: KindForces) -> Interval:
     """The actual change, or the predicted one where nothing was measured."""
     return kind.actual if math.isfinite(kind.actual.mean) else kind.predicted
-
-
-def _verb(interval: Interval) -> str:
-    return "raised" if interval.above_zero else "lowered"
-
-
-def _effect(value: float, lead: float) -> str:
-    return "took" if value * lead < 0 else "added"
 
 
 def _action(explanation: Explanation, name: str) -> str:

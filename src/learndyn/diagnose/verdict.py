@@ -28,7 +28,7 @@ from learndyn.diagnose.findings.finding import (
 )
 from learndyn.diagnose.findings.state import RunState
 from learndyn.diagnose.intervals import known
-from learndyn.diagnose.numbers import number
+from learndyn.diagnose.numbers import counted, number
 from learndyn.diagnose.squeeze import Evidence
 from learndyn.diagnose.state import DELTA, StateReport, matters
 from learndyn.probes.notebook import sentences_html
@@ -213,16 +213,16 @@ def _what_moved(facts: Facts) -> str:
     trajectory, evidence = facts.trajectory, facts.evidence
     method = "SFT" if facts.sft else trajectory.run.info.method or "training"
     method = method.upper() if len(method) <= 4 else method
-    unit = facts.unit
     moved = []
     if evidence.chosen is not None:
         moved.append(f"chosen by {number(evidence.chosen)} nats")
     if evidence.rejected is not None:
         moved.append(f"rejected by {number(evidence.rejected)} nats")
     if not moved:
-        ran = f"{method} ran for {trajectory.steps[-1]} {unit}s"
+        ran = f"{method} ran for {counted(trajectory.steps[-1], facts.unit)}"
         return f"{ran}; no probe is of kind chosen."
-    text = f"{method} moved {' and '.join(moved)} in {evidence.step:g} {unit}s"
+    ran = counted(evidence.step or 0, facts.unit)
+    text = f"{method} moved {' and '.join(moved)} in {ran}"
     if evidence.margin is None or facts.sft:
         return text + "."
     return text + f": the margin changed by {number(evidence.margin)} nats."

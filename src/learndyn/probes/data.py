@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from learndyn.errors import BadInput, listed
 from learndyn.probes.formats import (
     ID_COLUMNS,
-    Columns,
+    Layout,
     Mismatched,
     Parsed,
     Unusable,
@@ -146,7 +146,7 @@ class _Collector:
         self.mismatches = 0
         self.left_out: dict[tuple[str, str], list[str]] = {}
 
-    def add(self, record: Record, parsed: Parsed, columns: Columns) -> None:
+    def add(self, record: Record, parsed: Parsed, columns: Layout) -> None:
         row_id = self.ids[record.position]
         responses = parsed.responses
         for kind in columns.kinds:

@@ -133,16 +133,16 @@ class ProbeSet(Sequence[Probe]):
         Raises:
             BadInput: if a kind does not occur in the set.
         """
-        wanted = self.kinds if kinds is None else list(kinds)
-        unknown = sorted(set(wanted) - set(self.kinds))
+        chosen = set(self.kinds if kinds is None else kinds)
+        unknown = sorted(chosen - set(self.kinds))
         if unknown:
             raise BadInput(
                 f"no probe is of kind {', '.join(unknown)}. "
                 f"This set has: {', '.join(self.kinds)}."
             )
-        kept = set(self.prompt_ids[:prompts])
+        first = set(self.prompt_ids[:prompts])
         return ProbeSet(
-            tuple(p for p in self.probes if p.kind in wanted and p.prompt_id in kept),
+            tuple(p for p in self.probes if p.kind in chosen and p.prompt_id in first),
             self.manifest,
         )
 
@@ -222,8 +222,8 @@ class ProbeSet(Sequence[Probe]):
                 f"{len(lacking)} rows are no probes:\n{listed(lacking)}\nA probe "
                 f"needs {', '.join(needed)}."
             )
-        kept = ({key: row[key] for key in COLUMNS if key in row} for row in rows)
-        return cls(tuple(Probe(**row) for row in kept), manifest or {})
+        known = ({key: row[key] for key in COLUMNS if key in row} for row in rows)
+        return cls(tuple(Probe(**row) for row in known), manifest or {})
 
 
 def _about(table: pa.Table) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def _problems(probes: tuple[Probe, ...]) -> list[str]:
     if not probes:
         return ["there is no probe"]
     problems: list[str] = []
-    seen: set[tuple[str, str]] = set()
+    keys: set[tuple[str, str]] = set()
     prompts: dict[str, str] = {}
     for index, probe in enumerate(probes):
         where = f"probe {index} (prompt {probe.prompt_id}, {probe.kind})"
@@ -253,9 +253,9 @@ def _problems(probes: tuple[Probe, ...]) -> list[str]:
             continue
         if not probe.prompt.strip():
             problems.append(f"{where}: the prompt is empty")
-        if (probe.prompt_id, probe.kind) in seen:
+        if (probe.prompt_id, probe.kind) in keys:
             problems.append(f"{where}: this prompt already has a response of this kind")
         if prompts.setdefault(probe.prompt_id, probe.prompt) != probe.prompt:
             problems.append(f"{where}: this prompt_id stands for two different prompts")
-        seen.add((probe.prompt_id, probe.kind))
+        keys.add((probe.prompt_id, probe.kind))
     return problems

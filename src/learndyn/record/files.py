@@ -60,7 +60,7 @@ def refuse_taken_file(out: Path | None, overwrite: bool) -> None:
 
 
 def full(path: Path, error: OSError) -> StorageFull:
-    """The error for a full disk at `path`: what is lost, what is kept, what to do."""
+    """The error for a full disk at `path`: what is lost, what stays, what to do."""
     return StorageFull(
         error.errno,
         f"no space left on the disk of {path.parent} while writing {path.name}. That "

@@ -62,8 +62,8 @@ class Observation:
     probe_ids: Int[np.ndarray, " probe"] | None = None
     """Rows of probes.parquet that were scored, ascending; None: all of them."""
     approximate: str | None = None
-    """Whose rounding its numbers carry: that of "bfloat16" scoring, or of "bfloat16
-    weights"; None where they are exact."""
+    """What rounded its numbers: "bfloat16" (scoring) or "bfloat16 weights"; None where
+    they are exact."""
 
     @property
     def ids(self) -> Int[np.ndarray, " probe"]:
@@ -106,14 +106,13 @@ class Observation:
         ids = table["probe_id"].to_numpy().astype(np.int32)
         if np.array_equal(ids, np.arange(len(ids))):
             ids = None
-        label = (table.schema.metadata or {}).get(_APPROXIMATE.encode())
         return cls(
             step,
             table["n_tokens"].to_numpy(),
             **values,
             **flat,
             probe_ids=ids,
-            approximate=None if label is None else label.decode(),
+            approximate=_label(table.schema),
         )
 
     def violations(self) -> list[str]:
@@ -163,8 +162,7 @@ def read_sums(path: Path, step: int) -> Sums:
     """Read the columns with one number per probe from an observation's file."""
     with pq.ParquetFile(path) as file:
         table = file.read(columns=["probe_id", "n_tokens", *PROBE_COLUMNS])
-        label = (file.schema_arrow.metadata or {}).get(_APPROXIMATE.encode())
-
+        label = _label(file.schema_arrow)
     return Sums(
         step,
         _as(pa.int32(), table["probe_id"]),
@@ -173,8 +171,13 @@ def read_sums(path: Path, step: int) -> Sums:
             name: _as(pa.float64(), table[name]).astype(np.float64)
             for name in PROBE_COLUMNS
         },
-        None if label is None else label.decode(),
+        label,
     )
+
+
+def _label(schema: pa.Schema) -> str | None:
+    label = (schema.metadata or {}).get(_APPROXIMATE.encode())
+    return None if label is None else label.decode()
 
 
 def _as(kind: pa.DataType, column: pa.ChunkedArray) -> np.ndarray:

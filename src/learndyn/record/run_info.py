@@ -209,7 +209,7 @@ def read_run_json(folder: Path) -> RunInfo:
             f"{str(entries)[:40]!r}. Restore this run's own file."
         )
     version = entries.get("schema_version")
-    if type(version) is not int:  # true is none either
+    if type(version) is not int:  # true would pass for 1
         raise BadInput(
             f"cannot read {path}: its schema_version is not a whole number but "
             f"{version!r}. Restore this run's own file."
@@ -230,5 +230,5 @@ def _version_of(entries: dict[str, Any]) -> str:
 
 
 def _is_count(value: Any) -> bool:
-    """Whether it is a whole number above zero; true is none."""
+    """Whether it is a whole number above zero, and not true."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -7,6 +7,7 @@ from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.finding import PEAK, Advice, Finding, Place, limits_of
 from learndyn.diagnose.numbers import nats, number, percent
 from learndyn.diagnose.paths import outside_panel
+from learndyn.diagnose.peak import Peak
 from learndyn.diagnose.state import DELTA
 
 
@@ -47,11 +48,8 @@ class ChosenPeak(Finding):
             f"Stop at about {highest} ({peak.others}), where chosen was "
             f"highest: it changed by {number(peak.fall)} nats since."
         )
-        if peak.margin is not None and peak.margin_end is not None:
-            says += (
-                f" The margin was {nats(peak.margin)} nats there and is "
-                f"{nats(peak.margin_end)} at {peak.clock} {peak.last}."
-            )
+        if margin := _margin_then(peak):
+            says += f" The {margin} at {peak.clock} {peak.last}."
         return cls("watch", says, numbers)
 
     @property
@@ -84,11 +82,8 @@ def stop_at_peak(facts: Facts) -> list[Advice]:
         f"Chosen was {nats(peak.rise)} nats above its start there and changed by "
         f"{number(peak.fall)} since"
     )
-    if peak.margin is not None and peak.margin_end is not None:
-        because += (
-            f"; the margin was {nats(peak.margin)} nats there and is "
-            f"{nats(peak.margin_end)} at the end"
-        )
+    if margin := _margin_then(peak):
+        because += f"; the {margin} at the end"
     return [
         Advice(
             f"Stop at about {peak.clock} {peak.step} ({peak.others}), or take the "
@@ -99,3 +94,9 @@ def stop_at_peak(facts: Facts) -> list[Advice]:
             command=again(facts, f"until-{peak.step}", "--max_steps", str(peak.step)),
         )
     ]
+
+
+def _margin_then(peak: Peak) -> str:
+    if peak.margin is None or peak.margin_end is None:
+        return ""
+    return f"margin was {nats(peak.margin)} nats there and is {nats(peak.margin_end)}"

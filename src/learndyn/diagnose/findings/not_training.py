@@ -5,6 +5,7 @@ import numpy as np
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.finding import Advice, Finding
 from learndyn.diagnose.findings.training_log import logged
+from learndyn.diagnose.numbers import counted
 from learndyn.diagnose.paths import Paths
 
 
@@ -51,7 +52,7 @@ class NotTraining(Finding):
         if rates and max(rates) == 0:
             why = "The logged learning rate is 0 throughout"
         says = (
-            f"Nothing trains: in {run.steps[-1]} {facts.unit}s no watched "
+            f"Nothing trains: in {counted(run.steps[-1], facts.unit)} no watched "
             f"answer moved by more than {largest:.1g} nats. {why}."
         )
         return cls("problem", says, numbers)
