@@ -129,13 +129,14 @@ def look_for_faults(facts: Facts) -> Advice:
 
 def train_longer(facts: Facts) -> Advice:
     """Next to nothing moved."""
+    steps = int(facts.trajectory.steps[-1])
     name, largest = max(
         facts.evidence.relative.items(), key=lambda item: _size(item[1])
     )
     return Advice(
         "Train longer before judging.",
-        f"After {counted(facts.trajectory.steps[-1], facts.unit)} {name} changed most, "
-        f"by {percent(largest.mean)} of its log-probability.",
+        f"After {counted(steps, facts.unit)} {name} changed most, by "
+        f"{percent(largest.mean)} of its log-probability.",
         limits="Whether longer training helps was not measured.",
     )
 

@@ -37,9 +37,10 @@ def percent(share: float) -> str:
     return f"{nats(100 * share)}\N{NO-BREAK SPACE}%"
 
 
-def counted(count: float, noun: str) -> str:
+def counted(count: int | float, noun: str) -> str:
     """So many of something: "1 update", "25 updates"."""
-    return f"{count:g} {noun}{'' if count == 1 else 's'}"
+    size = f"{count:g}" if isinstance(count, float) else str(count)
+    return f"{size} {noun}{'' if count == 1 else 's'}"
 
 
 def rounded_by(label: str) -> str:

@@ -219,7 +219,7 @@ def _what_moved(facts: Facts) -> str:
     if evidence.rejected is not None:
         moved.append(f"rejected by {number(evidence.rejected)} nats")
     if not moved:
-        ran = f"{method} ran for {counted(trajectory.steps[-1], facts.unit)}"
+        ran = f"{method} ran for {counted(int(trajectory.steps[-1]), facts.unit)}"
         return f"{ran}; no probe is of kind chosen."
     ran = counted(evidence.step or 0, facts.unit)
     text = f"{method} moved {' and '.join(moved)} in {ran}"

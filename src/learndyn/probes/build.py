@@ -35,12 +35,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def _lead(row: Row) -> str:
-    """The white space that the chosen text begins with."""
-    chosen = row.responses["chosen"]
-    return chosen[: len(chosen) - len(chosen.lstrip())]
-
-
 def _core(row: Row) -> str:
     """The chosen text without white space around it; empty if there is none."""
     return row.responses.get("chosen", "").strip()
@@ -117,7 +111,7 @@ def build_probes(
         BadInput: if there are fewer rows than asked for, a kind cannot be had, or no
             row can lend a response.
     """
-    pools = _Pools.of(train, test)
+    pools = _Pools.of(train, test, seed)
     _check_kinds(kinds, train, test)
     picked: list[tuple[str, Row]] = []
     for split, rows in (("train", train.rows), ("test", pools.test)):
@@ -126,18 +120,17 @@ def build_probes(
             picked += [(split, row) for row in _pick(rows, n, seed, split)]
     ids = _prompt_ids(picked, train, test)
     given = {"train": train.kinds, "test": test.kinds if test is not None else []}
-    made = _Made()
     probes: list[Probe] = []
     for (split, row), prompt_id in zip(picked, ids, strict=True):
         responses = dict(row.responses)
         for kind in _BUILT_KINDS:
             if (kinds is not None and kind not in kinds) or kind in given[split]:
                 continue
-            text = pools.build(kind, row, prompt_id, seed, made)
+            text = pools.build(kind, row, prompt_id)
             if text is not None:
                 responses[kind] = text
         probes += _probes(prompt_id, row, responses, split, kinds)
-    return ProbeSet(tuple(probes), _manifest(train, test, seed, probes, pools, made))
+    return ProbeSet(tuple(probes), _manifest(train, test, probes, pools))
 
 
 def probes_from_rows(data: Data, split: str) -> ProbeSet:
@@ -275,17 +268,9 @@ def _check_kinds(kinds: Sequence[str] | None, train: Data, test: Data | None) ->
         )
 
 
-@dataclass
-class _Made:
-    """What was borrowed from where, and what could not be made."""
-
-    borrowed: dict[str, dict[str, str]] = field(default_factory=dict)
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class _Pools:
-    """What responses are made from."""
+    """What responses are made from, and what became of it."""
 
     train: tuple[Row, ...]
     """Training rows with a chosen response, by id."""
@@ -296,9 +281,14 @@ class _Pools:
     """Ids of test rows that occur in train."""
     words: tuple[str, ...]
     """All words of the training rows' chosen and rejected responses."""
+    seed: int
+    borrowed: dict[str, dict[str, str]] = field(default_factory=dict)
+    """kind -> prompt id -> id of the row that lent its answer."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """kind -> ids of the prompts for which it could not be made."""
 
     @classmethod
-    def of(cls, train: Data, test: Data | None) -> "_Pools":
+    def of(cls, train: Data, test: Data | None, seed: int) -> "_Pools":
         lenders = sorted(
             (row for row in train.rows if _core(row)), key=lambda row: row.row_id
         )
@@ -323,20 +313,18 @@ class _Pools:
         words = sorted({word for row in train.rows for word in _words_of(row)})
         held_out = tuple(row for row in rows if row.row_id not in known)
         by_id = tuple(sorted(held_out, key=lambda row: row.row_id))
-        return cls(tuple(lenders), held_out, by_id, tuple(sorted(known)), tuple(words))
+        not_held_out = tuple(sorted(known))
+        return cls(tuple(lenders), held_out, by_id, not_held_out, tuple(words), seed)
 
-    def build(
-        self, kind: str, row: Row, prompt_id: str, seed: int, made: _Made
-    ) -> str | None:
+    def build(self, kind: str, row: Row, prompt_id: str) -> str | None:
         """The response, or None where it cannot be made, which is noted."""
         text: str | None = None
         if _core(row):
-            chance = _random(seed, prompt_id, kind)
+            chance = _random(self.seed, prompt_id, kind)
             if kind == "irrelevant_train":
-                text = self._borrow(kind, self.train, row, prompt_id, chance, made)
+                text = self._borrow(kind, self.train, row, prompt_id, chance)
             elif kind == "irrelevant_test" and self.test:
-                lenders = self.test_by_id
-                text = self._borrow(kind, lenders, row, prompt_id, chance, made)
+                text = self._borrow(kind, self.test_by_id, row, prompt_id, chance)
             elif kind == "random_permuted":
                 text = _permuted(row, chance)
             elif kind == "random_words":
@@ -344,7 +332,7 @@ class _Pools:
                     row, lambda old: chance.choices(self.words, k=len(old))
                 )
         if text is None and (kind != "irrelevant_test" or self.test):
-            made.left_out.setdefault(kind, []).append(prompt_id)
+            self.left_out.setdefault(kind, []).append(prompt_id)
         return text
 
     def _borrow(
@@ -354,7 +342,6 @@ class _Pools:
         row: Row,
         prompt_id: str,
         chance: random.Random,
-        made: _Made,
     ) -> str:
         n = len(lenders)
         start = chance.randrange(n) if n else 0
@@ -362,9 +349,10 @@ class _Pools:
             lender = lenders[index % n]
             other = lender.prompt.strip() != row.prompt.strip()
             if other and _core(lender) and _core(lender) != _core(row):
-                made.borrowed.setdefault(kind, {})[prompt_id] = lender.row_id
-                text = lender.responses["chosen"]
-                return text if row.rendered else _lead(row) + text.lstrip()
+                self.borrowed.setdefault(kind, {})[prompt_id] = lender.row_id
+                text, chosen = lender.responses["chosen"], row.responses["chosen"]
+                space = chosen[: len(chosen) - len(chosen.lstrip())]
+                return text if row.rendered else space + text.lstrip()
         raise BadInput(
             f"no row can lend {kind} to {prompt_id}: none of {n} rows has another "
             "prompt and another chosen response. Give more data, or leave that kind "
@@ -394,23 +382,18 @@ def _counts(probes: Sequence[Probe]) -> dict[str, dict[str, int]]:
 
 
 def _manifest(
-    train: Data,
-    test: Data | None,
-    seed: int,
-    probes: Sequence[Probe],
-    pools: _Pools,
-    made: _Made,
+    train: Data, test: Data | None, probes: Sequence[Probe], pools: _Pools
 ) -> dict[str, Any]:
     return {
         "made_by": "learndyn.probes.build_probes",
-        "seed": seed,
+        "seed": pools.seed,
         "sources": [_source(data) for data in (train, test) if data is not None],
         "prompts": {
             split: len({p.prompt_id for p in probes if p.split == split})
             for split in ("train", "test")
         },
         "counts": _counts(probes),
-        "borrowed": made.borrowed,
-        "left_out": made.left_out,
+        "borrowed": pools.borrowed,
+        "left_out": pools.left_out,
         "not_held_out": list(pools.not_held_out),
     }

@@ -52,7 +52,7 @@ class NotTraining(Finding):
         if rates and max(rates) == 0:
             why = "The logged learning rate is 0 throughout"
         says = (
-            f"Nothing trains: in {counted(run.steps[-1], facts.unit)} no watched "
+            f"Nothing trains: in {counted(int(run.steps[-1]), facts.unit)} no watched "
             f"answer moved by more than {largest:.1g} nats. {why}."
         )
         return cls("problem", says, numbers)
