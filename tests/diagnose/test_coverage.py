@@ -15,7 +15,7 @@ from learndyn.diagnose.intervals import (
     widening,
 )
 from learndyn.diagnose.paths import GREEDY
-from learndyn.diagnose.state import DELTA, _judge, squeeze_index
+from learndyn.diagnose.state import DELTA, _judge, _squeeze_index
 
 
 RUNS = 1000
@@ -70,7 +70,7 @@ def covered(band, truth):
 def test_changes_and_index_of_few_prompts_cover_the_truth(prompts, tails):
     truth = {"chosen": 0.05, "rejected": -0.4, "irrelevant_train": -0.3}
     changes, starts = runs(prompts, truth, 0.2, tails=tails)
-    index = squeeze_index(changes, starts)
+    index = _squeeze_index(changes, starts)
     assert 0.93 <= covered(index.greedy, 0.2) <= 0.97
     assert 0.93 <= covered(index.best, 0.05) <= 0.97
     assert 0.93 <= covered(index.sx, 0.15) <= 0.97
@@ -81,7 +81,7 @@ def test_changes_and_index_of_few_prompts_cover_the_truth(prompts, tails):
 @pytest.mark.parametrize("prompts", [200, 500])
 def test_changes_and_index_of_many_prompts_cover_the_truth(prompts):
     changes, starts = runs(prompts, {"chosen": 0.05, "rejected": -0.4}, 0.2)
-    index = squeeze_index(changes, starts)
+    index = _squeeze_index(changes, starts)
     assert 0.93 <= covered(index.greedy, 0.2) <= 0.97
     assert 0.93 <= covered(index.sx, 0.15) <= 0.97
 
@@ -89,7 +89,7 @@ def test_changes_and_index_of_many_prompts_cover_the_truth(prompts):
 @pytest.mark.parametrize(("prompts", "kinds"), [(20, 6), (100, 6), (50, 2)])
 def test_kinds_that_tie_make_the_index_cautious_and_never_too_sure(prompts, kinds):
     truth = {f"kind_{i}": 0.1 for i in range(kinds)}
-    index = squeeze_index(*runs(prompts, truth, 0.3))
+    index = _squeeze_index(*runs(prompts, truth, 0.3))
     assert covered(index.sx, 0.2) >= 0.95
     assert covered(index.best, 0.1) >= 0.95
     assert np.mean(index.sx.low > 0.2) <= 0.025  # a squeeze that is none
@@ -101,7 +101,7 @@ def test_kinds_that_tie_make_the_index_cautious_and_never_too_sure(prompts, kind
 def test_kinds_that_nearly_tie_are_covered_too(shared):
     error = 0.15 / np.sqrt(50)
     truth = {"chosen": 0.1} | {f"kind_{i}": 0.1 - 1.5 * error for i in range(5)}
-    index = squeeze_index(*runs(50, truth, 0.3, shared=shared))
+    index = _squeeze_index(*runs(50, truth, 0.3, shared=shared))
     assert covered(index.sx, 0.2) >= 0.93
     assert covered(index.best, 0.1) >= 0.93
 
@@ -112,7 +112,7 @@ def test_kinds_that_nearly_tie_are_covered_too(shared):
 def test_a_kind_of_few_prompts_among_many_is_covered(few, at_least):
     changes, starts = runs(200, {"chosen": -0.3, "custom": 0.05}, 0.2)
     changes["custom"] = np.where(np.arange(200) < few, changes["custom"], np.nan)
-    index = squeeze_index(changes, starts)
+    index = _squeeze_index(changes, starts)
     assert (index.sx.n == 200).all()
     assert covered(index.sx, 0.15) >= at_least
     assert covered(index.best, 0.05) >= at_least - 0.02
@@ -123,7 +123,7 @@ def test_noise_of_a_kind_of_few_prompts_is_almost_never_called_a_squeeze(few):
     # the greedy path surely rises, and that kind as much: SX is 0
     changes, starts = runs(200, {"chosen": -0.3, "custom": 0.2}, 0.2)
     changes["custom"] = np.where(np.arange(200) < few, changes["custom"], np.nan)
-    states = judged(squeeze_index(changes, starts))
+    states = judged(_squeeze_index(changes, starts))
     assert np.mean([state == "SQUEEZE" for state, _ in states]) < 0.06
 
 
@@ -137,10 +137,10 @@ def test_the_low_end_is_cleared_against_every_kind_the_noisy_one_too():
     }
     changes["noisy"] += 5.0 - changes["noisy"].mean()  # a little below the best kind
     alone = {
-        kind: squeeze_index({kind: changes[kind], GREEDY: changes[GREEDY]}, starts)
+        kind: _squeeze_index({kind: changes[kind], GREEDY: changes[GREEDY]}, starts)
         for kind in ("calm", "noisy")
     }
-    both = squeeze_index(changes, starts)
+    both = _squeeze_index(changes, starts)
     assert both.best_kind == ("calm",)
     assert alone["noisy"].sx.low < alone["calm"].sx.low
     assert both.sx.low == pytest.approx(alone["noisy"].sx.low)
@@ -167,7 +167,7 @@ def test_nats_per_token_pooled_over_prompts_cover_the_truth(prompts):
 
 def test_skewed_changes_of_few_prompts_are_covered_a_little_too_seldom():
     # known, and said in the documentation
-    index = squeeze_index(*runs(10, {"chosen": 0.0}, 0.2, tails="skewed", shared=0.0))
+    index = _squeeze_index(*runs(10, {"chosen": 0.0}, 0.2, tails="skewed", shared=0.0))
     assert 0.91 <= covered(index.greedy, 0.2) <= 0.96
 
 
@@ -186,20 +186,20 @@ def test_without_widening_few_prompts_are_covered_too_seldom():
 def test_noise_alone_is_almost_never_called_a_squeeze(prompts, kinds, spread):
     truth = {f"kind_{i}": 0.0 for i in range(kinds)}
     walk = runs(prompts, truth, 0.0, spread=spread, observations=10)
-    states = judged(squeeze_index(*walk))
+    states = judged(_squeeze_index(*walk))
     assert np.mean([state == "SQUEEZE" for state, _ in states]) < 0.01
     assert np.mean([sure and state != "NEUTRAL" for state, sure in states]) < 0.025
 
 
 def test_means_alone_would_raise_the_alarm_where_prompts_are_few_and_differ():
-    index = squeeze_index(*runs(5, {"chosen": 0.0}, 0.0, spread=0.2))
+    index = _squeeze_index(*runs(5, {"chosen": 0.0}, 0.0, spread=0.2))
     alarm = (index.greedy.mean > DELTA) & (index.sx.mean > DELTA)
     assert np.mean(alarm) > 0.1
 
 
 def test_a_real_squeeze_of_some_size_is_found_surely():
     truth = {"chosen": -0.05, "rejected": -0.4}
-    states = judged(squeeze_index(*runs(50, truth, 0.15)))
+    states = judged(_squeeze_index(*runs(50, truth, 0.15)))
     assert np.mean([s == "SQUEEZE" and sure for s, sure in states]) > 0.9
 
 

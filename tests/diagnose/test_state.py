@@ -12,7 +12,7 @@ from simulated import drifting, simulated
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.paths import Paths
 from learndyn.diagnose.squeeze import squeeze_evidence
-from learndyn.diagnose.state import DELTA, _judge, squeeze_index, state_of
+from learndyn.diagnose.state import DELTA, _judge, _squeeze_index, state_of
 from learndyn.errors import BadInput
 
 
@@ -199,7 +199,7 @@ def test_the_first_sure_observation_waits_for_the_whole_interval():
     values = Paths.of(run).with_greedy()
     changes = {kind: path - path[0] for kind, path in values.items()}
     starts = {kind: np.abs(path[0]) for kind, path in values.items()}
-    low = np.minimum(found.index.low, squeeze_index(changes, starts).greedy.low)
+    low = np.minimum(found.index.low, _squeeze_index(changes, starts).greedy.low)
     assert low[at] > DELTA
     assert not (low[:at] > DELTA).any()
 

@@ -59,7 +59,7 @@ _TIED = 3.0
 
 
 @dataclass(frozen=True, eq=False)
-class Index:
+class _Index:
     """Relative changes and the squeeze index, one per row, on the same resamples."""
 
     greedy: Band
@@ -72,12 +72,12 @@ class Index:
     """Which kind has the largest g in each row; None where none has a value."""
 
 
-def squeeze_index(
+def _squeeze_index(
     changes: Mapping[str, Float[np.ndarray, "row prompt"]],
     starts: Mapping[str, Float[np.ndarray, "... prompt"]],
     *,
     seed: int = 0,
-) -> Index | None:
+) -> _Index | None:
     """The index of each row of `changes`, with `starts` the size of each start in nats,
     one for all rows or one for each.
 
@@ -98,7 +98,7 @@ def squeeze_index(
     n = np.stack([share.n for share in shares])[best, rows]
     fall = _least([share.negative() for share in shares], n)
     lead = _least([path.minus(share) for share in shares], path.n)
-    return Index(
+    return _Index(
         band(path.point, path.draws, path.n),
         Band(-fall.mean, -fall.high, -fall.low, n),
         lead,
@@ -262,7 +262,7 @@ def state_of(
     last = _last(len(paths.steps))
     changes = {kind: _with_end(path - path[0], last) for kind, path in values.items()}
     starts = {kind: np.abs(path[0]) for kind, path in values.items()}
-    index = squeeze_index(changes, starts, seed=seed)
+    index = _squeeze_index(changes, starts, seed=seed)
     assert index is not None  # chosen is a kind, and has a greedy path
     reason = _reason(paths, index)
     if reason is not None:
@@ -328,7 +328,7 @@ def _without_end(rows: Band) -> Band:
     return Band(rows.mean[:-1], rows.low[:-1], rows.high[:-1], rows.n[:-1])
 
 
-def _reason(paths: Paths, index: Index) -> str | None:
+def _reason(paths: Paths, index: _Index) -> str | None:
     if len(paths.steps) < 2:
         return "one observation: nothing to compare it with."
     if not np.isfinite(index.sx.mean[-1]):
@@ -352,7 +352,7 @@ def _first(
     return int(steps[starts[0]]) if len(starts) else None
 
 
-def _unjudged(paths: Paths, reason: str, index: Index | None = None) -> StateReport:
+def _unjudged(paths: Paths, reason: str, index: _Index | None = None) -> StateReport:
     nothing = Interval(float("nan"), float("nan"), float("nan"))
     empty = np.full(len(paths.steps), np.nan)
     none = Band(empty, empty, empty, np.zeros(len(empty), dtype=np.int64))
