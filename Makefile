@@ -33,7 +33,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-package: $(READY)  ## wheel and sdist; the wheel, without torch, reads a run
+package: $(READY)  ## wheel and sdist; each, without torch, reads a run
 	rm -rf build dist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/python tests/support/try_wheel.py

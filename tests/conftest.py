@@ -19,7 +19,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are quickest on one
 os.fsync = lambda handle: None  # tests kill processes, never the machine
 type_checks.install()
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(
+    os.environ.get("LEARNDYN_SHARED")
+    or Path(__file__).resolve().parents[2] / "shared" / "data"
+)
+"""The authors' published data: beside the checkout, or where LEARNDYN_SHARED says."""
 
 SAVE = matplotlib.figure.Figure.savefig
 

@@ -1,4 +1,5 @@
-"""Install the wheel of dist/ in a fresh environment without torch, and read a run.
+"""Install wheel and sdist of dist/, each in a fresh environment without torch, and
+read a run with it.
 
 python -m build --no-isolation && python tests/support/try_wheel.py
 """
@@ -40,23 +41,29 @@ def call(*words: str | Path, status: int = 0) -> str:
 def main() -> None:
     """Check what is inside, then install and use it."""
     (wheel,) = (ROOT / "dist").glob("*.whl")
-    (_sdist,) = (ROOT / "dist").glob("*.tar.gz")
+    (sdist,) = (ROOT / "dist").glob("*.tar.gz")
     names = zipfile.ZipFile(wheel).namelist()
     missing = [name for name in INSIDE if name not in names]
     assert not missing, f"{wheel} lacks {missing}"
+    for built in (wheel, sdist):
+        install_and_read(built)
+
+
+def install_and_read(built: Path) -> None:
+    """Install a wheel or an sdist, and read a run by its command."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         venv.create(folder / "env", with_pip=True)
         binaries = folder / "env" / "bin"
         pip = (binaries / "python", "-m", "pip", "install", "--quiet")
-        call(*pip, "--constraint", ROOT / "constraints.txt", wheel)
+        call(*pip, "--constraint", ROOT / "constraints.txt", built)
         run = write_run(folder / "run")
         call(binaries / "learndyn", "report", run)
         assert (run / "report.html").is_file()
         assert "What was looked for" in call(binaries / "learndyn", "diagnose", run)
         refused = call(binaries / "learndyn", "score", "m", "--run", run, status=2)
         assert "learndyn[measure]" in refused
-    print(f"{wheel.name}: reads a run without torch")
+    print(f"{built.name}: reads a run without torch")
 
 
 if __name__ == "__main__":

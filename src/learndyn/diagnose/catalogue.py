@@ -28,7 +28,9 @@ FINDINGS: tuple[type[Finding], ...] = (
     *(AboveZero, NotTraining, Reference, Exchanged, MarginFalls, ChosenFalls),
     *(RunState, PerTokenSqueeze, StepsTooLarge, UnreadLog, ChosenPeak),
     *(Hallucination, Overfit, Peakiness),
-    *cautions.CAUTIONS,
+    *(cautions.Defects, cautions.Unreadable, cautions.Missing, cautions.LateStart),
+    *(cautions.Approximate, cautions.MeansOnly, cautions.FewPrompts),
+    *(cautions.NotFinite, cautions.PanelOnly),
     Baseline,
 )
 """Everything that is looked for, in this order. The first that has a headline gives the

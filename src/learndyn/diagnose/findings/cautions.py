@@ -200,13 +200,6 @@ class PanelOnly(Caution):
         return None
 
 
-CAUTIONS = (
-    *(Defects, Unreadable, Missing, LateStart, Approximate),
-    *(MeansOnly, FewPrompts, NotFinite, PanelOnly),
-)
-"""In the order in which they are said."""
-
-
 def missing_in_words(trajectory: Trajectory) -> str | None:
     """Which observations should be there and are not; None where none is missing."""
     gaps = trajectory.missing
