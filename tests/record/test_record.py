@@ -3,13 +3,14 @@
 import dataclasses
 import errno
 import json
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from synthetic import information, probe_table, write_run
 
-from learndyn.errors import BadInput
+from learndyn.errors import BadInput, NotInstalled
 from learndyn.record.files import StorageFull, write_whole
 from learndyn.record.observation import (
     _TOKEN_COLUMNS,
@@ -269,6 +270,12 @@ def test_a_run_that_goes_on_while_it_is_read_is_read_as_it_stood(path, monkeypat
     monkeypatch.setattr(RunDirectory, "steps", property(lambda _: next(seen)))
     trajectory = Trajectory.load(path)
     assert len(trajectory.steps) == len(trajectory.columns["logp"]) == 2
+
+
+def test_to_pandas_without_pandas_says_how_to_install_it(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(NotInstalled, match="pip install pandas"):
+        Trajectory.load(path).to_pandas()
 
 
 def test_to_pandas_is_long_and_holds_no_text(path):

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from learndyn.errors import BadInput, listed
+from learndyn.errors import BadInput, NotInstalled, listed
 from learndyn.probes.kinds import in_paper_order
 from learndyn.probes.notebook import table_html
 from learndyn.probes.panel import Panel
@@ -341,9 +341,15 @@ class Trajectory:
         the panel; the rows with `panel` true are of the same prompts at every step.
 
         Raises:
-            ImportError: if pandas is not installed.
+            NotInstalled: if pandas is not.
         """
-        import pandas
+        try:
+            import pandas
+        except ImportError as error:
+            raise NotInstalled(
+                "pandas is not installed. Reading a run does not need it; to_pandas() "
+                "does. Install it with: pip install pandas"
+            ) from error
 
         keys = ("prompt_id", "kind", "split")
         frame = {
