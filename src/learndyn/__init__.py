@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
         Responses as Responses,
         loss_named as loss_named,
     )
+    from learndyn.forces.losses.negative import negative_gradient as negative_gradient
     from learndyn.forces.predict import (
         Predictor as Predictor,
         fit as fit,
@@ -124,6 +125,7 @@ _MODULE_OF = {
     "group_directions": "learndyn.forces.split",
     "influence": "learndyn.forces.split",
     "loss_named": "learndyn.forces.losses",
+    "negative_gradient": "learndyn.forces.losses.negative",
     "path_attribution": "learndyn.forces.split",
     "placed": "learndyn.forces.direction",
     "predict_change": "learndyn.forces.predict",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from learndyn.forces.losses import LOSSES, Responses, loss_named
-from learndyn.forces.losses.negative import _negative_gradient
+from learndyn.forces.losses.negative import negative_gradient
 
 
 DOCS = (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")
@@ -49,7 +49,7 @@ def signs() -> str:
     ]
     for name in LOSSES:
         loss = loss_named(name)
-        found = _negative_gradient(loss).in_words
+        found = negative_gradient(loss).in_words
         cells = [f"`{name}`", *map(cell, (option_words(loss), found, loss.differs))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

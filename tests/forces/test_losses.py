@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid, relu
 from learndyn.errors import BadInput
 from learndyn.forces.losses import LOSSES, Responses, loss_named
 from learndyn.forces.losses.loss import PairLoss, log_one_minus_exp
-from learndyn.forces.losses.negative import _negative_gradient
+from learndyn.forces.losses.negative import negative_gradient
 
 
 VARIANTS = [
@@ -618,7 +618,7 @@ def test_wrong_names_and_options_are_refused(outside_of_tests, name, options, me
 @functools.cache
 def lowered(name, **options):
     """Where each role is lowered; searched for once."""
-    return _negative_gradient(loss_named(name, **options)).lowered
+    return negative_gradient(loss_named(name, **options)).lowered
 
 
 def stretches(name, role, **options):
@@ -639,7 +639,7 @@ def test_boundaries_are_where_the_papers_put_the_targets(beta):
     assert low == pytest.approx(turn, rel=1e-9)
 
 
-def test_the_hinge_and_the_clip_end_the_negative_gradient():
+def test_the_hinge_and_the_clip_end_thenegative_gradient():
     assert stretches("slic", "chosen") == ()
     ((_, high),) = stretches("slic", "rejected", delta=3.5)
     assert high == pytest.approx(3.5, rel=1e-9)
@@ -664,13 +664,13 @@ def test_rejected_is_lowered_everywhere_and_chosen_nowhere(name):
 
 def test_single_responses_are_never_or_always_lowered():
     for name in ("sft", "sft-mean"):
-        assert _negative_gradient(loss_named(name)).in_words == "never"
+        assert negative_gradient(loss_named(name)).in_words == "never"
     for name in ("gradient-ascent", "npo"):
-        assert _negative_gradient(loss_named(name)).in_words == "always"
+        assert negative_gradient(loss_named(name)).in_words == "always"
 
 
 def test_a_boundary_that_moves_with_the_other_response_says_how_far():
-    found = _negative_gradient(loss_named("cal-dpo", beta=0.1)).lowered["rejected"]
+    found = negative_gradient(loss_named("cal-dpo", beta=0.1)).lowered["rejected"]
     ((low, high),) = found.stretches
     # 2 (r + 5) + sigmoid(r) = 0 with the chosen at its reference
     assert 2 * (low + 5) + 1 / (1 + math.exp(-low)) == pytest.approx(0, abs=1e-9)
@@ -693,7 +693,7 @@ class Planted(PairLoss):
 
 
 def test_planted_stretches_are_found():
-    found = _negative_gradient(Planted()).lowered
+    found = negative_gradient(Planted()).lowered
     assert found["chosen"].stretches == ()
     rejected = found["rejected"]
     assert rejected.coordinate == "margin"
@@ -712,14 +712,14 @@ class Backwards(Planted):
 
 
 def test_a_stretch_that_training_does_not_start_in_begins_once():
-    rejected = _negative_gradient(Backwards()).lowered["rejected"]
+    rejected = negative_gradient(Backwards()).lowered["rejected"]
     assert rejected.in_words == "once margin < -2"
 
 
 def test_words_say_while_or_once_by_where_training_starts():
-    words = _negative_gradient(loss_named("ipo")).in_words
+    words = negative_gradient(loss_named("ipo")).in_words
     assert words == "chosen: once margin > 5; rejected: while margin < 5"
-    words = _negative_gradient(loss_named("sppo")).in_words
+    words = negative_gradient(loss_named("sppo")).in_words
     assert words.endswith("rejected: while its log-ratio > -5")
-    words = _negative_gradient(loss_named("slic")).in_words
+    words = negative_gradient(loss_named("slic")).in_words
     assert words == "chosen: never; rejected: while gap < 1"

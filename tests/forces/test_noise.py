@@ -6,7 +6,7 @@ import torch
 from forces_setting import FAMILIES, PROBES, Training, model_of, pairs_of
 
 from learndyn.forces.direction import parameters_of, placed
-from learndyn.forces.predict import Agreement, Predictor, change_noise, fit
+from learndyn.forces.predict import Predictor, change_noise, fit
 from learndyn.measure.score import Scorer
 
 
@@ -43,7 +43,7 @@ def test_the_estimate_has_the_size_of_float32s_rounding(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_update_in_bfloat16_is_lost_in_noise_and_said_to_be(family):
+def test_one_update_in_bfloat16_is_lost_in_noise_and_measured_as_such(family):
     model = model_of(family, dtype=torch.bfloat16)
     predictor = Predictor.attach(model, PROBES)
     training = Training.of(model, "adamw", lr=1e-5)
@@ -54,13 +54,13 @@ def test_one_update_in_bfloat16_is_lost_in_noise_and_said_to_be(family):
     with placed(model, start):
         predicted = predictor.along(step.direction).logp
     found = fit(predicted, actual, noise)
-    assert found.is_noise
+    assert found.noise > 0.3
     assert found.relative_error > 0.5  # what was seen says nothing of the update
     # 0.06 to 0.15 when written: weights that stay round alike before and after
     assert rms(actual - predicted) < 3 * rms(noise)
 
 
-def test_an_update_that_is_seen_clearly_is_not_called_noise():
+def test_an_update_that_is_seen_clearly_has_little_noise():
     model = model_of()
     predictor = Predictor.attach(model, PROBES)
     training = Training.of(model, "adamw", lr=1e-4)
@@ -70,7 +70,7 @@ def test_an_update_that_is_seen_clearly_is_not_called_noise():
     actual = predictor.logps.summed(predictor.scorer.rows().logp.numpy() - before)
     with placed(model, start):
         found = fit(predictor.along(step.direction).logp, actual, noise)
-    assert not found.is_noise
+    assert found.noise < 0.3
     assert found.relative_error < 0.1
     assert found.r2 > 0.99
     assert found.slope == pytest.approx(1, abs=0.1)
@@ -107,12 +107,3 @@ def test_noise_is_the_same_at_each_call_and_leaves_the_model_as_it_was():
     np.testing.assert_array_equal(change_noise(scorer), found)
     np.testing.assert_array_equal(scorer.rows().logp.numpy(), before)
     assert (found > 0).all()
-
-
-def test_what_is_called_noise_is_three_tenths_of_the_change():
-    def one(noise: float) -> bool:
-        return Agreement(relative_error=0.0, r2=1.0, slope=1.0, noise=noise).is_noise
-
-    assert one(0.31)
-    assert not one(0.29)
-    assert not one(float("nan"))

@@ -520,8 +520,7 @@ def test_a_fit_measures_what_is_left():
     assert half.relative_error == pytest.approx(0.5)
     assert half.r2 == pytest.approx(1 - 5.5 / 13)
     assert half.noise == pytest.approx(0.2 / 22**0.5)
-    assert not half.is_noise
-    assert fit(actual, actual, noise=2.0).is_noise
+    assert fit(actual, actual, noise=2.0).noise == pytest.approx(4 / 22**0.5)
     nothing = fit(actual, np.zeros(4))
     assert np.isnan(nothing.relative_error)
     assert np.isnan(fit(np.ones(1), np.ones(1)).r2)

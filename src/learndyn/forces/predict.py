@@ -80,11 +80,6 @@ class Agreement:
     noise: float
     """Expected ||rounding|| / ||actual||: an error of this size says nothing."""
 
-    @property
-    def is_noise(self) -> bool:
-        """Whether the actual changes are lost in rounding."""
-        return self.noise > 0.3
-
 
 def fit(
     predicted: Float[np.ndarray, " _"],

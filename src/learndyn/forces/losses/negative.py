@@ -31,7 +31,7 @@ _Lowers = Callable[[_States, _States], Bool[np.ndarray, " state"]]
 
 
 @dataclass(frozen=True)
-class _Lowered:
+class Lowered:
     """When one kind of response is lowered."""
 
     role: str
@@ -68,11 +68,11 @@ class _Lowered:
 
 
 @dataclass(frozen=True)
-class _NegativeGradient:
+class NegativeGradient:
     """When a loss lowers which responses."""
 
     loss: Loss
-    lowered: dict[str, _Lowered]
+    lowered: dict[str, Lowered]
     """By role."""
 
     @property
@@ -83,30 +83,30 @@ class _NegativeGradient:
         return "; ".join(f"{k}: {v.in_words}" for k, v in self.lowered.items())
 
 
-def _negative_gradient(loss: Loss) -> _NegativeGradient:
+def negative_gradient(loss: Loss) -> NegativeGradient:
     """When the loss has a negative gradient, per role, found from `push` alone.
 
     Looks at log-ratios within `loss.reach` of 0 (ends of that range are given as
     infinite) for responses of about 1 nat per token; for losses of means, at responses
     of one token.
     """
-    return _NegativeGradient(loss, {role: _lowered(loss, role) for role in loss.roles})
+    return NegativeGradient(loss, {role: _lowered(loss, role) for role in loss.roles})
 
 
-def _lowered(loss: Loss, role: str) -> _Lowered:
+def _lowered(loss: Loss, role: str) -> Lowered:
     lowers = _lowers(loss, role)
     everywhere = ((-math.inf, math.inf),)
     if loss.layout != "pairs":
         stretches = _stretches(loss, lambda own: lowers(own, np.zeros_like(own)))
         decided = stretches in ((), everywhere)
-        return _Lowered(role, None if decided else _coordinate(loss, "own"), stretches)
+        return Lowered(role, None if decided else _coordinate(loss, "own"), stretches)
     # A whole plane of states first: along one line a push that turns with the other
     # response could seem to be never or always above 0.
     axis = np.linspace(-loss.reach, loss.reach, _COARSE)
     own, other = np.meshgrid(axis, axis, indexing="ij")
     plane = lowers(own.ravel(), other.ravel()).reshape(_COARSE, _COARSE)
     if plane.all() or not plane.any():
-        return _Lowered(role, None, everywhere if plane.all() else ())
+        return Lowered(role, None, everywhere if plane.all() else ())
     # First along the margin, with the sum of both log-ratios held; where the ends move
     # with that sum the margin does not decide, and the own log-ratio is looked at.
     side = 0.5 if role == "chosen" else -0.5
@@ -114,9 +114,9 @@ def _lowered(loss: Loss, role: str) -> _Lowered:
         loss, lambda m, s: lowers(side * m + s, s - side * m), axis[-1] / 2
     )
     if stretches not in ((), everywhere) and range_of_ends is None:
-        return _Lowered(role, _coordinate(loss, "margin"), stretches)
+        return Lowered(role, _coordinate(loss, "margin"), stretches)
     stretches, range_of_ends = _beside(loss, lowers, axis[-1])
-    return _Lowered(role, _coordinate(loss, "own"), stretches, range_of_ends)
+    return Lowered(role, _coordinate(loss, "own"), stretches, range_of_ends)
 
 
 def _beside(
