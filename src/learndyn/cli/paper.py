@@ -100,7 +100,9 @@ def _add_reproduce(commands: Any, hidden: bool) -> None:
         type=Path,
         help="folder of MNIST's IDX files (default: scikit-learn's 8 x 8 digits)",
     )
-    job.add_argument("--jobs", type=int, help="processes at once (default: cores)")
+    job.add_argument(
+        "--jobs", type=int, help="processes at once (default: cores; with --model: 1)"
+    )
 
 
 def _add_softmax(commands: Any, hidden: bool) -> None:

@@ -67,7 +67,8 @@ class ReproduceSettings:
     images: Path | None = None
     """Folder of MNIST's IDX files; None: scikit-learn's digits."""
     jobs: int | None = None
-    """Processes at once; None: the cores that this process may use."""
+    """Processes at once; None: the cores that this process may use, or 1 with `model`,
+    as each holds one."""
     parts: tuple[str, ...] = _PARTS
 
     @property
@@ -283,8 +284,11 @@ class _Found:
         jobs = self._run_jobs() if "runs" in settings.parts else []
         if "digits" in settings.parts:
             jobs += self._digit_jobs()
-        processes = cores() if settings.jobs is None else settings.jobs
-        done = run_jobs(jobs, processes, settings.out / "logs")
+        own = settings.model is not None
+        usual = 1 if own else cores()
+        processes = usual if settings.jobs is None else settings.jobs
+        threads = None if own else 1  # more threads help a larger model
+        done = run_jobs(jobs, processes, settings.out / "logs", threads=threads)
         new = {
             name: {"seconds": one.seconds, "processor": one.processor}
             for name, one in done.items()

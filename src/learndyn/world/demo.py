@@ -2,13 +2,13 @@
 
 The two branches are trained side by side, with one thread each: a second thread makes
 so small a model hardly faster on idle cores, and many times slower on busy ones, where
-each thread waits for the other.
+each thread waits for the other. A model of one's own is trained in one process, as two
+at once may need more memory than there is.
 """
 
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from learndyn.diagnose.compare_words import compare_in_words
@@ -40,7 +40,7 @@ class DemoSettings:
     data: str | None = None
     empty: Literal["error", "keep", "drop"] = "error"
     jobs: int | None = None
-    """Stages trained at once; None: 2, or 1 on one core or with `model` on a GPU."""
+    """Stages trained at once; None: 2, or 1 on one core or with `model`."""
 
 
 @dataclass(frozen=True)
@@ -113,23 +113,13 @@ def _train(settings: DemoSettings) -> dict[str, float]:
         exam = (settings, stage)
         if settings.data is None:
             jobs.append(Job(f"{stage}: answers", _grade_stage, exam, (stage,)))
-    processes = settings.jobs or _processes(settings)
-    # a second thread helps a larger model
-    threads = 1 if settings.model is None else max(1, cores() // processes)
-    with TemporaryDirectory() as logs:
-        done = run_jobs(jobs, processes, Path(logs), threads=threads)
+    own = settings.model is not None
+    processes = settings.jobs or (1 if own else min(2, cores()))
+    threads = None if own else 1  # more threads help a larger model
+    done = run_jobs(jobs, processes, settings.out / "logs", threads=threads)
     if settings.data is not None:
         return {}
     return {stage: done[f"{stage}: answers"].result for stage in _STAGES}
-
-
-def _processes(settings: DemoSettings) -> int:
-    if settings.model is not None:
-        import torch
-
-        if torch.cuda.is_available():  # a larger model may fill the GPU
-            return 1
-    return min(2, cores())
 
 
 def _train_stage(settings: DemoSettings, stage: str) -> None:

@@ -6,8 +6,6 @@ in one of them, on Ctrl-C, and when the command itself is killed.
 """
 
 import os
-import re
-import shutil
 import signal
 import sys
 import time
@@ -15,15 +13,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, NoReturn
 
 from learndyn.errors import BadInput
+from learndyn.world.job_screen import Screen
 
 
 @dataclass(frozen=True)
@@ -53,73 +52,93 @@ class Done:
 
 
 def run_jobs(
-    jobs: Sequence[Job], processes: int, logs: Path, *, threads: int = 1
+    jobs: Sequence[Job], processes: int, logs: Path, *, threads: int | None = 1
 ) -> dict[str, Done]:
     """Do all jobs, the first ones first wherever there is a choice.
 
-    One process is this one. Several are new ones with `threads` threads each; what a
-    job writes to standard error goes to a file in `logs`, and its last line, usually
-    a progress bar, to the screen.
+    One process is this one. Several are new ones; what a job writes to standard error
+    goes to a file in `logs`, and its last line, usually a progress bar, to the screen.
+    A process has `threads` threads; None: its share of the cores.
 
     Raises:
         BadInput: if `processes` is below 1, or what a job raises. The other processes
-            are then stopped; results of finished jobs stay on disk.
+            are then stopped; results of finished jobs and logs stay on disk.
         ChildProcessError: if a process was killed from outside.
     """
     if processes < 1:
         raise BadInput(f"--jobs {processes}: give 1 process or more.")
-    named = {job.name: job for job in jobs}
-    graph = {job.name: [n for n in job.needs if n in named] for job in jobs}
+    threads = threads or max(1, cores() // processes)
     if processes > 1 and jobs:
-        return _side_by_side(named, graph, processes, logs, threads)
-    finished: dict[str, Done] = {}
-    for name in TopologicalSorter(graph).static_order():
-        finished[name] = _timed(named[name])
-        print(_report(name, finished, len(jobs)), file=sys.stderr)
-    return finished
+        logs.mkdir(parents=True, exist_ok=True)
+        workers = _pool(processes, threads)
+    else:
+        workers = _this_process(threads)
+    with Screen() as screen, workers as (submit, look_after):
+        return _do_all(jobs, processes, logs, submit, look_after, screen)
 
 
-def _side_by_side(
-    named: Mapping[str, Job],
-    graph: Mapping[str, Sequence[str]],
+_Submit = Callable[[Job, Path], Future[Done]]
+_Workers = tuple[_Submit, Callable[[], None]]
+"""Begins a job; finds processes that died, and is called every second."""
+
+
+def _do_all(
+    jobs: Sequence[Job],
     processes: int,
     logs: Path,
-    threads: int,
+    submit: _Submit,
+    look_after: Callable[[], None],
+    screen: Screen,
 ) -> dict[str, Done]:
-    logs.mkdir(parents=True, exist_ok=True)
-    sorter, order = TopologicalSorter(graph), list(named)
+    named = {job.name: job for job in jobs}
+    order = list(named)
+    sorter = TopologicalSorter(
+        {job.name: [n for n in job.needs if n in named] for job in jobs}
+    )
     sorter.prepare()
     ready: list[str] = []
     running: dict[Future[Done], str] = {}
     finished: dict[str, Done] = {}
-    with _Screen() as screen, _pool(processes, threads) as pool:
+    try:
         while sorter.is_active():
             ready = sorted([*ready, *sorter.get_ready()], key=order.index)
             while ready and len(running) < processes:
                 name = ready.pop(0)
-                log = _log_of(name, logs)
-                running[pool.submit(_logged, named[name], log)] = name
-            done, _ = wait(running, screen.interval, FIRST_COMPLETED)
+                running[submit(named[name], _log_of(name, logs))] = name
+            done, _ = wait(running, 1, FIRST_COMPLETED)
+            look_after()
             for future in done:
-                name = running.pop(future)
-                finished[name] = _result(future, name)
+                name, result = running[future], future.result()
+                del running[future]
+                finished[name] = result
                 sorter.done(name)
+                screen.clear()  # or what follows is drawn over
+                for message in result.warned:
+                    warnings.warn(message, stacklevel=3)
                 screen.print(_report(name, finished, len(named)))
             screen.show({name: _log_of(name, logs) for name in running.values()})
+    except BrokenProcessPool:
+        _raise_why_broken(running, logs)
     return finished
 
 
-def _result(future: Future[Done], name: str) -> Done:
-    try:
-        done = future.result()
-    except BrokenProcessPool as error:
+def _raise_why_broken(running: Mapping[Future[Done], str], logs: Path) -> NoReturn:
+    """A broken pool fails all running jobs at once, whichever of them broke it."""
+    broken = {name: error for f, name in running.items() if (error := f.exception())}
+    for error in broken.values():
+        # one that a job raised, or the reason why its result could not be read
+        if error.__cause__ is not None:
+            raise error
+    names = ", ".join(broken)
+    if not any(_log_of(name, logs).exists() for name in broken):
         raise ChildProcessError(
-            f"the process of {name} was killed, perhaps because memory ran out. Free "
-            "some and run the command again."
-        ) from error
-    for message in done.warned:
-        warnings.warn(message, stacklevel=2)
-    return done
+            f"no process could begin with {names}. In a script, call this below "
+            'if __name__ == "__main__":, because each process imports the script.'
+        )
+    raise ChildProcessError(
+        f"a process died while {names} ran, perhaps killed because memory ran out. "
+        f"Free some and run the command again. What the jobs wrote is in {logs}."
+    )
 
 
 def _timed(job: Job) -> Done:
@@ -130,15 +149,24 @@ def _timed(job: Job) -> Done:
 
 def _logged(job: Job, log: Path) -> Done:
     """In a process of the pool."""
-    with (
-        log.open("w", encoding="utf-8") as file,
-        redirect_stderr(file),
-        warnings.catch_warnings(record=True) as caught,
-    ):
-        done = _timed(job)
-    # ours are UserWarnings; the other categories are for programmers
-    messages = [str(one.message) for one in caught if one.category is UserWarning]
-    return Done(done.result, done.seconds, done.processor, tuple(messages))
+    sys.stderr.flush()
+    with log.open("wb") as file:
+        # also for loggers that hold the old sys.stderr, and for output of C code
+        os.dup2(file.fileno(), 2)
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            done = _timed(job)
+        except Exception as error:
+            error.add_note(f"Raised by the job {job.name}, which wrote to {log}.")
+            for message in _for_users(caught):
+                error.add_note(f"It warned: {message}")
+            raise
+    return replace(done, warned=_for_users(caught))
+
+
+def _for_users(caught: Sequence[warnings.WarningMessage]) -> tuple[str, ...]:
+    """Ours, which are UserWarnings; the other categories are for programmers."""
+    return tuple(str(one.message) for one in caught if one.category is UserWarning)
 
 
 def _report(name: str, finished: Mapping[str, Done], of: int) -> str:
@@ -150,25 +178,78 @@ def _log_of(name: str, logs: Path) -> Path:
 
 
 @contextmanager
-def _pool(processes: int, threads: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool whose processes are stopped by an error or Ctrl-C, at once."""
-    name, others = "OMP_NUM_THREADS", set(active_children())
-    before = os.environ.get(name)
-    os.environ[name] = str(threads)  # new processes read it when they load torch
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin_process)
+def _this_process(threads: int) -> Iterator[_Workers]:
+    """Do each job here, at once."""
+    import torch
+
+    def submit(job: Job, log: Path) -> Future[Done]:
+        future: Future[Done] = Future()
+        future.set_result(_timed(job))
+        return future
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(active_children()) - others:
-            process.terminate()
-        raise
+        yield submit, lambda: None
     finally:
-        pool.shutdown()
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        torch.set_num_threads(before)
+
+
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' own bars too
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
+"""Keeps other libraries' bars and notes out of the logs, whose last lines are shown."""
+
+
+@contextmanager
+def _pool(processes: int, threads: int) -> Iterator[_Workers]:
+    """New processes, which an error or Ctrl-C stops before it goes further."""
+    others = set(active_children())
+    # new processes read the variables when they load the libraries
+    with _environment({**_QUIET, "OMP_NUM_THREADS": str(threads)}):
+        pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin_process)
+
+        def submit(job: Job, log: Path) -> Future[Done]:
+            log.unlink(missing_ok=True)  # an earlier command's
+            future = pool.submit(_logged, job, log)
+            look_after()
+            return future
+
+        most = 0
+
+        def look_after() -> None:
+            nonlocal most
+            living = len(set(active_children()) - others)
+            if living < most:
+                # the pool overlooks the death of a process that it began while its
+                # thread waited, until that thread is woken
+                pool.submit(abs, 0)
+            most = max(most, living)
+
+        try:
+            yield submit, look_after
+        except BaseException:
+            for process in set(active_children()) - others:
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown()  # joins the processes
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _begin_process() -> None:
@@ -182,60 +263,6 @@ def _begin_process() -> None:
         os._exit(1)
 
     Thread(target=end_with_parent, daemon=True).start()
-
-
-class _Screen:
-    """Finished jobs, one line each; below them the last line of each running job's log.
-
-    On a terminal the lower part is drawn anew every second. Elsewhere, such as in a
-    file, it is printed twice a minute.
-    """
-
-    def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
-        self.interval = 1.0 if self.terminal else 30.0
-        self.lines = 0
-        self.last = time.monotonic()
-
-    def __enter__(self) -> "_Screen":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._clear()
-
-    def print(self, line: str) -> None:
-        """A line that stays."""
-        self._clear()
-        print(line, file=sys.stderr, flush=True)
-
-    def show(self, running: Mapping[str, Path]) -> None:
-        """Running jobs by name, each with its log."""
-        now = time.monotonic()
-        if not self.terminal and now - self.last < 0.9 * self.interval:
-            return
-        self.last = now
-        self._clear()
-        width = shutil.get_terminal_size().columns - 1 if self.terminal else 160
-        for name, log in running.items():
-            print(f"{name}: {_last_line(log, name)}"[:width], file=sys.stderr)
-        self.lines = len(running)
-        sys.stderr.flush()
-
-    def _clear(self) -> None:
-        if self.terminal and self.lines:
-            print(f"\x1b[{self.lines}F\x1b[J", end="", file=sys.stderr)
-        self.lines = 0
-
-
-def _last_line(log: Path, name: str) -> str:
-    """What a job says last, without its name."""
-    try:
-        text = log.read_bytes()[-1000:].decode("utf-8", "replace")
-    except OSError:  # not begun to write
-        return "starting"
-    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
-    stage = name.rpartition(": ")[2]
-    return lines[-1].removeprefix(f"{stage}: ") if lines else "starting"
 
 
 def cores() -> int:
