@@ -33,6 +33,7 @@ SLOW = {
     "test_resume.py": 45,
     "test_reproduce.py": 45,
     "test_tiers.py": 40,
+    "test_demo.py": 35,
     "test_kernel.py": 35,
     "test_predict.py": 30,
     "test_run_forces.py": 30,
