@@ -279,15 +279,15 @@ def shortened(text: str, length: int) -> str:
 
 
 def _spread_labels(
-    wanted: Float[np.ndarray, " label"], gap: Pixels, low: Pixels, high: Pixels
+    ends: Float[np.ndarray, " label"], gap: Pixels, low: Pixels, high: Pixels
 ) -> Float[np.ndarray, " label"]:
     """Move labels as little as possible until any two are `gap` apart.
 
-    Least squares under the order of `wanted`: each crowd is centred on its mean (pool
+    Least squares under the order of `ends`: each crowd is centred on its mean (pool
     adjacent violators). Between `low` and `high` where there is room.
     """
-    order = np.argsort(wanted, kind="stable")
-    ideal = wanted[order] - gap * np.arange(len(wanted))
+    order = np.argsort(ends, kind="stable")
+    ideal = ends[order] - gap * np.arange(len(ends))
     crowds: list[tuple[float, int]] = []
     for value in ideal.tolist():
         total, count = value, 1
@@ -296,9 +296,9 @@ def _spread_labels(
             total, count = total + before[0], count + before[1]
         crowds.append((total, count))
     settled = np.concatenate([np.full(n, total / n) for total, n in crowds])
-    room = max(low, high - gap * (len(wanted) - 1))
-    out = np.empty(len(wanted))
-    out[order] = np.clip(settled, low, room) + gap * np.arange(len(wanted))
+    room = max(low, high - gap * (len(ends) - 1))
+    out = np.empty(len(ends))
+    out[order] = np.clip(settled, low, room) + gap * np.arange(len(ends))
     return out
 
 

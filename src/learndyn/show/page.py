@@ -178,10 +178,10 @@ def interval_cell(interval: Interval, digits: int = 1) -> Markup:
 def table(head: Sequence[str], rows: Sequence[Sequence[str | Markup]]) -> str:
     """A table of numbers; it scrolls sideways by itself where it is too wide."""
     body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows)
-    said = [any(_running(row[column]) for row in rows) for column in range(len(head))]
+    prose = [any(_running(row[column]) for row in rows) for column in range(len(head))]
     top = "".join(
         f"<th scope='col'{_style(running)}>{text(name)}</th>"
-        for name, running in zip(head, said, strict=True)
+        for name, running in zip(head, prose, strict=True)
     )
     return (
         f"<div class='scroll' tabindex='0' role='region' aria-label='Table'><table>"
@@ -197,9 +197,9 @@ def plain_table(rows: Sequence[tuple[str, str]]) -> str:
     return f"<table class='plain'><tbody>{body}</tbody></table>"
 
 
-def sentences(said: Sequence[str]) -> str:
+def sentences(texts: Sequence[str]) -> str:
     """The first sentence larger, the others as a list."""
-    first, rest = said[0], said[1:]
+    first, rest = texts[0], texts[1:]
     items = "".join(f"<li>{text(sentence)}</li>" for sentence in rest)
     listed = f"<ul class='said'>{items}</ul>" if rest else ""
     return f"<p class='lead'>{text(first)}</p>{listed}"

@@ -34,22 +34,22 @@ _FAINT = 0.25
 """Opacity of parts that are not to be trusted."""
 
 
-def parts_figure(found: Explanation, *, width: int = WIDE) -> Sheet | None:
+def parts_figure(explanation: Explanation, *, width: int = WIDE) -> Sheet | None:
     """Every kind's parts as stacked signed bars, with predicted and actual.
 
     None where nothing is known of any kind.
     """
-    if not found.kinds:
+    if not explanation.kinds:
         return None
-    narrow, scale = width < 600, found.scale
+    narrow, scale = width < 600, explanation.scale
     row = 46 if narrow else 30
-    legend = _legend_rows(found.parts, width)
-    head, tall = 20 * len(legend) + 12, row * len(found.kinds)
+    legend = _legend_rows(explanation.parts, width)
+    head, tall = 20 * len(legend) + 12, row * len(explanation.kinds)
     sheet = Sheet(
         width,
         head + tall + 54,
-        shortened(parts_title(found), 160),
-        f"Mean change of log π(response) by this one update, {_unit(found)}; "
+        shortened(parts_title(explanation), 160),
+        f"Mean change of log π(response) by this one update, {_unit(explanation)}; "
         "diamond: predicted, the sum of the parts; dot: actual, with its 95 % interval "
         "over prompts" + ("" if narrow else "; numbers: actual"),
     )
@@ -58,11 +58,11 @@ def parts_figure(found: Explanation, *, width: int = WIDE) -> Sheet | None:
     left, right = (8, width - 8) if narrow else (176, width - 190)
     axes = sheet.axes(left, top, right, top + tall)
     axes.grid(axis="y", visible=False)
-    axes.set_ylim(len(found.kinds) - 0.5, -0.5)
+    axes.set_ylim(len(explanation.kinds) - 0.5, -0.5)
     axes.set_yticks([])
-    for index, kind in enumerate(found.kinds):
+    for index, kind in enumerate(explanation.kinds):
         # on a phone the name stands above its bar, so the bar hangs lower in its row
-        _bars(axes, found, kind, index + (0.2 if narrow else 0.0), narrow)
+        _bars(axes, explanation, kind, index + (0.2 if narrow else 0.0), narrow)
         y = top + row * index + (15 if narrow else 0.5 * row + 4.5)
         size, style = (12.5, style_of(kind.kind))
         name = shortened(kind.kind, 30 if narrow else 21)
@@ -85,37 +85,37 @@ def parts_figure(found: Explanation, *, width: int = WIDE) -> Sheet | None:
     return sheet
 
 
-def layers_figure(found: Explanation, *, width: int = WIDE) -> Sheet | None:
+def layers_figure(explanation: Explanation, *, width: int = WIDE) -> Sheet | None:
     """Layers by kinds: through which group of weights each kind's change came.
 
     None where the record has no groups.
     """
-    names = list(found.layers)
-    if not (found.kinds and names):
+    names = list(explanation.layers)
+    if not (explanation.kinds and names):
         return None
     narrow = width < 600
     row, left = (24, 122) if narrow else (28, 176)
     cell = (width - left) / len(names)
     turned = max(len(shortened(name, 14)) for name in names) * 7.2 > cell
     foot = 104 if turned else 26
-    tall = row * len(found.kinds)
+    tall = row * len(explanation.kinds)
     sheet = Sheet(
         width,
         tall + foot + 56,
-        shortened(layers_title(found), 160),
+        shortened(layers_title(explanation), 160),
         "Predicted change of each kind (row) by layer group (column), from the "
-        f"embedding to the head, {_unit(found)}",
+        f"embedding to the head, {_unit(explanation)}",
     )
     top = sheet.top + 10
     axes = sheet.axes(left, top, width, top + tall)
     axes.grid(visible=False)
-    values = found.scale.factor * np.array(
-        [[kind.groups[name] for name in names] for kind in found.kinds]
+    values = explanation.scale.factor * np.array(
+        [[kind.groups[name] for name in names] for kind in explanation.kinds]
     )
     limit = float(np.abs(values).max()) or 1.0
-    faint = 1.0 if found.fit.trusted else _FAINT
+    faint = 1.0 if explanation.fit.trusted else _FAINT
     _mesh(axes, faint * values, limit)
-    axes.set_ylim(len(found.kinds), 0)
+    axes.set_ylim(len(explanation.kinds), 0)
     axes.set_yticks([])
     every = math.ceil(12 / cell)
     axes.set_xticks(
@@ -124,20 +124,20 @@ def layers_figure(found: Explanation, *, width: int = WIDE) -> Sheet | None:
         rotation=90 if turned else 0,
         parse_math=False,
     )
-    for index, kind in enumerate(found.kinds):
+    for index, kind in enumerate(explanation.kinds):
         style, y = style_of(kind.kind), top + row * index + 0.5 * row + 4.5
         name = shortened(kind.kind, 17 if narrow else 21)
         sheet.write(0, y, name, size=11.5 if narrow else 12.5, colour=style.text)
-    _numbers(sheet, found, (left, top, cell, row), faint * values / limit)
-    _colour_bar(sheet, found, (left, top + tall + foot + 8), limit)
+    _numbers(sheet, explanation, (left, top, cell, row), faint * values / limit)
+    _colour_bar(sheet, explanation, (left, top + tall + foot + 8), limit)
     return sheet
 
 
 def _bars(
-    axes: Axes, found: Explanation, kind: KindForces, y: float, narrow: bool
+    axes: Axes, explanation: Explanation, kind: KindForces, y: float, narrow: bool
 ) -> None:
     """One row: positive parts to the right of zero, negative ones to the left."""
-    factor, high = found.scale.factor, 0.36 if narrow else 0.56
+    factor, high = explanation.scale.factor, 0.36 if narrow else 0.56
     ends = {True: 0.0, False: 0.0}
     for name, part in kind.parts.items():
         value = factor * part.mean
@@ -149,10 +149,10 @@ def _bars(
             color=part_colour(name),
             edgecolor=PAPER,
             linewidth=0.6,
-            alpha=1.0 if found.fit.trusted else _FAINT,
+            alpha=1.0 if explanation.fit.trusted else _FAINT,
         )
         ends[value > 0] += value
-    actual = found.scale.of_interval(kind.actual)
+    actual = explanation.scale.of_interval(kind.actual)
     if math.isfinite(actual.low):
         axes.plot([actual.low, actual.high], [y, y], color=PAPER, linewidth=3.6)
         axes.plot([actual.low, actual.high], [y, y], color=INK, linewidth=1.5)
@@ -199,15 +199,15 @@ def _mesh(axes: Axes, values: np.ndarray, limit: float) -> None:
 
 def _numbers(
     sheet: Sheet,
-    found: Explanation,
+    explanation: Explanation,
     box: tuple[Pixels, Pixels, Pixels, Pixels],
     levels: np.ndarray,
 ) -> None:
     """The values in the cells, where all of them fit."""
     left, top, cell, row = box
     words = [
-        [found.scale.value(value) for value in kind.groups.values()]
-        for kind in found.kinds
+        [explanation.scale.value(value) for value in kind.groups.values()]
+        for kind in explanation.kinds
     ]
     if max(len(word) for line in words for word in line) * 6.6 + 4 > cell:
         return
@@ -224,7 +224,7 @@ def _numbers(
 
 
 def _colour_bar(
-    sheet: Sheet, found: Explanation, corner: tuple[Pixels, Pixels], limit: float
+    sheet: Sheet, explanation: Explanation, corner: tuple[Pixels, Pixels], limit: float
 ) -> None:
     left, top = corner
     right = min(sheet.width - 30, left + 260)
@@ -245,9 +245,9 @@ def _colour_bar(
     axes.set_yticks([])
     ticks = [-limit, 0.0, limit]
     axes.set_xticks(ticks, [signed(value, 3) for value in ticks])
-    sheet.write(0, top + 11, found.scale.unit, size=12, colour=MUTED)
+    sheet.write(0, top + 11, explanation.scale.unit, size=12, colour=MUTED)
 
 
-def _unit(found: Explanation) -> str:
-    words = f" ({found.scale.words})" if found.scale.words else ""
-    return f"{found.scale.unit}{words} per response"
+def _unit(explanation: Explanation) -> str:
+    words = f" ({explanation.scale.words})" if explanation.scale.words else ""
+    return f"{explanation.scale.unit}{words} per response"

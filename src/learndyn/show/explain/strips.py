@@ -43,13 +43,15 @@ class _Strips:
     """Whether a line under each token says what dominated there."""
 
 
-def token_strips(forces: Forces, found: Explanation, probes: pa.Table) -> str:
+def token_strips(forces: Forces, explanation: Explanation, probes: pa.Table) -> str:
     """The answers of the prompts that moved most, token by token.
 
     Empty where the record has no token texts, or no token moved.
     """
     rows = _rows(forces, probes)
-    measured = bool(np.isfinite(forces.token_actual).any()) and not found.fit.noisy
+    measured = (
+        bool(np.isfinite(forces.token_actual).any()) and not explanation.fit.noisy
+    )
     values = forces.token_actual if measured else forces.token_predicted
     shown = np.concatenate([values[_span(forces, r)] for group in rows for r in group])
     known = np.abs(shown[np.isfinite(shown)])
@@ -57,8 +59,8 @@ def token_strips(forces: Forces, found: Explanation, probes: pa.Table) -> str:
         return ""
     # one token that moved far more than all others would leave these without colour
     top = float(np.quantile(known, 0.98)) or float(known.max())
-    lines = {"pull", "push"} <= set(forces.token_parts) and found.fit.trusted
-    strips = _Strips(forces, values, top, found.scale.finer([top]), lines)
+    lines = {"pull", "push"} <= set(forces.token_parts) and explanation.fit.trusted
+    strips = _Strips(forces, values, top, explanation.scale.finer([top]), lines)
     keys = probes.select(["prompt_id", "kind", "prompt"]).to_pylist()
     parts = ["<h3>Token by token</h3>", _legend(strips, measured)]
     for group in rows:
@@ -86,15 +88,15 @@ def _rows(forces: Forces, probes: pa.Table) -> list[list[int]]:
     of: dict[str, dict[str, int]] = {}
     for row, (prompt, kind) in enumerate(zip(prompt_of, kind_of, strict=True)):
         of.setdefault(prompt, {})[kind] = row
-    wanted = {prompt: _answers(rows) for prompt, rows in of.items()}
+    answers = {prompt: _answers(rows) for prompt, rows in of.items()}
     size = np.abs(np.nan_to_num(forces.predicted, posinf=0.0, neginf=0.0))
     # a prompt with both sides of the pair first, then by how much they moved
     order = sorted(
-        wanted,
-        key=lambda p: ({"chosen", "rejected"} <= set(of[p]), size[wanted[p]].sum()),
+        answers,
+        key=lambda p: ({"chosen", "rejected"} <= set(of[p]), size[answers[p]].sum()),
         reverse=True,
     )
-    return [wanted[prompt] for prompt in order[:_PROMPTS]]
+    return [answers[prompt] for prompt in order[:_PROMPTS]]
 
 
 def _answers(rows: dict[str, int]) -> list[int]:

@@ -38,14 +38,14 @@ _DOUBT = (
 )
 
 
-def kind_rows(found: Explanation) -> list[list[str]]:
+def kind_rows(explanation: Explanation) -> list[list[str]]:
     """Actual, predicted and parts of every kind as plain text, the head first."""
-    scale = found.scale
+    scale = explanation.scale
     head = [
         f"kind, {scale.unit}",
         "actual [95 %]",
         "predicted",
-        *found.parts,
+        *explanation.parts,
         "prompts",
     ]
     return [head] + [
@@ -56,36 +56,38 @@ def kind_rows(found: Explanation) -> list[list[str]]:
             *(scale.value(part.mean) for part in kind.parts.values()),
             str(kind.predicted.n),
         ]
-        for kind in found.kinds
+        for kind in explanation.kinds
     ]
 
 
-def kinds_table(found: Explanation) -> str:
+def kinds_table(explanation: Explanation) -> str:
     """The same on the page; "" where nothing is known of any kind."""
-    if not found.kinds:
+    if not explanation.kinds:
         return ""
-    scale, (head, *rows) = found.scale, kind_rows(found)
+    scale, (head, *rows) = explanation.scale, kind_rows(explanation)
     cells = [
         [
             coloured(kind.kind),
             interval_cell(scale.of_interval(kind.actual), scale.digits),
             *row[2:],
         ]
-        for kind, row in zip(found.kinds, rows, strict=True)
+        for kind, row in zip(explanation.kinds, rows, strict=True)
     ]
-    parts = f"{' + '.join(found.parts)} = predicted. " if found.parts else ""
+    parts = (
+        f"{' + '.join(explanation.parts)} = predicted. " if explanation.parts else ""
+    )
     return table(head, cells) + (
         f"<p class='muted'>Mean change of log π per response in this one update. "
         f"{escaped(parts)}Intervals are over prompts.</p>"
     )
 
 
-def top_tokens(found: Explanation, text: bool) -> str:
+def top_tokens(explanation: Explanation, text: bool) -> str:
     """The most influential training tokens, each in its context if `text` is true."""
-    influence = found.influence
+    influence = explanation.influence
     if influence is None or not influence.top:
         return ""
-    scale = found.scale.finer(token.change for token in influence.top)
+    scale = explanation.scale.finer(token.change for token in influence.top)
     head = (
         f"{scale.unit}",
         "moved most",
@@ -104,7 +106,7 @@ def top_tokens(found: Explanation, text: bool) -> str:
         ]
         for token in influence.top
     ]
-    doubt = "" if found.fit.trusted else _DOUBT
+    doubt = "" if explanation.fit.trusted else _DOUBT
     return (
         f"<h3>Training tokens that moved the probes most</h3>{doubt}"
         f"{table(head, rows)}<p class='muted'>Of {influence.tokens} tokens in the "
@@ -131,21 +133,23 @@ def steps_table(run: RunDirectory, probes: pa.Table, steps: list[int]) -> str:
     """All recorded updates: how well each was predicted, and what moved chosen."""
     places = np.linspace(0, len(steps) - 1, min(len(steps), _MOST_STEPS))
     shown = [steps[round(place)] for place in places]
-    found: list[Explanation] = []
+    explanations: list[Explanation] = []
     problems: list[str] = []
     for step in shown:
         try:
-            found.append(explain(run.read_forces(step, influence=False), probes))
+            explanations.append(explain(run.read_forces(step, influence=False), probes))
         except BadInput as error:
             problems.append(f"<p class='note'>{escaped(error)}</p>")
-    names = list(dict.fromkeys(name for one in found for name in one.parts))
-    main = "chosen" if any(one.of("chosen") for one in found) else None
-    kinds = [one.of(main) if main else next(iter(one.kinds), None) for one in found]
+    names = list(dict.fromkeys(name for one in explanations for name in one.parts))
+    main = "chosen" if any(one.of("chosen") for one in explanations) else None
+    kinds = [
+        one.of(main) if main else next(iter(one.kinds), None) for one in explanations
+    ]
     moved = [_values(kind, names) for kind in kinds]
     scale = Scale.of(value for values in moved for value in values)
     rows = [
         [str(one.step), _percent(one.fit.relative_error), *map(scale.value, values)]
-        for one, values in zip(found, moved, strict=True)
+        for one, values in zip(explanations, moved, strict=True)
     ]
     what = main or "the first kind"
     head = ("update to step", "relative error", f"{what}, actual", *names)
@@ -169,25 +173,32 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if math.isfinite(share) else "unknown"
 
 
-def facts(found: Explanation) -> list[tuple[str, str]]:
+def facts(explanation: Explanation) -> list[tuple[str, str]]:
     """How well it was predicted, and what the record says of itself."""
-    fit = found.fit
+    fit = explanation.fit
     numbers = {
         "relative error": fit.relative_error,
         "r²": fit.r2,
         "slope": fit.slope,
         "probes above 3 × rounding": fit.above_noise,
-        "cancellation": found.cancellation,
-        "missing from the parts": found.gap,
-        **{f"share of {name}": share for name, share in found.shares.items()},
+        "cancellation": explanation.cancellation,
+        "missing from the parts": explanation.gap,
+        **{f"share of {name}": share for name, share in explanation.shares.items()},
     }
     rows = [(name, figures(value)) for name, value in numbers.items()]
-    rows.append(("probes", f"{fit.probes} of {found.prompts} prompts"))
-    told = {"relative_error", "r2", "slope", "noise", "hypothetical", "notes"}
+    rows.append(("probes", f"{fit.probes} of {explanation.prompts} prompts"))
+    shown_elsewhere = {
+        "relative_error",
+        "r2",
+        "slope",
+        "noise",
+        "hypothetical",
+        "notes",
+    }
     return rows + [
         (str(key).replace("_", " "), cut(_plain(value)))
-        for key, value in to_plain(found.info).items()
-        if key not in told and value not in (None, "", [], {})
+        for key, value in to_plain(explanation.info).items()
+        if key not in shown_elsewhere and value not in (None, "", [], {})
     ]
 
 

@@ -166,9 +166,9 @@ def _finding(curves: dict[str, Curve]) -> str:
     if all(len(c.steps) < 2 for c in curves.values()):
         return "One observation: no change to show yet"
     kinds = {kind: end for kind, end in ends.items() if kind != GREEDY}
-    told = [f"{k} {nats(ends[k].mean)}" for k in ("chosen", GREEDY) if k in ends]
+    movements = [f"{k} {nats(ends[k].mean)}" for k in ("chosen", GREEDY) if k in ends]
     if not any(map(known, kinds.values())):
-        ended = f": {', '.join(told)} nats" if told else ""
+        ended = f": {', '.join(movements)} nats" if movements else ""
         return f"{len(kinds)} kinds, without intervals{ended}"
     fell = sum(end.below_zero for end in kinds.values())
     rose = sum(end.above_zero for end in kinds.values())

@@ -32,26 +32,27 @@ def prompts_section(trajectory: Trajectory, *, text: bool) -> str:
     to show. With `text` false no prompt and no token is on the page."""
     if len(trajectory.steps) < 2 or "chosen" in trajectory.means_only:
         return ""
-    found = by_prompt(trajectory)
-    if found is None or not found.rows:
+    squeezing = by_prompt(trajectory)
+    if squeezing is None or not squeezing.rows:
         return ""
-    share = found.squeezed
-    few = sum(row.squeezed for row in found.rows)
+    share = squeezing.squeezed
+    few = sum(row.squeezed for row in squeezing.rows)
     parts = [
-        f"<h3>{few} of {len(found.rows)} prompts were squeezed</h3>",
+        f"<h3>{few} of {len(squeezing.rows)} prompts were squeezed</h3>",
         f"<p>Squeezed: the greedy path rose and chosen fell by {trajectory.unit} "
-        f"{found.step:g}. That is {escaped(_percent(share))} of the prompts. Where "
+        f"{squeezing.step:g}. That is {escaped(_percent(share))} of the prompts. Where "
         "next to nothing moves, one prompt in four does so by chance.</p>",
-        _table(trajectory, found, text),
-        _tokens(trajectory, found) if text else "",
+        _table(trajectory, squeezing, text),
+        _tokens(trajectory, squeezing) if text else "",
     ]
     return "".join(parts)
 
 
-def _table(trajectory: Trajectory, found: ByPrompt, text: bool) -> str:
+def _table(trajectory: Trajectory, squeezing: ByPrompt, text: bool) -> str:
     head = ["prompt", "chosen", "rejected", "greedy path", "off-target"]
     rows = [
-        [_named(trajectory, row, text), *_changes(row)] for row in found.rows[:_MOST]
+        [_named(trajectory, row, text), *_changes(row)]
+        for row in squeezing.rows[:_MOST]
     ]
     note = (
         "The most squeezed prompts first; changes since the start, in nats per "
@@ -75,7 +76,7 @@ def _named(trajectory: Trajectory, row: PromptRow, text: bool) -> Markup:
     return Markup(f"{name}<div class='muted'>{about}</div>", running=True)
 
 
-def _tokens(trajectory: Trajectory, found: ByPrompt) -> str:
+def _tokens(trajectory: Trajectory, squeezing: ByPrompt) -> str:
     """Which tokens gained as wrong favourites, over all prompts and in one."""
     tokens = ChosenTokens.of(trajectory)
     if tokens is None:
@@ -100,7 +101,7 @@ def _tokens(trajectory: Trajectory, found: ByPrompt) -> str:
         )
         inner = table(head, gained) + f"<p class='muted'>{note}</p>"
         parts.append(details("Tokens that gained as wrong favourites", inner))
-    worst = found.rows[0]
+    worst = squeezing.rows[0]
     places = sorted(tokens.rows(worst.prompt_id), key=lambda r: r.label_change)
     if places and worst.squeezed:
         rows = [

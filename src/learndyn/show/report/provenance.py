@@ -32,8 +32,8 @@ def data_of(trajectory: Trajectory) -> list[tuple[str, str]]:
     }
     for column, (name, value, meaning) in counted.items():
         if column in probes.column_names:
-            found = sum(item == value for item in probes[column].to_pylist())
-            rows.append((name, f"{found} of {total}" + (f" ({meaning})" * bool(found))))
+            count = sum(item == value for item in probes[column].to_pylist())
+            rows.append((name, f"{count} of {total}" + (f" ({meaning})" * bool(count))))
     lost = int(np.sum(trajectory.lost))
     if lost:
         rows.append(("not finite", f"{lost} log-probabilities, left out of all means"))
@@ -45,8 +45,8 @@ def _tokens(trajectory: Trajectory) -> list[tuple[str, str]]:
     counts = trajectory.n_tokens[trajectory.n_tokens > 0]
     if not len(counts):
         return []
-    said = f"median {np.median(counts):.0f}, {counts.min()} to {counts.max()}"
-    return [("tokens per response", said)]
+    lengths = f"median {np.median(counts):.0f}, {counts.min()} to {counts.max()}"
+    return [("tokens per response", lengths)]
 
 
 def _full_observations(trajectory: Trajectory) -> list[tuple[str, str]]:

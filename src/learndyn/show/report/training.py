@@ -65,7 +65,7 @@ def _metric_series(
 
     Keys with a single value are left out if any key has more: they sum up the run.
     """
-    found: dict[str, list[tuple[float, float]]] = {}
+    points_of: dict[str, list[tuple[float, float]]] = {}
     for row in log:
         step = row.get("step")
         if not isinstance(step, int | float):
@@ -73,12 +73,12 @@ def _metric_series(
         for key, value in row.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if key not in ("step", "epoch") and number and math.isfinite(value):
-                found.setdefault(key, []).append((step, value))
-    longest = max((len(pairs) for pairs in found.values()), default=0)
-    kept = {k: v for k, v in found.items() if len(v) > 1 or longest == 1}
-    usual = [key for key in _FIRST_METRICS if key in kept]
-    order = usual + sorted(set(kept) - set(usual))
-    arrays = {key: np.array(kept[key], dtype=np.float64) for key in order}
+                points_of.setdefault(key, []).append((step, value))
+    longest = max((len(pairs) for pairs in points_of.values()), default=0)
+    lasting = {k: v for k, v in points_of.items() if len(v) > 1 or longest == 1}
+    usual = [key for key in _FIRST_METRICS if key in lasting]
+    order = usual + sorted(set(lasting) - set(usual))
+    arrays = {key: np.array(lasting[key], dtype=np.float64) for key in order}
     return {key: (pairs[:, 0], pairs[:, 1]) for key, pairs in arrays.items()}
 
 

@@ -34,40 +34,40 @@ _RULES = {
 
 
 def verdict_section(
-    found: Diagnosis, about: str, anchor: str = "", name: str = ""
+    diagnosis: Diagnosis, about: str, anchor: str = "", name: str = ""
 ) -> str:
     """The verdict as HTML, with what the run is `about` (HTML) below its answer.
 
     `anchor` stands before the names of all sections of the page; `name` is the run's,
     where the page is about several.
     """
-    said = found.sentences
-    more = said[_FIRST:]
+    answer = diagnosis.sentences
+    more = answer[_FIRST:]
     listed = "".join(f"<li>{escaped(sentence)}</li>" for sentence in more)
     parts = [
-        _chips(found, name),
-        f"<h2 class='answer'>{escaped(said[0])}</h2>",
+        _chips(diagnosis, name),
+        f"<h2 class='answer'>{escaped(answer[0])}</h2>",
         about,
-        sentences(said[1:_FIRST]) if said[1:] else "",
-        _numbers(found.facts),
-        _remedy(found.advice[0]) if found.advice else "",
+        sentences(answer[1:_FIRST]) if answer[1:] else "",
+        _numbers(diagnosis.facts),
+        _remedy(diagnosis.advice[0]) if diagnosis.advice else "",
         details("More of what happened", f"<ul class='said'>{listed}</ul>")
         if more
         else "",
-        _further(found.advice[1:]),
-        _reached(found, anchor),
+        _further(diagnosis.advice[1:]),
+        _reached(diagnosis, anchor),
     ]
     return "".join(parts)
 
 
-def _chips(found: Diagnosis, name: str) -> str:
+def _chips(diagnosis: Diagnosis, name: str) -> str:
     """The state as a word, and since when, over how many prompts."""
-    state = found.state
+    state = diagnosis.state
     run = f"{escaped(name)} · " if name else ""
-    if state is None or found.facts is None:
+    if state is None or diagnosis.facts is None:
         return f"<p class='state'>{run}<span class='chip'>NO VERDICT</span></p>"
     sure = "" if state.sure else ", not surely"
-    trajectory = found.facts.trajectory
+    trajectory = diagnosis.facts.trajectory
     alone = "chosen" in trajectory.means_only
     prompts = "means alone" if alone else f"{state.prompts} prompts"
     about = [prompts, f"{state.kinds} kinds"]
@@ -94,14 +94,14 @@ def _numbers(facts: Facts | None) -> str:
 
 
 def _three(facts: Facts) -> list[tuple[str, Interval | None]]:
-    found, peak = facts.evidence, facts.peak
-    chosen: tuple[str, Interval | None] = ("chosen, nats", found.chosen)
-    greedy = (f"{GREEDY}, nats", found.greedy)
+    evidence, peak = facts.evidence, facts.peak
+    chosen: tuple[str, Interval | None] = ("chosen, nats", evidence.chosen)
+    greedy = (f"{GREEDY}, nats", evidence.greedy)
     if facts.state.state == "SQUEEZE" and not facts.sft:
         if peak is not None and peak.inside and peak.fell:
             chosen = (f"chosen since {peak.clock} {peak.step}, nats", peak.fall)
-        return [("margin, nats", found.margin), chosen, greedy]
-    others = {kind: i for kind, i in found.kinds.items() if kind != "chosen"}
+        return [("margin, nats", evidence.margin), chosen, greedy]
+    others = {kind: i for kind, i in evidence.kinds.items() if kind != "chosen"}
     if facts.state.state == "NEUTRAL":
         largest = max(others, key=lambda kind: abs(others[kind].mean), default=None)
         last = [] if largest is None else [(f"{largest}, nats", others[largest])]
@@ -132,9 +132,9 @@ def _further(items: Sequence[Advice]) -> str:
     return details("Other remedies, and their evidence", "".join(map(_advised, items)))
 
 
-def _reached(found: Diagnosis, anchor: str) -> str:
+def _reached(diagnosis: Diagnosis, anchor: str) -> str:
     """Rule, values, thresholds, and everything that was looked for."""
-    state = found.state
+    state = diagnosis.state
     parts = [] if state is None else [_rule(state)]
     rows = [
         [
@@ -142,7 +142,7 @@ def _reached(found: Diagnosis, anchor: str) -> str:
             Markup(escaped(item.says), running=True),
             link(f"{anchor}{item.at}", item.at),
         ]
-        for item in found.findings
+        for item in diagnosis.findings
     ]
     parts.append(table(("", "what was looked for", "shown in"), rows))
     return details("How this verdict was reached", "".join(parts))
