@@ -1,4 +1,4 @@
-"""CHES: against its definition in float64, however the model is read."""
+"""CHES: against its definition in float64, in half precision, padded on either side."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from models import shared_model, tiny_model
 
 from learndyn.errors import BadInput
 from learndyn.forces.foresight.ches import (
-    _of_sums,
+    _ches_of_states,
     _state_sums,
     ches,
     ches_with,
@@ -19,6 +19,10 @@ from learndyn.probes.tokenize import TokenizedPair
 
 EOS = 0
 
+LENGTHS = ((300, 281), (173, 300), (7, 1))
+"""States of chosen and rejected of each pair."""
+WIDTH = 4096
+
 
 def states_of(lengths, width, seed, dtype=torch.float64):
     """Answers' last hidden states as models have them: one direction in common."""
@@ -29,11 +33,16 @@ def states_of(lengths, width, seed, dtype=torch.float64):
     ]
 
 
-def scored(good, bad):
-    """CHES of answers whose states are at hand."""
-    sums = [torch.stack([one.sum(0) for one in side]) for side in (good, bad)]
-    counts = [np.array([len(one) for one in side]) for side in (good, bad)]
-    return _of_sums(sums[0], counts[0], sums[1], counts[1])
+def padded(states, side):
+    """Side by side, with what no number may come from where no state stands."""
+    time = max(map(len, states)) + 3
+    out = torch.full((len(states), time, states[0].shape[1]), torch.nan).to(states[0])
+    mask = torch.zeros(len(states), time, dtype=torch.bool)
+    for row, one in enumerate(states):
+        begin = 0 if side == "right" else time - len(one)
+        out[row, begin : begin + len(one)] = one
+        mask[row, begin : begin + len(one)] = True
+    return out, mask
 
 
 def defined(good, bad):
@@ -44,32 +53,75 @@ def defined(good, bad):
     return inner - norm, inner / (n * m) - norm / n**2, abs(inner) + norm
 
 
+@pytest.fixture(scope="module")
+def answers():
+    """Chosen and rejected states per dtype, as large as a real model's."""
+    chosen, rejected = zip(*LENGTHS, strict=True)
+    return {
+        dtype: (
+            states_of(chosen, WIDTH, 0, dtype),
+            states_of(rejected, WIDTH, 1, dtype),
+        )
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    }
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_it_is_the_definition_whatever_the_precision_and_the_padding(
+    answers, dtype, side
+):
+    good, bad = answers[dtype]
+    found = _ches_of_states(*padded(good, side), *padded(bad, side))
+    for i, (one, other) in enumerate(zip(good, bad, strict=True)):
+        score, normalized, scale = defined(one, other)
+        assert abs(found.ches[i] - score) < 1e-5 * scale
+        assert abs(found.ln_ches[i] - normalized) < 1e-5 * scale / len(one) ** 2
+        assert (found.n_chosen[i], found.n_rejected[i]) == LENGTHS[i]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_in_half_precision_would_be_wrong(answers, dtype):
+    good, bad = (side[0] for side in answers[dtype])
+    score, _, scale = defined(good, bad)
+    a, b = good.sum(0), bad.sum(0)
+    naive = float((a * b).sum() - (a * a).sum())
+    assert not abs(naive - score) < 1e-3 * scale
+    if dtype == torch.float16:
+        assert not np.isfinite(naive)  # ||S+||^2 is beyond 65,504
+
+
 def test_it_does_not_depend_on_the_basis_of_the_states():
     good, bad = states_of((9, 5), 16, 0), states_of((4, 8), 16, 1)
     turn = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64))[0]
-    plain = scored(good, bad)
-    turned = scored([one @ turn for one in good], [3 * one @ turn for one in bad])
+    plain = _ches_of_states(*padded(good, "right"), *padded(bad, "right"))
+    turned = _ches_of_states(
+        *padded([one @ turn for one in good], "left"),
+        *padded([3 * one @ turn for one in bad], "left"),
+    )
     np.testing.assert_allclose(turned.inner, 3 * plain.inner, rtol=1e-9)
     np.testing.assert_allclose(turned.chosen_norm2, plain.chosen_norm2, rtol=1e-9)
 
 
 def test_a_pair_of_one_answer_twice_scores_zero_and_no_pair_of_its_length_more():
     (answer,) = states_of((12,), 32, 0)
-    same = scored([answer], [answer])
+    same = _ches_of_states(*padded([answer], "right"), *padded([answer], "left"))
     assert abs(same.ches[0]) < 1e-12 * same.chosen_norm2[0]
     generator = torch.Generator().manual_seed(3)
     for _ in range(20):
         noise = torch.randn(answer.shape, generator=generator, dtype=torch.float64)
         other = answer + noise
         other *= answer.sum(0).norm() / other.sum(0).norm()
-        found = scored([answer], [other])
+        found = _ches_of_states(*padded([answer], "right"), *padded([other], "right"))
         assert found.ches[0] < 0  # Cauchy and Schwarz
 
 
 def test_ln_ches_does_not_grow_with_length_and_ches_does():
     good, bad = states_of((10,), 64, 0)[0], states_of((6,), 64, 1)[0]
-    once = scored([good], [bad])
-    twice = scored([good.repeat(2, 1)], [bad.repeat(2, 1)])
+    once = _ches_of_states(*padded([good], "right"), *padded([bad], "right"))
+    twice = _ches_of_states(
+        *padded([good.repeat(2, 1)], "right"), *padded([bad.repeat(2, 1)], "right")
+    )
     np.testing.assert_allclose(twice.ln_ches, once.ln_ches, rtol=1e-12)
     np.testing.assert_allclose(twice.ches, 4 * once.ches, rtol=1e-12)
 
@@ -208,8 +260,8 @@ def test_what_cannot_be_scored_is_refused():
     assert ches(model, [empty], bad[:1]).n_chosen.tolist() == [1]
     with pytest.raises(BadInput, match=r"1 of 1 pairs .* without a state"):
         ches(model, [empty], bad[:1], eos="exclude", eos_id=EOS)
-    (states,) = states_of((4,), 8, 0)
+    states, mask = padded(states_of((4,), 8, 0), "right")
     broken = states.clone()
-    broken[1, 1] = torch.inf
+    broken[0, 1, 1] = torch.inf
     with pytest.raises(BadInput, match="not finite"):
-        scored([broken], [states])
+        _ches_of_states(broken, mask, states, mask)

@@ -22,6 +22,7 @@ from forces_setting import (
     batch_of,
     loss_gradient,
     model_of,
+    plain_logits,
     reference_of,
     relative,
 )
@@ -40,6 +41,8 @@ from learndyn.forces.gradients import TokenLogps
 from learndyn.forces.losses import loss_named
 from learndyn.forces.predict import Predictor
 from learndyn.forces.split import (
+    _example_gradients,
+    _label_gradients,
     decompose,
     group_changes,
     group_directions,
@@ -69,10 +72,18 @@ def total(parts) -> np.ndarray:
     return np.sum([change(descend(part)) for part in moving], axis=0)
 
 
+SPLITS = {
+    "sign": sign_gradients,
+    "example": _example_gradients,
+    "label": _label_gradients,
+}
+
+
 @pytest.mark.parametrize("name", ALL_LOSSES)
-def test_the_split_by_sign_sums_to_the_whole_for_every_loss(name):
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_split_of_the_gradient_sums_to_the_whole_for_every_loss(split, name):
     loss = ALL_LOSSES[name]
-    parts = sign_gradients(setting().logps, batch_of(setting(), loss))
+    parts = SPLITS[split](setting().logps, batch_of(setting(), loss))
     whole = change(descend(loss_gradient(setting().model, loss)))
     assert relative(total(parts), whole) < 1e-10
 
@@ -92,6 +103,43 @@ def test_the_sign_of_push_tells_pull_from_push():
     pulled, pushed = batch.push < 0, batch.push > 0
     assert batch.push[pulled] @ moved["pull"][pulled] < 0
     assert batch.push[pushed] @ moved["push"][pushed] < 0
+
+
+def test_an_examples_part_is_the_gradient_of_that_response_alone():
+    batch = batch_of(setting(), ALL_LOSSES["dpo"])
+    parts = _example_gradients(setting().logps, batch)
+    assert list(parts) == [str(i) for i in range(len(RESPONSES))]
+    for i in (0, len(CHOSEN), len(RESPONSES) - 1):
+        keep = np.where(batch.example == i, batch.push, 0.0)
+        alone = setting().logps.on(RESPONSES).pullback(keep)
+        for key, part in alone.items():
+            torch.testing.assert_close(parts[str(i)][key], part, rtol=0, atol=1e-13)
+
+
+def test_the_spike_is_the_gradient_of_the_training_tokens_own_logits():
+    batch = batch_of(setting(), ALL_LOSSES["sft"])
+    parts = _label_gradients(setting().logps, batch)
+    held = parameters_of(setting().model)
+    own = torch.cat(
+        [
+            plain_logits(setting().model, pair)[
+                range(len(pair.response_ids)), pair.response_ids
+            ]
+            for pair in RESPONSES
+        ]
+    )
+    wanted = torch.autograd.grad(
+        (torch.from_numpy(batch.push) * own).sum(), list(held.values())
+    )
+    for name, part in zip(held, wanted, strict=True):
+        torch.testing.assert_close(parts["spike"][name], part, rtol=0, atol=1e-13)
+
+
+def test_spike_and_distribution_cancel_for_the_most_part():
+    batch = batch_of(setting(), ALL_LOSSES["sft"])
+    parts = _label_gradients(setting().logps, batch)
+    spike, spread = (np.abs(change(descend(p))).sum() for p in parts.values())
+    assert np.abs(total(parts)).sum() < spike + spread
 
 
 # --- single training tokens ---

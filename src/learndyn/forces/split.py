@@ -5,7 +5,7 @@ Every loss that is a function of the response tokens' log-probabilities has the 
     g  =  sum_l  push_l  d log pi(y_l) / d theta,      push_l = dL / d log pi(y_l)
 
 so that one number for each training token holds all that the loss asks for. What is
-linear in g splits the same way: by the sign of push, by the token. A
+linear in g splits the same way: by the sign of push, the example, the token. A
 direction splits by parameters. The change of a probe is linear in the direction: parts
 add up.
 
@@ -36,6 +36,7 @@ from learndyn.forces.direction import (
     Direction,
     moved,
     norm,
+    parameters_of,
     placed,
     plus,
 )
@@ -92,6 +93,57 @@ def sign_gradients(logps: TokenLogps, batch: Batch) -> dict[str, dict[str, Tenso
         "pull": own.pullback(np.where(batch.push < 0, batch.push, 0.0)),
         "push": own.pullback(np.where(batch.push > 0, batch.push, 0.0)),
     }
+
+
+def _example_gradients(logps: TokenLogps, batch: Batch) -> dict[str, dict[str, Tensor]]:
+    """The loss's gradient by training response, named by its place in the batch.
+
+    One backward pass per response.
+    """
+    own = logps.on(batch.pairs)
+    gradients = {}
+    for example in range(len(batch.pairs)):
+        push = batch.push[slice(*own.offsets[example : example + 2])]
+        gradients[str(example)] = own.select([example]).pullback(push)
+    return gradients
+
+
+def _label_gradients(logps: TokenLogps, batch: Batch) -> dict[str, dict[str, Tensor]]:
+    """The loss's gradient by the two terms of dL/dz = push (e_y - pi).
+
+    "spike" acts on the training token's own logit, "distribution" on all logits in
+    proportion to pi. They are large and cancel for the most part: each alone moves all
+    logits together, which changes no probability.
+    """
+    own = logps.on(batch.pairs)
+    parameters = parameters_of(own.model)
+    gradients = {
+        name: {n: torch.zeros_like(p) for n, p in parameters.items()}
+        for name in ("spike", "distribution")
+    }
+    with own.measuring(), torch.enable_grad():
+        for piece in own.pieces:
+            spike: list[Tensor] = []
+            spread: list[Tensor] = []
+            for rows in own.rows(piece):
+                push = torch.from_numpy(batch.push[rows.flat.numpy()])
+                push = push.to(rows.logits)
+                chosen = rows.logits.gather(-1, rows.labels[:, None]).squeeze(-1)
+                # Held fixed: its own derivative would bring back the softmax's.
+                pi = rows.logits.detach().softmax(-1)
+                spike.append((push * chosen).sum())
+                spread.append(-(push[:, None] * pi * rows.logits).sum())
+            for name, terms in (("spike", spike), ("distribution", spread)):
+                parts = torch.autograd.grad(
+                    torch.stack(terms).sum(),
+                    list(parameters.values()),
+                    retain_graph=name == "spike",
+                    allow_unused=True,
+                )
+                for key, part in zip(parameters, parts, strict=True):
+                    if part is not None:
+                        gradients[name][key] += part
+    return gradients
 
 
 def influence(
@@ -266,3 +318,11 @@ def path_attribution(
     with placed(predictor.model, after):
         end = predictor.scorer.rows().logp.numpy()
     return PathAttribution(parts, end - start, points)
+
+
+def _weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters that training may move, by name."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in parameters_of(model).items()
+    }

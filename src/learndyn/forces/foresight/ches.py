@@ -71,6 +71,25 @@ class Ches:
         return self.inner / (n * self.n_rejected) - self.chosen_norm2 / n**2
 
 
+def _ches_of_states(
+    chosen: Float[Tensor, "pair time_chosen d"],
+    chosen_mask: Bool[Tensor, "pair time_chosen"],
+    rejected: Float[Tensor, "pair time_rejected d"],
+    rejected_mask: Bool[Tensor, "pair time_rejected"],
+) -> Ches:
+    """CHES from hidden states that exist already, padded on whichever side.
+
+    A mask is true at the states that count, see above; what stands elsewhere may be
+    anything, NaN too.
+
+    Raises:
+        BadInput: if an answer has no state that counts, or one of them is not finite.
+    """
+    good, n_good = _masked_sums(chosen, chosen_mask)
+    bad, n_bad = _masked_sums(rejected, rejected_mask)
+    return _of_sums(good, n_good, bad, n_bad)
+
+
 def ches(
     model: nn.Module,
     chosen: Sequence[TokenizedPair],
@@ -163,6 +182,15 @@ def _counted(
         ends = [i for i, token in enumerate(pair.response_ids) if token == eos_id]
         counted[ends[-1] if ends else -1 :] = False
     return counted
+
+
+def _masked_sums(
+    states: Float[Tensor, "pair time d"], mask: Bool[Tensor, "pair time"]
+) -> tuple[Float[Tensor, "pair d"], Int[np.ndarray, " pair"]]:
+    """Sums in float64, one answer's states at a time."""
+    # By index and not by multiplying with the mask: NaN times 0 is NaN.
+    rows = [one[here].double().sum(0) for one, here in zip(states, mask, strict=True)]
+    return torch.stack(rows).cpu(), mask.sum(-1).cpu().numpy()
 
 
 def _of_sums(
