@@ -278,7 +278,7 @@ def test_no_hook_stays_after_training_nor_after_one_that_failed(llama, tmp_path)
 
 @pytest.mark.parametrize("name", ["every", "prompts"])
 def test_settings_of_nothing_are_refused(name):
-    with pytest.raises(BadInput, match=f"{name}=0: give 1 or more"):
+    with pytest.raises(BadInput, match=f"{name} of ForceSettings is 0: give 1 or more"):
         ForceSettings(**{"every": 1, name: 0})
 
 

@@ -788,8 +788,7 @@ def test_a_run_in_full_is_compared_with_a_panel_run_on_the_panel(tmp_path):
         found = compare(a, b, by)
         assert found.kinds["chosen"].difference.mean == pytest.approx(0, abs=1e-9)
     text = " ".join(compare_in_words(a, b))
-    assert "Of 24 prompts" in text
-    assert "8 at matched margin and 8 at matched gap" in text
+    assert "of 24: 8 at matched margin and 8 at matched gap" in text
     assert "equal updates and" not in text
     # at an update where one of them has its panel alone
     between = compare(a, b, "updates", at=40.0)

@@ -202,9 +202,11 @@ def test_a_script_without_guard_is_told_of_it(tmp_path):
 
 
 COMMAND = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from learndyn.world.jobs import Job, run_jobs
+# a shell that starts the tests in the background has it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 if __name__ == "__main__":
     jobs = [Job(n, print, (n,)) for n in "ab"] + [Job("c", time.sleep, (600,), ("a",))]
     run_jobs(jobs, 2, Path(sys.argv[1]))
