@@ -54,14 +54,14 @@ def coerce_fields(config_class: type, overrides: dict[str, Any]) -> dict[str, An
 
 
 def renamed_checkpointing(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Use `activation_checkpointing` where transformers has it (5.20 and later).
+    """Write `gradient_checkpointing` as `activation_checkpointing`.
 
-    There `gradient_checkpointing` is a deprecated alias, which TRL's own default sets,
-    so that even an untouched config warns.
+    The old name is a deprecated alias since transformers 5.20, our least version, and
+    TRL's own default sets it, so that even an untouched config warns.
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     new, old = "activation_checkpointing", "gradient_checkpointing"
-    if new not in fields or new in values:
+    if new in values:
         return values
     others = {name: value for name, value in values.items() if name != old}
     return {**others, new: values.get(old, fields[old].default)}
