@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from synthetic import write_run
 
-from learndyn.diagnose.compare import compare
+from learndyn.diagnose.two_runs.compare import compare
 from learndyn.errors import BadInput
 from learndyn.record.run_directory import RunDirectory
 from learndyn.record.trajectory import Trajectory

@@ -6,10 +6,10 @@ from planted import planted, with_info, with_log
 from synthetic import write_run
 
 from learndyn.diagnose.facts import Facts
-from learndyn.diagnose.findings.exchanged import Exchanged
-from learndyn.diagnose.findings.not_training import NotTraining
-from learndyn.diagnose.findings.reference import Reference
-from learndyn.diagnose.findings.training_log import StepsTooLarge
+from learndyn.diagnose.findings.faults.exchanged import Exchanged
+from learndyn.diagnose.findings.faults.not_training import NotTraining
+from learndyn.diagnose.findings.faults.reference import Reference
+from learndyn.diagnose.findings.faults.training_log import StepsTooLarge
 from learndyn.record.trajectory import Trajectory
 
 

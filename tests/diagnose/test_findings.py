@@ -8,10 +8,13 @@ from planted import planted, with_column, with_info, with_splits
 from synthetic import write_run
 
 from learndyn.diagnose.facts import Facts
-from learndyn.diagnose.findings.chosen_peak import ChosenPeak
-from learndyn.diagnose.findings.hallucination import Hallucination, _excess_over_unseen
-from learndyn.diagnose.findings.overfit import Overfit, _split_gap
-from learndyn.diagnose.findings.peakiness import Peakiness, _sharpening
+from learndyn.diagnose.findings.signs.chosen_peak import ChosenPeak
+from learndyn.diagnose.findings.signs.hallucination import (
+    Hallucination,
+    _excess_over_unseen,
+)
+from learndyn.diagnose.findings.signs.overfit import Overfit, _split_gap
+from learndyn.diagnose.findings.signs.peakiness import Peakiness, _sharpening
 from learndyn.diagnose.peak import chosen_peak
 from learndyn.record.trajectory import Trajectory
 

@@ -12,8 +12,8 @@ from planted import planted, with_column, with_info, with_log
 from synthetic import DPO_DRIFT, write_run
 
 from learndyn.cli import main
-from learndyn.diagnose.compare_words import compare_in_words
 from learndyn.diagnose.intervals import paired_bootstrap
+from learndyn.diagnose.two_runs.words import compare_in_words
 from learndyn.diagnose.verdict import (
     _MOST,
     _sentence_count,

@@ -3,10 +3,10 @@
 import pytest
 from synthetic import write_run
 
-from learndyn.diagnose.compare_words import compare_in_words, names
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import nats, number
 from learndyn.diagnose.squeeze import squeeze_evidence
+from learndyn.diagnose.two_runs.words import compare_in_words, names
 from learndyn.diagnose.verdict import what_happened
 from learndyn.record.trajectory import Trajectory
 

@@ -10,7 +10,7 @@ import pytest
 from synthetic import write_run
 
 from learndyn.cli import main
-from learndyn.diagnose.compare import compare
+from learndyn.diagnose.two_runs.compare import compare
 from learndyn.errors import BadInput
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.chart import NARROW, WIDE

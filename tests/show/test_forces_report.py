@@ -15,8 +15,12 @@ from test_report import HOSTILE, Reader, assert_safe
 
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import Scale, nats
-from learndyn.diagnose.update import _TOP, AROUND, TRUST, _summed_up, explain
-from learndyn.diagnose.update_words import force_sentences, layers_title, parts_title
+from learndyn.diagnose.one_update.update import _TOP, AROUND, TRUST, _summed_up, explain
+from learndyn.diagnose.one_update.words import (
+    force_sentences,
+    layers_title,
+    parts_title,
+)
 from learndyn.errors import BadInput
 from learndyn.probes.kinds import PAPER_KINDS
 from learndyn.record.run_directory import RunDirectory

@@ -19,11 +19,11 @@ from transformers.integrations import TensorBoardCallback
 
 from learndyn.cli import main
 from learndyn.diagnose.changes import change_curves, kind_table
-from learndyn.diagnose.compare import compare
-from learndyn.diagnose.compare_words import compare_in_words
 from learndyn.diagnose.intervals import standard_error
 from learndyn.diagnose.paths import Paths, off_target, outside_panel
 from learndyn.diagnose.squeeze import squeeze_evidence
+from learndyn.diagnose.two_runs.compare import compare
+from learndyn.diagnose.two_runs.words import compare_in_words
 from learndyn.diagnose.verdict import what_happened
 from learndyn.errors import BadInput
 from learndyn.measure.load import load_model, weights_hash

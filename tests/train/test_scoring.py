@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from learndyn.cli import main
-from learndyn.diagnose.compare_words import compare_in_words
+from learndyn.diagnose.two_runs.words import compare_in_words
 from learndyn.diagnose.verdict import what_happened
 from learndyn.errors import BadInput
 from learndyn.measure import tree_attention

@@ -2,25 +2,25 @@
 
 from learndyn.diagnose.findings import cautions
 from learndyn.diagnose.findings.baseline import Baseline
-from learndyn.diagnose.findings.chosen_falls import ChosenFalls
-from learndyn.diagnose.findings.chosen_peak import ChosenPeak
-from learndyn.diagnose.findings.exchanged import Exchanged
-from learndyn.diagnose.findings.finding import Finding
-from learndyn.diagnose.findings.hallucination import Hallucination
-from learndyn.diagnose.findings.margin_falls import MarginFalls
-from learndyn.diagnose.findings.not_training import NotTraining
-from learndyn.diagnose.findings.overfit import Overfit
-from learndyn.diagnose.findings.peakiness import Peakiness
-from learndyn.diagnose.findings.per_token import PerTokenSqueeze
-from learndyn.diagnose.findings.reference import Reference
-from learndyn.diagnose.findings.state import RunState
-from learndyn.diagnose.findings.training_log import StepsTooLarge, UnreadLog
-from learndyn.diagnose.findings.unusable import (
+from learndyn.diagnose.findings.faults.exchanged import Exchanged
+from learndyn.diagnose.findings.faults.margin_falls import MarginFalls
+from learndyn.diagnose.findings.faults.not_training import NotTraining
+from learndyn.diagnose.findings.faults.reference import Reference
+from learndyn.diagnose.findings.faults.training_log import StepsTooLarge, UnreadLog
+from learndyn.diagnose.findings.faults.unusable import (
     AboveZero,
     Diverged,
     NoStart,
     OneObservation,
 )
+from learndyn.diagnose.findings.finding import Finding
+from learndyn.diagnose.findings.signs.chosen_falls import ChosenFalls
+from learndyn.diagnose.findings.signs.chosen_peak import ChosenPeak
+from learndyn.diagnose.findings.signs.hallucination import Hallucination
+from learndyn.diagnose.findings.signs.overfit import Overfit
+from learndyn.diagnose.findings.signs.peakiness import Peakiness
+from learndyn.diagnose.findings.signs.per_token import PerTokenSqueeze
+from learndyn.diagnose.findings.state import RunState
 
 
 FINDINGS: tuple[type[Finding], ...] = (

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from learndyn.diagnose.compare_words import compare_in_words
 from learndyn.diagnose.peak import Peak, chosen_peak
 from learndyn.diagnose.squeeze import Evidence, PerToken, per_token, squeeze_evidence
 from learndyn.diagnose.state import StateReport, state_of
+from learndyn.diagnose.two_runs.words import compare_in_words
 from learndyn.record.trajectory import Trajectory
 
 

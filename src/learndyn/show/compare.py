@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learndyn.diagnose.compare import By, Comparison, Difference, together
-from learndyn.diagnose.compare_words import compare_all, compare_in_words, names
 from learndyn.diagnose.findings.cautions import missing_in_words
 from learndyn.diagnose.numbers import nats
 from learndyn.diagnose.paths import GREEDY, Paths, mean_path
+from learndyn.diagnose.two_runs.compare import By, Comparison, Difference, together
+from learndyn.diagnose.two_runs.words import compare_all, compare_in_words, names
 from learndyn.errors import BadInput
 from learndyn.probes.notebook import sentences_html
 from learndyn.record.files import write_whole
@@ -208,9 +208,9 @@ def compare(
         print(learndyn.compare("runs/dpo", "runs/extend/dpo"))
 
     At equal updates; and, where both runs push answers down, at matched margin and
-    matched absolute gap (see `learndyn.diagnose.compare`). All is compared before
-    anything is written. A page of ours is replaced, one of another program only with
-    `overwrite`.
+    matched absolute gap (see `learndyn.diagnose.two_runs.compare`). All is compared
+    before anything is written. A page of ours is replaced, one of another program only
+    with `overwrite`.
 
     Raises:
         BadInput: if fewer than two runs are given or one twice, if a run cannot be

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from learndyn.diagnose.compare_words import compare_in_words
+from learndyn.diagnose.two_runs.words import compare_in_words
 from learndyn.diagnose.verdict import what_happened
 from learndyn.errors import BadInput
 from learndyn.record.run_directory import is_run

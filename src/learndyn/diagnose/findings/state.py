@@ -16,7 +16,6 @@ from learndyn.diagnose.advice import (
     train_longer,
 )
 from learndyn.diagnose.facts import Facts
-from learndyn.diagnose.findings.chosen_peak import stop_at_peak
 from learndyn.diagnose.findings.finding import (
     STATE,
     Advice,
@@ -25,6 +24,7 @@ from learndyn.diagnose.findings.finding import (
     Severity,
     limits_of,
 )
+from learndyn.diagnose.findings.signs.chosen_peak import stop_at_peak
 from learndyn.diagnose.intervals import known
 from learndyn.diagnose.numbers import number, percent
 from learndyn.diagnose.squeeze import Evidence

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter
 
-from learndyn.diagnose.compare import By, Difference, compare
 from learndyn.diagnose.intervals import Interval, paired_bootstrap
 from learndyn.diagnose.paths import GREEDY
 from learndyn.diagnose.state import state_of
+from learndyn.diagnose.two_runs.compare import By, Difference, compare
 from learndyn.paper.claims import Absent, Measured, Statement
 from learndyn.paper.figures import Panel, small_multiples
 from learndyn.paper.finetuning.dpo import ROLES, compared

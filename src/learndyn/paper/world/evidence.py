@@ -29,9 +29,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from learndyn.diagnose.compare import Difference, compare
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.squeeze import squeeze_evidence
+from learndyn.diagnose.two_runs.compare import Difference, compare
 from learndyn.errors import BadInput
 from learndyn.forces.batch import Batch
 from learndyn.forces.direction import (

@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from learndyn.diagnose.changes import Curve, Per, change_curves
-from learndyn.diagnose.compare import together
-from learndyn.diagnose.compare_words import names
 from learndyn.diagnose.intervals import Interval, known
 from learndyn.diagnose.numbers import nats
 from learndyn.diagnose.paths import GREEDY, Paths, mean_path, outside_panel
+from learndyn.diagnose.two_runs.compare import together
+from learndyn.diagnose.two_runs.words import names
 from learndyn.record.trajectory import Trajectory
 from learndyn.show.chart import (
     MUTED,

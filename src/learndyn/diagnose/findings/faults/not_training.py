@@ -3,8 +3,8 @@
 import numpy as np
 
 from learndyn.diagnose.facts import Facts
+from learndyn.diagnose.findings.faults.training_log import logged
 from learndyn.diagnose.findings.finding import Advice, Finding
-from learndyn.diagnose.findings.training_log import logged
 from learndyn.diagnose.numbers import counted
 from learndyn.diagnose.paths import Paths
 

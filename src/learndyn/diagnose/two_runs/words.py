@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from learndyn.diagnose.compare import By, Comparison, Difference, compare
 from learndyn.diagnose.numbers import nats, number, rounded_by
+from learndyn.diagnose.two_runs.compare import By, Comparison, Difference, compare
 from learndyn.record.trajectory import Trajectory
 
 

@@ -1,9 +1,9 @@
 """Did rejected gain on chosen? Preference training pushes the other way."""
 
 from learndyn.diagnose.facts import Facts
-from learndyn.diagnose.findings.chosen_peak import stop_at_peak
-from learndyn.diagnose.findings.exchanged import Exchanged
+from learndyn.diagnose.findings.faults.exchanged import Exchanged
 from learndyn.diagnose.findings.finding import Advice, Finding, limits_of
+from learndyn.diagnose.findings.signs.chosen_peak import stop_at_peak
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import number
 from learndyn.diagnose.squeeze import Evidence
