@@ -206,7 +206,7 @@ def test_simpo_hands_its_token_ids_over_without_a_name(llama, tmp_path):
     ).train()
     (forces,) = forces_of(RunDirectory.open(tmp_path / "run"))
     assert set(forces.parts) == {"pull", "push", "rounding"}
-    assert forces.info["loss"] == "cpo simpo"
+    assert forces.info["loss"] == "simpo"
     found = forces.influence
     assert found is not None
     lowered = np.array([role == "rejected" for role in found.role])

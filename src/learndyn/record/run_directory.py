@@ -103,8 +103,9 @@ class RunDirectory:
 
     def __init__(self, path: Path, info: Mapping[str, Any]) -> None:
         self.path = path
-        self.info = RunInfo.of(info)
-        """What `run.json` holds."""
+        self.info = self._typed(info)
+        """What `run.json` holds, and the method that the log tells where that is
+        silent."""
 
     @classmethod
     def create(
@@ -305,12 +306,17 @@ class RunDirectory:
 
     def update_info(self, **changes: Any) -> None:
         """Change entries of `run.json`, whole."""
-        self.info = RunInfo.of({**self.info, **changes})
+        self.info = self._typed({**self.info, **changes})
         text = dumps(self.info.entries, indent=2)
         write_whole(
             self.path / "run.json",
             lambda path: path.write_text(text, encoding="utf-8"),
         )
+
+    def _typed(self, entries: Mapping[str, Any]) -> RunInfo:
+        info = RunInfo.of(entries)
+        silent = info.family == "unknown" and not info.method
+        return info.told_by(self.read_log()) if silent else info
 
 
 def is_run(path: str | Path) -> bool:

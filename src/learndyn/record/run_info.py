@@ -8,12 +8,13 @@ entries without an attribute (versions, hashes, settings) are kept and written b
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from learndyn.errors import BadInput
 from learndyn.probes.panel import Panel
+from learndyn.record.method import FAMILIES, Family, Method, as_losses
 
 
 SCHEMA_VERSION = 1
@@ -30,7 +31,15 @@ class RunInfo(Mapping[str, Any]):
     entries: Mapping[str, Any] = field(repr=False)
     """The file's entries: what is written back."""
     method: str = ""
-    """Such as "dpo", "sft" or "extend-sft"; empty where not known."""
+    """Such as "dpo", "ipo", "simpo", "kto", "grpo", "sft" or "extend-sft", whatever the
+    trainer calls it; empty where not known. `family` asks what the loss does."""
+    family: Family = "unknown"
+    """What the loss does with the answers: raise them ("sft"), raise chosen over
+    rejected ("preference"), tell desirable from undesirable ("unpaired"), weigh the
+    model's own samples ("online"). "unknown": say nothing that holds for one alone."""
+    has_reference: bool | None = None
+    """Whether the loss compares the policy with a reference model: true of DPO and KTO,
+    false of SFT, SimPO, CPO and ORPO; None where not known."""
     model: str = ""
     """Folder or hub id that training started from; empty where not known."""
     dtype: str = "float32"
@@ -79,9 +88,12 @@ class RunInfo(Mapping[str, Any]):
         """Read the entries of a `run.json`, or of one that is to be written."""
         read = _Entries(entries)
         trainer, imported = read.group("trainer"), read.group("imported")
+        method = _method(read, trainer)
         return cls(
             entries.entries if isinstance(entries, RunInfo) else entries,
-            method=read.text("method") or "",
+            method=method.name,
+            family=method.family,
+            has_reference=method.has_reference,
             model=read.text("model") or "",
             dtype=read.text("dtype") or "float32",
             extend=bool(entries.get("extend")),
@@ -118,7 +130,29 @@ class RunInfo(Mapping[str, Any]):
     @property
     def sft(self) -> bool:
         """Whether the run only pushes answers up."""
-        return self.method.lower().endswith("sft")
+        return self.family == "sft"
+
+    @property
+    def pushes_rejected(self) -> bool | None:
+        """Whether the loss lowers the rejected answer of a pair; None where not known.
+
+        False of KTO, whose undesirable answers have no pair, and of online methods,
+        which lower samples of the model.
+        """
+        return Method(family=self.family).pushes_rejected
+
+    def told_by(self, log: Sequence[Mapping[str, Any]]) -> "RunInfo":
+        """The same, with the method that the rows of `train.jsonl` tell, where
+        `run.json` does not."""
+        if self.family != "unknown" or self.method:
+            return self
+        method = Method.of_log(log)
+        return replace(
+            self,
+            method=method.name,
+            family=method.family,
+            has_reference=method.has_reference,
+        )
 
     @property
     def panel(self) -> Panel | None:
@@ -156,6 +190,19 @@ class RunInfo(Mapping[str, Any]):
         periods = [self.every, None if panel is None else panel.full_every]
         due = {s for k in periods if k for s in range(0, last + 1, k) if s > min(steps)}
         return tuple(sorted(due - set(steps)))
+
+
+def _method(read: "_Entries", trainer: "_Entries") -> Method:
+    """The method by its name and the trainer's loss, then by what was recorded."""
+    losses = as_losses(trainer.entries.get("loss_type"))
+    method = Method.named(read.text("method") or "", losses, trainer.number("beta"))
+    if method.family != "unknown":
+        return method
+    known: dict[str, Family] = {family: family for family in FAMILIES}
+    family = known.get(read.text("family") or "", method.family)
+    reference = read.entries.get("has_reference")
+    reference = reference if isinstance(reference, bool) else None
+    return Method(method.name, family, reference)
 
 
 @dataclass(frozen=True)

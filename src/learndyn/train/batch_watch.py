@@ -386,6 +386,6 @@ def _role(method: str, row: int, rows: int, push: float) -> str:
     raises the desirable and lowers the others."""
     if method == "kto":
         return "desirable" if push < 0 else "undesirable"
-    if method not in ("dpo", "cpo", "orpo"):
+    if method not in ("dpo", "ipo", "cpo", "simpo", "orpo"):
         return ""
     return "chosen" if row < rows // 2 else "rejected"

@@ -31,7 +31,7 @@ from learndyn.record.observation import Observation
 from learndyn.record.run_directory import RunDirectory, is_run
 from learndyn.train.presets import MAX_LENGTH
 from learndyn.train.progress import progress_bar
-from learndyn.train.provenance import describe_run
+from learndyn.train.provenance import describe_run, method_of, running_trainer
 from learndyn.train.recorder import ForceRecorder
 from learndyn.train.resume import Attempt, reopen
 from learndyn.train.schedule import Subset, is_full
@@ -153,7 +153,8 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
         self._panel = self._plan.draw(self._tokenized.probes)
         # On every process: the forwards of a sharded model (FSDP, ZeRO-3) are
         # collective and would wait forever for the others.
-        asked = (self._attach(model), self._plan, self._panel, self._limits)
+        method = method_of(args, self._trainer or running_trainer())
+        asked = (method, self._attach(model), self._plan, self._panel, self._limits)
         described = {**describe_run(model, args, *asked), **(self.info or {})}
         continues = is_run(self._path) and (self.resume or step > 0 or again)
         # Until all have looked: once the first one has created the directory, a process

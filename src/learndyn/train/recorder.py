@@ -31,6 +31,7 @@ from learndyn.probes.panel import Panel
 from learndyn.probes.tokenize import TokenizedProbes
 from learndyn.record.files import StorageFull, read_table, write_whole
 from learndyn.record.forces import Forces
+from learndyn.record.method import as_losses
 from learndyn.record.run_directory import RunDirectory
 from learndyn.train.batch_watch import BatchWatch
 from learndyn.train.schedule import Schedule
@@ -172,7 +173,8 @@ class ForceRecorder:
         if recording is None:
             return
         try:
-            run.write_forces(self._explained(recording, step, args))
+            method = run.info.method
+            run.write_forces(self._explained(recording, step, args, method))
         except StorageFull:
             raise  # as for an observation: without room the run cannot go on
         except Exception as error:  # also of memory: training is worth more than this
@@ -208,13 +210,12 @@ class ForceRecorder:
         self.forget()
 
     def _explained(
-        self, recording: StepRecording, step: int, args: TrainingArguments
+        self, recording: StepRecording, step: int, args: TrainingArguments, method: str
     ) -> Forces:
         # First of all: it reads what the step did from the parameters as they stand.
         made = recording.finish()
         if self._predictor is None:
             self._predictor = Predictor.of(self._scorer)
-        method = _method(args)
         rough = args.bf16 or args.fp16 or coarsest(self._watch.model).bits < 32
         gradients, notes = None, []
         # The batch's gradient is the one at the parameters before the step. `placed`
@@ -260,19 +261,10 @@ def _left_out(error: Exception, where: str = "") -> None:
     warnings.warn(f"forces were not recorded: {where}{kind}{error}", stacklevel=4)
 
 
-def _method(args: TrainingArguments) -> str:
-    """ "sft", "dpo", ...: by TRL's own settings, also where a user's are derived from
-    them; "" in a plain trainer."""
-    # by module: a user's own `MyConfig(DPOConfig)` is DPO all the same
-    trl = [kind for kind in type(args).__mro__ if kind.__module__.startswith("trl.")]
-    return trl[0].__name__.removesuffix("Config").lower() if trl else ""
-
-
 def _loss(args: TrainingArguments, method: str) -> str:
     """The trainer's own name of its loss, behind its method's: "dpo sigmoid"."""
-    kind = getattr(args, "loss_type", None)
-    kinds = kind if isinstance(kind, list) else [kind]
-    return " ".join(str(k) for k in (method, *(k for k in kinds if k != method)) if k)
+    kinds = as_losses(getattr(args, "loss_type", None))
+    return " ".join(k for k in (method, *(k for k in kinds if k != method)) if k)
 
 
 def why_no_forces(args: TrainingArguments) -> str | None:
