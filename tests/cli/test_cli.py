@@ -317,7 +317,7 @@ def test_an_unreadable_file_and_another_encoding_are_named(tmp_path, world, caps
     )
     for source, words in (
         (latin, "is not UTF-8: byte 0xe9"),
-        (tmp_path / "absent.jsonl", "there is no file or folder"),
+        (tmp_path / "absent.jsonl", "is neither a file nor a folder"),
     ):
         for command in (
             dpo(world, tmp_path / "r", data=str(source)),
@@ -454,7 +454,7 @@ BAD_CONFIGS = {
     "empty: maybe": "empty must be",
     "trainer: 5": "trainer must be",
     "trainer: {beta: much}": "beta needs a number",
-    "method: ppo": "no method 'ppo'",
+    "method: ppo": "method 'ppo' is unknown",
 }
 
 
@@ -502,7 +502,7 @@ def test_which_probes_to_score_must_be_told_once(world, capsys):
     both = ["--run", str(world / "run"), "--probes", str(world / "probes.parquet")]
     for some in ([], both):
         message = refused(capsys, ["score", str(world / "model"), *some])
-        assert "either --probes FILE or --run RUN" in message
+        assert "give --probes FILE or --run RUN, not both" in message
 
 
 def test_what_is_no_run_is_named(tmp_path, world, capsys):

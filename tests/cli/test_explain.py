@@ -160,7 +160,7 @@ def test_texts_are_cut_only_where_that_was_asked_for(home, tmp_path):
     folder = save_tiny(tmp_path / "short", "llama", max_position_embeddings=48)
     settings = asked(home, tmp_path / "run")
     short = Hypothetical(folder, settings.data, settings.out, prompts=2, batch=2)
-    with pytest.raises(BadInput, match=r"longer than 48 tokens .*--max-length 48"):
+    with pytest.raises(BadInput, match=r"longer than 48 tokens .*max_length=48"):
         explain_hypothetical(short)
     cut = Hypothetical(
         folder, settings.data, settings.out, prompts=2, batch=2, max_length=48

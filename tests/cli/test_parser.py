@@ -3,11 +3,13 @@
 import argparse
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 from learndyn.cli import main, make_parser
-from learndyn.cli.parser import Parser, dashed
+from learndyn.cli.parser import Parser, dashed, in_shell_form
+from learndyn.cli.parts import plain_warnings
 
 
 def commands(parser: Parser | None = None, before: str = "") -> dict[str, Parser]:
@@ -121,3 +123,29 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("set()\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("python", "shell"),
+    [
+        ("full_every=5 needs panel=N.", "--full-every 5 needs --panel N."),
+        (
+            "Choose another out=, or overwrite=True.",
+            "Choose another --out, or --overwrite.",
+        ),
+        ("every='often': give", "--every often: give"),
+        ("panel=-1: give", "--panel -1: give"),
+        ("give precision=None.", "give --precision exact."),
+        ("Score(out=) and a/out=b stay", "Score(out=) and a/out=b stay"),
+        ("rename={'a': 'chosen'} stays", "rename={'a': 'chosen'} stays"),
+    ],
+)
+def test_a_message_speaks_of_flags_on_the_command_line(python, shell):
+    names = ("every", "full-every", "panel", "out", "overwrite", "precision")
+    assert in_shell_form(python, [f"--{name}" for name in names]) == shell
+
+
+def test_a_warning_speaks_of_flags_too():
+    with plain_warnings(lambda text: in_shell_form(text, ["--max-length"])):
+        line = warnings.formatwarning("Raise max_length=.", UserWarning, "file", 1)
+    assert line == "learndyn: warning: Raise --max-length.\n"

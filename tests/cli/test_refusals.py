@@ -30,7 +30,10 @@ REFUSED = {
         "--forces-prompts 0: give 1 or more",
     ),
     "no tokens": (["--max-length", "0"], "--max-length 0: give 1 token or more"),
-    "stage that there is not": (["--sft.optim", "sgd"], "this is dpo: write --optim"),
+    "stage that there is not": (
+        ["--sft.optim", "sgd"],
+        "this run is dpo: write --optim",
+    ),
     "kinds of another method": (["--kinds", "chosen"], "--kinds chosen says what sft"),
 }
 
@@ -111,5 +114,5 @@ def test_an_error_of_the_machine_is_no_refusal():
 def test_forces_and_their_prompts_are_said_in_one_place():
     forces = ForceSettings(2, prompts=4)
     assert WatchConfig(forces=forces).force_settings == forces
-    with pytest.raises(BadInput, match="prompts of its own"):
+    with pytest.raises(BadInput, match=r"give ForceSettings\(prompts=\)"):
         WatchConfig(forces=forces, forces_prompts=8)

@@ -596,7 +596,7 @@ def test_arrays_that_are_not_what_they_claim_are_left_out(tmp_path, fault):
 
 
 def test_folders_without_results_are_refused(tmp_path):
-    with pytest.raises(BadInput, match="no folder"):
+    with pytest.raises(BadInput, match="is not a folder"):
         import_folder(tmp_path / "absent", tmp_path / "run")
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="nothing"):
@@ -647,7 +647,7 @@ def test_a_run_can_be_made_where_one_stands(tmp_path, monkeypatch):
     (found,) = import_folder(folder, ".").runs
     assert found.run == str(tmp_path / "here")
     assert len(Trajectory.load(tmp_path / "here").steps) == 3
-    with pytest.raises(BadInput, match="can be no run directory"):
+    with pytest.raises(BadInput, match="cannot name a run directory"):
         import_folder(folder, "/")
 
 

@@ -218,7 +218,7 @@ def test_a_seed_that_lacks_a_run_is_named_in_the_note(tmp_path, good):
     seeds = [world(tmp_path, good=good), world(tmp_path, {"sft": None}, good=good)]
     claim = next(c for c in paper_claims(seeds) if c.name == "sft-chosen-rises")
     assert claim.outcome == "PASS"
-    assert "Not measured on 1 of 2: there is no sft run." in claim.note
+    assert "Not measured on 1 of 2: the sft run is missing." in claim.note
 
 
 def test_the_measured_number_is_the_change_itself(tmp_path, good):

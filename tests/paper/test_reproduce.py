@@ -29,10 +29,10 @@ from learndyn.world.stages import STAGES
     [
         ({"seeds": ()}, "one seed or more"),
         ({"seeds": (1, 1)}, "each once"),
-        ({"probes": "p.jsonl"}, "no --data are given"),
-        ({"authors": Path("x"), "model": "y"}, "takes no --model"),
-        ({"parts": ("theory",)}, "needs the part runs"),
-        ({"parts": ("runes",)}, "no part runes"),
+        ({"probes": "p.jsonl"}, "probes= needs data="),
+        ({"authors": Path("x"), "model": "y"}, "model= and data= cannot"),
+        ({"parts": ("theory",)}, "measured on the part runs"),
+        ({"parts": ("runes",)}, "parts has runes: choose from"),
     ],
     ids=["no seed", "twice", "probes alone", "authors", "theory", "unknown"],
 )
@@ -117,7 +117,7 @@ def test_to_overwrite_never_removes_an_input(tmp_path, name, inside):
     (given / "precious").touch()
     value = given if name in ("authors", "images") else str(given)
     asked = ReproduceSettings(out=out, parts=(), **{name: value})
-    with pytest.raises(BadInput, match=f"which --{name} names"):
+    with pytest.raises(BadInput, match=f"which {name}= names"):
         reproduce(asked, overwrite=True)
     assert (given / "precious").exists()
 
@@ -180,11 +180,11 @@ def test_a_folder_that_cannot_be_read_is_named_on_the_page(tmp_path):
     settings = ReproduceSettings(
         out=tmp_path / "out", authors=tmp_path / "in", parts=()
     )
-    with pytest.warns(UserWarning, match="left out, as it cannot be read: broken"):
+    with pytest.warns(UserWarning, match="left out because it cannot be read: broken"):
         found = reproduce(settings)
     page = found.page.read_text()
     assert "broken&lt;b&gt;: " in page
-    assert "left out, as it cannot be read" in page
+    assert "left out because it cannot be read" in page
 
 
 def test_the_authors_folders_are_drawn_and_judged(tmp_path, shared_data):
@@ -196,7 +196,7 @@ def test_the_authors_folders_are_drawn_and_judged(tmp_path, shared_data):
     assert outcomes["anchors-start"].outcome == "PASS"
     assert outcomes["dpo-squeezes"].measured
     assert outcomes["extend-sft-rejected-rises"].outcome == "PASS"
-    assert outcomes["dpo-less-on-policy"].note.endswith("no on-policy run")
+    assert outcomes["dpo-less-on-policy"].note.endswith("the on-policy run is missing")
     apart = [c for c in found.claims if c.name.startswith("softmax")]
     assert {c.outcome for c in apart} <= {"N-A"}
     page = found.page.read_text()

@@ -186,7 +186,7 @@ def test_an_implicit_prompt_is_the_one_that_trl_extracts(tmp_path, chosen, rejec
 
 def test_an_implicit_prompt_must_be_there(tmp_path):
     path = jsonl(tmp_path, [{"chosen": "yes", "rejected": "no"}])
-    assert "share no start" in refused(path)
+    assert "do not begin alike" in refused(path)
     path = jsonl(tmp_path, [{"chosen": "yes", "rejected": "yes"}])
     assert "are the same" in refused(path)
 
@@ -311,9 +311,9 @@ def test_a_folder_of_files_is_a_dataset(tmp_path, monkeypatch):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    assert "there is no file or folder" in refused(tmp_path / "none.jsonl")
-    assert "there is no file or folder none.jsonl" in refused("none.jsonl")
-    assert "there is no file or folder a/b/c" in refused("a/b/c")
+    assert "is neither a file nor a folder" in refused(tmp_path / "none.jsonl")
+    assert "none.jsonl is neither a file nor a folder" in refused("none.jsonl")
+    assert "a/b/c is neither a file nor a folder" in refused("a/b/c")
 
 
 def test_a_hub_id_that_cannot_be_loaded_says_so(monkeypatch):
@@ -418,8 +418,8 @@ def test_empty_responses_are_counted_by_kind_kept_or_left_out(tmp_path):
     text = refused(path)
     assert "data.jsonl:3, field 'chosen': the response is empty" in text
     assert "Empty responses: 2 rejected, 1 chosen." in text
-    assert 'empty="keep" scores end-of-text alone' in text
-    assert 'empty="drop" leaves that response out' in text
+    assert 'empty="keep" scores their end-of-text token alone' in text
+    assert 'empty="drop" leaves them out' in text
     kept = read_data(path, empty="keep")
     assert kept.rows[2].responses == {"chosen": " ", "rejected": ""}
     left = read_data(path, empty="drop")

@@ -52,7 +52,7 @@ def test_a_full_disk_is_named_and_leaves_no_temporary_file(tmp_path, code):
         path.write_text("part")
         raise OSError(code, "full")
 
-    with pytest.raises(StorageFull, match=r"no space left.*--resume"):
+    with pytest.raises(StorageFull, match=r"no space left.*resume=True"):
         write_whole(tmp_path / "file", fill)
     assert list(tmp_path.iterdir()) == []
 

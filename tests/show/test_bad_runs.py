@@ -268,7 +268,7 @@ def test_one_observation_shows_what_there_is(run, whole, capsys):
         ("no_observation", "has no observation yet"),
         ("no_probes", "has no probes.parquet"),
         ("broken_probes", "cannot read"),
-        ("other_probes", "is of another run"),
+        ("other_probes", "belongs to another run"),
         ("fewer_probes", "probes.parquet has 33"),
         ("other_schema", "schema version 7; this learndyn reads version 1"),
         ("broken_json", "cannot read"),
@@ -337,7 +337,7 @@ def test_an_imported_run_begins_at_evaluation_0(run):
     observation(run, 0).unlink()
     (run / "train.jsonl").unlink()
     RunDirectory.open(run).update_info(step_unit="evaluation")
-    with pytest.raises(BadInput, match="is of evaluation 25, and the run began"):
+    with pytest.raises(BadInput, match="is from evaluation 25, and the run began"):
         Trajectory.load(run)
 
 

@@ -584,7 +584,7 @@ def test_a_page_of_another_program_is_left_alone(run, tmp_path):
     run.write_forces(make_forces(run.read_probes()))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "explain.html").write_text("mine")
-    with pytest.raises(BadInput, match="--overwrite"):
+    with pytest.raises(BadInput, match="overwrite=True"):
         explain_run(run.path, out=tmp_path / "out")
     explain_run(run.path, out=tmp_path / "out", overwrite=True)
     assert "learndyn" in (tmp_path / "out" / "explain.html").read_text()

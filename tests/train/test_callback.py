@@ -405,7 +405,7 @@ def test_an_interrupted_training_that_looked_for_its_batch_size_is_not_erased(tm
             None,
             "bfloat16",
             r"precision='bfloat16', so approximately.* so far \(3\) were "
-            "scored exactly.*Leave precision out",
+            "scored exactly.*Leave precision= out",
         ),
         (
             "bfloat16",
@@ -417,7 +417,7 @@ def test_an_interrupted_training_that_looked_for_its_batch_size_is_not_erased(tm
 )
 def test_exact_and_approximate_observations_are_not_mixed(tmp_path, began, now, words):
     host = resumable(tmp_path, began={"precision": began}, precision=now)
-    with pytest.raises(BadInput, match=f"cannot continue.*{words}.*--out"):
+    with pytest.raises(BadInput, match=f"cannot continue.*{words}.*out="):
         host.train(resume_from_checkpoint=str(tmp_path / "t" / "checkpoint-2"))
     assert RunDirectory.open(tmp_path / "run").steps == [0, 2, 4]
 
@@ -488,7 +488,7 @@ def test_a_full_disk_stops_with_what_is_lost_and_what_to_do(tmp_path, monkeypatc
         write(table, path, **more)
 
     monkeypatch.setattr(pq, "write_table", fail_at_two)
-    with pytest.raises(StorageFull, match=r"step-00000002.parquet.*--resume"):
+    with pytest.raises(StorageFull, match=r"step-00000002.parquet.*resume=True"):
         host.train()
     run = RunDirectory.open(tmp_path / "run")
     assert run.steps == [0]

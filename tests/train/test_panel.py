@@ -402,7 +402,7 @@ def test_a_run_killed_before_its_last_full_observation_makes_it_when_resumed(tmp
 def test_another_panel_is_refused_when_a_run_is_resumed(tmp_path, began, asked, words):
     resumed, checkpoint = broken_at(tmp_path, 3, **began)
     files = sorted(p.name for p in (tmp_path / "run" / "observations").iterdir())
-    with pytest.raises(BadInput, match=f"cannot continue.*{words}.*--out"):
+    with pytest.raises(BadInput, match=f"cannot continue.*{words}.*out="):
         resumed(**asked).train(resume_from_checkpoint=checkpoint)
     after = sorted(p.name for p in (tmp_path / "run" / "observations").iterdir())
     assert after == files
@@ -536,7 +536,9 @@ def test_another_panel_on_the_way_is_left_out(tmp_path):
 def test_some_probes_in_a_run_without_a_panel_are_left_out(tmp_path):
     path = thin(write_run(tmp_path / "run"), FEW)
     RunDirectory.open(path).update_info(panel=None)
-    with pytest.warns(UserWarning, match=r"has 24 probes.*has 72.*there is no panel"):
+    with pytest.warns(
+        UserWarning, match=r"has 24 probes.*has 72.*run.json has no panel"
+    ):
         loaded = Trajectory.load(path)
     assert loaded.covered.all()
 
@@ -550,7 +552,7 @@ def test_a_panel_of_prompts_that_are_not_there_is_refused(tmp_path):
 def test_a_run_whose_first_full_observation_is_gone_is_refused(tmp_path):
     path = thin(write_run(tmp_path / "run"), FEW)
     RunDirectory.open(path).observation_path(0).unlink()
-    with pytest.raises(BadInput, match="missing: its earliest file is of update 25"):
+    with pytest.raises(BadInput, match="missing: its earliest file is from update 25"):
         Trajectory.load(path)
 
 

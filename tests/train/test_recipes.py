@@ -285,7 +285,7 @@ def test_extend_trains_the_adapter_of_the_first_stage_further(tmp_path):
 
 @pytest.mark.parametrize("name", ["padding_free", "packing"])
 def test_settings_that_break_the_summed_loss_are_refused(tmp_path, name):
-    with pytest.raises(BadInput, match=f"{name}=true does not go with"):
+    with pytest.raises(BadInput, match=f"{name}=true cannot be used with"):
         sft(recipe(tmp_path, trainer={name: True}), data(), probes())
 
 
@@ -356,8 +356,8 @@ def test_a_folder_that_is_no_run_is_never_touched(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"preset": "papper"}, "no preset 'papper'. There are: paper, trl"),
-        ({"dtype": "float16"}, "dtype 'float16': choose"),
+        ({"preset": "papper"}, "preset='papper': choose from paper, trl"),
+        ({"dtype": "float16"}, "dtype='float16': choose"),
         ({"lora": True, "lora_rank": 0}, "lora_rank=0: give 1 or more"),
     ],
 )

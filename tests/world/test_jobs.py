@@ -37,7 +37,7 @@ def test_what_a_job_raises_reaches_the_caller(tmp_path, processes):
 
 
 def test_no_process_is_no_way_to_work(tmp_path):
-    with pytest.raises(BadInput, match="--jobs 0"):
+    with pytest.raises(BadInput, match="jobs=0"):
         run_jobs([], 0, tmp_path)
 
 

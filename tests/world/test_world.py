@@ -373,5 +373,5 @@ def test_grader_reads_bare_questions_too(rows: Rows) -> None:
 
 
 def test_grader_refuses_prompts_of_another_world() -> None:
-    with pytest.raises(BadInput, match="is no question of the embedded world"):
+    with pytest.raises(BadInput, match="is not a question of the embedded world"):
         grade("\n\nHuman: How do I clean a copper sky?\n\nAssistant:", " You can")

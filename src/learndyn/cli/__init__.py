@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from learndyn.cli import completion, model, paper, probes, read, run
-from learndyn.cli.parser import Parser, check_names, dashed
+from learndyn.cli.parser import Parser, check_names, dashed, in_shell_form
 from learndyn.cli.parts import plain_warnings
 from learndyn.errors import BadInput, NotInstalled
 
@@ -43,10 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     words = dashed(sys.argv[1:] if arguments is None else arguments)
-    job = None
+    job, flags = None, list[str]()
     try:
         parser = make_parser()
         chosen = check_names(parser, words)
+        flags = chosen.flags
         known, unknown = parser.parse_known_args(words)
         known.unknown = unknown
         job = getattr(known, "job", None)
@@ -55,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         if unknown and not chosen.get_default("takes_others"):
             chosen.error(f"unknown words: {' '.join(unknown)}")
-        with plain_warnings():
+        with plain_warnings(lambda text: in_shell_form(text, flags)):
             job(known)
     except BadInput as error:
-        print(f"learndyn: {error}", file=sys.stderr)
+        print(f"learndyn: {in_shell_form(str(error), flags)}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         missing = NotInstalled.of(error)
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until the process ends
         return 1
     except OSError as error:
-        print(f"learndyn: {error}", file=sys.stderr)
+        print(f"learndyn: {in_shell_form(str(error), flags)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         hint = "; continue this run with --resume" if job is run.run else ""

@@ -32,4 +32,6 @@ def add(commands: Any) -> None:
         "print a script that completes commands and flags in a shell",
         'eval "$(learndyn completion bash)"',
     )
-    job.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="which shell")
+    job.add_argument(
+        "shell", choices=["bash", "zsh", "tcsh"], help="shell to write it for"
+    )

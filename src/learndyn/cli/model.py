@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from learndyn.cli.parser import add_reading, add_trust, shell_form, subcommand
+from learndyn.cli.parser import add_reading, add_trust, subcommand
 from learndyn.cli.parts import answer, quiet
 from learndyn.errors import BadInput
 from learndyn.train.settings import DTYPES
@@ -65,23 +65,21 @@ def _explain(args: argparse.Namespace) -> None:
 
 def _hypothetical(args: argparse.Namespace) -> Any:
     """One update that is not made; returns its run directory."""
-    if args.data is None or args.step is not None:
-        raise BadInput(
-            "a hypothetical update of --model needs --data to train on, and has no "
-            "--step."
-        )
+    if args.data is None:
+        raise BadInput("explain --model needs --data, the rows to train on.")
+    if args.step is not None:
+        raise BadInput("--step picks an update of a recorded RUN, not of --model.")
     quiet()
     from learndyn.train.hypothetical import Hypothetical, explain_hypothetical
 
     given = {n: getattr(args, n) for n in _OF_HYPOTHETICAL}
     options = dict(_option(text) for text in given.pop("loss_option") or [])
-    with shell_form(_OF_HYPOTHETICAL):
-        settings = Hypothetical(
-            **{name: value for name, value in given.items() if value is not None},
-            model=args.model,
-            out=args.out or Path("runs/explain"),
-            options=options,
-        )
+    settings = Hypothetical(
+        **{name: value for name, value in given.items() if value is not None},
+        model=args.model,
+        out=args.out or Path("runs/explain"),
+        options=options,
+    )
     return explain_hypothetical(settings, overwrite=args.overwrite).path
 
 
@@ -148,7 +146,9 @@ def _add_score(commands: Any) -> None:
         help="use this run's probes and token ids (default: those of --probes)",
     )
     data.add_argument(
-        "--max-length", type=int, help="with --probes (default: 1024 tokens)"
+        "--max-length",
+        type=int,
+        help="with --probes: cut prompt + response to so many tokens (default: 1024)",
     )
     data.add_argument(
         "--dtype",
@@ -182,7 +182,7 @@ def _add_score(commands: Any) -> None:
     output.add_argument(
         "--out",
         type=Path,
-        help="Parquet file to write, one row a probe (default: none)",
+        help="Parquet file to write, one row per probe (default: none)",
     )
     output.add_argument("--overwrite", action="store_true", help="replace that file")
 
@@ -202,7 +202,7 @@ def _add_explain(commands: Any) -> None:
         "run", type=Path, nargs="?", metavar="RUN", help="a run with recorded forces"
     )
     recorded.add_argument(
-        "--step", type=int, help="of RUN (default: the last recorded)"
+        "--step", type=int, help="update of RUN to explain (default: the last recorded)"
     )
     _add_hypothetical(job.add_argument_group("a hypothetical update, without a RUN"))
     output = job.add_argument_group("output")
@@ -229,18 +229,23 @@ def _add_hypothetical(made: Any) -> None:
     )
     made.add_argument("--split", help="split of the data (default: train)")
     add_reading(made, None)
-    made.add_argument("--loss", help="see docs/losses.md (default: dpo)")
+    made.add_argument(
+        "--loss",
+        help="loss, such as dpo or sft; docs/losses.md lists all (default: dpo)",
+    )
     made.add_argument(
         "--loss-option",
         action="append",
         metavar="NAME=VALUE",
-        help="such as beta=0.05; may be given again (default: the loss's own)",
+        help="such as beta=0.05; may be repeated (default: the loss's own)",
     )
     made.add_argument(
         "--batch", type=int, help="rows to train on, watched ones first (default: 16)"
     )
     made.add_argument(
-        "--optimizer", choices=["sgd", "adamw", "rmsprop"], help="(default: sgd)"
+        "--optimizer",
+        choices=["sgd", "adamw", "rmsprop"],
+        help="optimizer that makes the update (default: sgd)",
     )
     made.add_argument(
         "--lr",
@@ -258,7 +263,10 @@ def _add_hypothetical(made: Any) -> None:
     )
     made.add_argument("--probes", help="probe file (default: built from the data)")
     made.add_argument(
-        "--kinds", nargs="+", metavar="KIND", help="only these probes (default: all)"
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        help="kinds to watch (default: all)",
     )
     made.add_argument("--prompts", type=int, help="prompts to watch (default: 16)")
     made.add_argument(

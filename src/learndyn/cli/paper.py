@@ -61,7 +61,9 @@ def _import_authors(args: argparse.Namespace) -> None:
 def add(commands: Any) -> None:
     """`learndyn paper`, its commands, and their older names, which are not listed."""
     inner = group_of_commands(
-        commands, "paper", "the paper's figures, each beside its claim, and its files"
+        commands,
+        "paper",
+        "draw the paper's figures beside its claims, and import its authors' results",
     )
     for group, hidden in ((inner, False), (commands, True)):
         _add_reproduce(group, hidden)
@@ -75,17 +77,17 @@ def _add_reproduce(commands: Any, hidden: bool) -> None:
         commands,
         "reproduce",
         _reproduce,
-        "every figure of the paper, each beside its claim: passed, failed or N-A",
+        "draw every figure of the paper and judge its claim: passed, failed or N-A",
         "learndyn paper reproduce --out runs/reproduce --seeds 0 1 2",
         hidden=hidden,
     )
-    _add_out(job, "runs/reproduce", "start anew")
+    _add_out(job, "runs/reproduce", "delete the reproduction there and start anew")
     job.add_argument(
         "--seeds",
         type=int,
         nargs="+",
         default=[0, 1, 2],
-        help="each is a whole set of runs (default: 0 1 2)",
+        help="seeds; each trains its own set of runs (default: 0 1 2)",
     )
     job.add_argument("--model", help="folder or hub id (default: the embedded model)")
     job.add_argument("--data", help="preference data (default: the embedded world)")
@@ -93,7 +95,8 @@ def _add_reproduce(commands: Any, hidden: bool) -> None:
     job.add_argument(
         "--authors",
         type=Path,
-        help="folder of the authors' result folders, instead (default: none)",
+        help="folder of the authors' result folders: draw these and train nothing "
+        "(default: none)",
     )
     job.add_argument(
         "--images",
@@ -101,7 +104,9 @@ def _add_reproduce(commands: Any, hidden: bool) -> None:
         help="folder of MNIST's IDX files (default: scikit-learn's 8 x 8 digits)",
     )
     job.add_argument(
-        "--jobs", type=int, help="processes at once (default: cores; with --model: 1)"
+        "--jobs",
+        type=int,
+        help="processes at once (default: one per core; with --model: 1)",
     )
 
 
@@ -110,7 +115,7 @@ def _add_softmax(commands: Any, hidden: bool) -> None:
         commands,
         "softmax",
         _softmax,
-        "the squeezing effect on one softmax: figures and a page to play with",
+        "draw the squeezing effect on one softmax, with a page to play with",
         "learndyn paper softmax --out runs/softmax",
         hidden=hidden,
     )
@@ -122,7 +127,7 @@ def _add_digits(commands: Any, hidden: bool) -> None:
         commands,
         "digits",
         _digits,
-        "the paper's first figure: learning dynamics on images of digits",
+        "draw the paper's first figure: learning dynamics on images of digits",
         "learndyn paper digits --out runs/digits",
         hidden=hidden,
     )
@@ -132,7 +137,9 @@ def _add_digits(commands: Any, hidden: bool) -> None:
         type=Path,
         help="folder of MNIST's IDX files (default: scikit-learn's 8 x 8 digits)",
     )
-    job.add_argument("--seed", type=int, default=0, help="the first of three seeds")
+    job.add_argument(
+        "--seed", type=int, default=0, help="first of three seeds in a row"
+    )
 
 
 def _add_import(commands: Any, hidden: bool) -> None:
@@ -140,7 +147,7 @@ def _add_import(commands: Any, hidden: bool) -> None:
         commands,
         "import",
         _import_authors,
-        "make a run directory of a result folder of the paper's authors",
+        "make a run directory from a result folder of the paper's authors",
         "learndyn paper import exp_results/prob_pythia410m_dpo --out runs/authors",
         hidden=hidden,
     )
@@ -151,7 +158,7 @@ def _add_import(commands: Any, hidden: bool) -> None:
     job.add_argument(
         "--probes", type=Path, help="their probe file, for the texts (default: none)"
     )
-    job.add_argument("--overwrite", action="store_true", help="replace that run")
+    job.add_argument("--overwrite", action="store_true", help="replace the run there")
 
 
 def _add_out(job: argparse.ArgumentParser, folder: str, overwrite: str) -> None:

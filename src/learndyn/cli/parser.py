@@ -3,8 +3,7 @@
 import argparse
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import Field, fields
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -92,7 +91,8 @@ def subcommand(
 def group_of_commands(commands: Any, name: str, about: str) -> Any:
     """Add a command that has subcommands, and does nothing without one."""
     text = about[:1].upper() + about[1:] + "."
-    parser = commands.add_parser(name, help=about, description=text)
+    note = f"`learndyn {name} COMMAND --help` says more of each."
+    parser = commands.add_parser(name, help=about, description=text, epilog=note)
     return parser.add_subparsers(metavar="COMMAND")
 
 
@@ -102,14 +102,15 @@ def add_reading(group: Any, default: str | None) -> None:
         "--empty",
         choices=["error", "keep", "drop"],
         default=default,
-        help="empty responses: stop, score end-of-text alone, or leave out (default: "
-        "error)",
+        help="empty responses: stop, score the end-of-text token alone, or leave them "
+        "out (default: error)",
     )
     group.add_argument(
         "--mismatched",
         choices=["error", "drop"],
         default=default,
-        help="rows whose chosen and rejected answer different prompts (default: error)",
+        help="rows whose chosen and rejected answer different prompts: stop, or leave "
+        "them out (default: error)",
     )
 
 
@@ -228,16 +229,25 @@ def _nearest_of(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(plain[k] for k in close)}?" if close else ""
 
 
-@contextmanager
-def shell_form(names: Iterable[str]) -> Iterator[None]:
-    """Messages about settings as one types them: panel=N becomes --panel N."""
+def in_shell_form(text: str, flags: Iterable[str]) -> str:
+    """A message with settings as a shell takes them.
+
+    Everything below the command line says `panel=8` or `out=`, as Python does. For
+    flags of the command that is `--panel 8`, `--out`, and `--resume` for `resume=True`.
+    """
+    names = (flag.removeprefix("--").replace("-", "_") for flag in flags)
     one_of = "|".join(sorted(names, key=len, reverse=True))
-    try:
-        yield
-    except BadInput as error:
+    # neither inside a path or a flag, nor an argument of a call such as score(out=)
+    start = r"(?<![\w./-])(?<!\w\()"
+    value = r"""('[^'\n]*'|"[^"\n]*"|-?[\w.]*\w|)"""
 
-        def flag(match: re.Match[str]) -> str:
-            return f"--{match[1].replace('_', '-')} {match[2].strip(chr(39))}"
+    def flag(match: re.Match[str]) -> str:
+        value = match[2].strip("'\"")
+        words = [f"--{match[1].replace('_', '-')}"]
+        if value == "None":  # the one setting whose None has a name in a shell
+            words.append("exact" if match[1] == "precision" else value)
+        elif value and value != "True":
+            words.append(value)
+        return " ".join(words)
 
-        text = re.sub(rf"\b({one_of})=('[^']*'|[\w.]+)", flag, str(error))
-        raise BadInput(text) from error
+    return re.sub(rf"{start}({one_of})={value}", flag, text)

@@ -3,7 +3,7 @@
 import argparse
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,12 +24,15 @@ def quiet() -> None:
 
 
 @contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Print warnings as errors are printed, each once, without a line of source."""
+def plain_warnings(worded: Callable[[str], str]) -> Iterator[None]:
+    """Print warnings as errors are printed, each once, without a line of source.
+
+    `worded` turns the text of each into what the command line says.
+    """
     before, shown = warnings.formatwarning, set[str]()
 
     def plain(message: Warning | str, *_: Any, **__: Any) -> str:
-        line = f"learndyn: warning: {message}\n"
+        line = f"learndyn: warning: {worded(str(message))}\n"
         if line in shown:  # a command may read a run twice
             return ""
         shown.add(line)

@@ -92,11 +92,16 @@ def _add_build(commands: Any) -> None:
         "them (default: none)",
     )
     probes = job.add_argument_group("probes")
-    probes.add_argument("--prompts", type=int, help="how many (default: all)")
+    probes.add_argument("--prompts", type=int, help="prompts to draw (default: all)")
     probes.add_argument(
-        "--kinds", nargs="+", metavar="KIND", help="only these (default: all)"
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        help="kinds of response to make (default: all)",
     )
-    probes.add_argument("--seed", type=int, default=0, help="which prompts are drawn")
+    probes.add_argument(
+        "--seed", type=int, default=0, help="seed that draws the prompts"
+    )
     output = job.add_argument_group("output")
     output.add_argument(
         "--out", type=Path, required=True, help="Parquet file to write (needed)"
@@ -115,6 +120,6 @@ def _add_check(commands: Any) -> None:
     job.add_argument("file", metavar="FILE", help="probe file, or any wide file")
     job.add_argument(
         "--tokenizer",
-        help="folder or hub id: to count tokens, and whose chat template (default: "
-        "none, so characters are counted)",
+        help="folder or hub id of the model whose tokenizer counts tokens and writes "
+        "chat messages (default: none, so characters are counted)",
     )

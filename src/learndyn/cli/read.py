@@ -21,8 +21,8 @@ def _diagnose(args: argparse.Namespace) -> None:
     if args.run is None:
         if args.baseline is not None:
             raise BadInput(
-                "--baseline needs a RUN to compare with it: --model is looked at "
-                "before any run."
+                "--baseline needs a RUN to compare with it; --model is judged before "
+                "any training."
             )
         result = foresee_pairs(args)
     else:
@@ -30,7 +30,7 @@ def _diagnose(args: argparse.Namespace) -> None:
         if given:
             raise BadInput(
                 f"{given} cannot be used with a RUN: what happened in it is recorded. "
-                "Leave the RUN out to look at pairs before any training of --model."
+                "Leave the RUN out to judge pairs before any training of --model."
             )
         from learndyn.diagnose.verdict import diagnose as of_run
         from learndyn.record.trajectory import Trajectory
@@ -87,12 +87,16 @@ def _add_report(commands: Any) -> None:
         "learndyn report runs/dpo",
     )
     job.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="run directories"
+        "runs", type=Path, nargs="+", metavar="RUN", help="run directories to show"
     )
     job.add_argument(
         "--out", type=Path, help="folder of the page (default: the run directory)"
     )
-    job.add_argument("--no-text", action="store_true", help="leave out all texts")
+    job.add_argument(
+        "--no-text",
+        action="store_true",
+        help="leave all texts off the page; the run itself keeps them",
+    )
     job.add_argument(
         "--overwrite", action="store_true", help="replace a page of another program"
     )
@@ -109,20 +113,22 @@ def _add_diagnose(commands: Any) -> None:
     )
     after = job.add_argument_group("after training")
     after.add_argument(
-        "run", type=Path, nargs="?", metavar="RUN", help="a run directory"
+        "run", type=Path, nargs="?", metavar="RUN", help="run directory to diagnose"
     )
     after.add_argument(
         "--baseline", type=Path, help="a run to compare RUN with (default: none)"
     )
     after.add_argument(
-        "--split", help="only probes or pairs of this split (default: all; train)"
+        "--split",
+        help="only probes of this split (default: all); with --model, of the "
+        "data (default: train)",
     )
     before = job.add_argument_group("before any training, without a RUN")
     before.add_argument("--model", help="folder or hub id (default: none)")
     before.add_argument(
         "--data", help="preference pairs: file, folder or hub id (needed with --model)"
     )
-    before.add_argument("--pairs", type=int, help="how many (default: 100)")
+    before.add_argument("--pairs", type=int, help="pairs to look at (default: 100)")
     add_reading(before, None)
     before.add_argument(
         "--max-length",
@@ -139,7 +145,9 @@ def _add_diagnose(commands: Any) -> None:
     )
     add_trust(before, None)
     before.add_argument(
-        "--out", type=Path, help="Parquet file, one row a pair (default: none)"
+        "--out",
+        type=Path,
+        help="Parquet file to write, one row per pair (default: none)",
     )
     before.add_argument("--overwrite", action="store_true", help="replace that file")
 
@@ -153,11 +161,17 @@ def _add_compare(commands: Any) -> None:
         "learndyn compare runs/dpo runs/extend/dpo --out runs/page",
     )
     job.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="the baseline first"
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="run directories, the baseline first",
     )
     job.add_argument(
         "--out",
         type=Path,
         help="folder for compare.html and figures (default: none, words alone)",
     )
-    job.add_argument("--overwrite", action="store_true", help="replace that page")
+    job.add_argument(
+        "--overwrite", action="store_true", help="replace a page of another program"
+    )

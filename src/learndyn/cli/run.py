@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from learndyn.cli.parser import add_settings, refuse_flag, shell_form, subcommand
+from learndyn.cli.parser import add_settings, refuse_flag, subcommand
 from learndyn.cli.parts import answer, print_json, quiet
 from learndyn.errors import BadInput
 from learndyn.train.settings import METHODS, RunConfig
@@ -25,8 +25,7 @@ def run(args: argparse.Namespace) -> None:
     if method is not None:
         given["method"] = method
     given |= {"trainer": trainer, "sft_trainer": sft_trainer}
-    with shell_form(names):
-        runs = launch(RunConfig.resolve(args.config, given))
+    runs = launch(RunConfig.resolve(args.config, given))
     pages = [write_report([run.path], overwrite=True) for run in runs]
     if args.json:
         done = [
@@ -158,7 +157,7 @@ def _add_demo(commands: Any) -> None:
         commands,
         "demo",
         _demo,
-        "SFT then DPO, and extend then DPO, watched and explained",
+        "train SFT then DPO, and extend then DPO, on a small world; watch and explain",
         "learndyn demo --out runs/demo",
     )
     job.add_argument(
@@ -171,6 +170,9 @@ def _add_demo(commands: Any) -> None:
         "--empty",
         choices=["error", "keep", "drop"],
         default="error",
-        help="empty responses: stop, score end-of-text alone, or leave out",
+        help="empty responses: stop, score the end-of-text token alone, or leave them "
+        "out",
     )
-    job.add_argument("--overwrite", action="store_true", help="replace an older demo")
+    job.add_argument(
+        "--overwrite", action="store_true", help="replace an older demo there"
+    )

@@ -175,7 +175,7 @@ def _follow(
         notes = [gradients.note, *notes]
     cut = sum(pair.truncated for pair in probes.pairs)
     if cut:
-        notes.append(f"{cut} of {len(probes)} probes are cut: they lack their end.")
+        notes.append(f"{cut} of {len(probes)} probes are cut and lack their end.")
     # `whole` is measured and not summed, so that `missed` can catch parts that sum to
     # another update than the real one.
     whole = predictor.along(step.direction)

@@ -168,7 +168,7 @@ def _first_argmax(run: RunDirectory, probes: int) -> Int[np.ndarray, " token"] |
             f"the first observation of {run.path}, at update {run.steps[0]}, holds "
             f"only {len(first.ids)} of {probes} probes (the panel): the full one "
             "before it was removed, and the others follow its argmax. Restore its "
-            "file, or score the texts with --probes."
+            "file, or score the texts with probes=FILE."
         )
     return first.token_argmax_id
 
@@ -181,9 +181,9 @@ def _as_the_run(run: RunDirectory, settings: ScoreSettings) -> ScoreSettings:
         return settings
     if settings.get("exactness") == "strict":
         raise BadInput(
-            f"{run.path} was scored approximately, in {approximate}, and strict "
-            "exactness refuses to score so again. Leave --exactness out, or give "
-            "--precision exact (precision=None) for numbers that are exact."
+            f"{run.path} was scored approximately, in {approximate}, and "
+            "exactness='strict' refuses to score so again. Leave exactness= out, or "
+            "give precision=None for exact numbers."
         )
     return cast(ScoreSettings, {**settings, "precision": approximate})
 
@@ -215,11 +215,11 @@ def _write(
 
 def _check_asked(probes: object, run: object, max_length: int | None) -> None:
     if (probes is None) == (run is None):
-        raise BadInput("give either --probes FILE or --run RUN: which probes to score.")
+        raise BadInput("give probes=FILE or run=RUN, not both: the probes to score.")
     if run is not None and max_length is not None:
         raise BadInput(
-            f"--max-length {max_length} cannot be used with --run: the token ids are "
-            "those that the run scored. Leave it out, or score the texts with --probes."
+            f"max_length={max_length} cannot be used with run=: the token ids are the "
+            "run's own. Leave it out, or score the texts with probes=FILE."
         )
 
 
@@ -237,5 +237,5 @@ def _check_tokenizer(model: str, run: Path, expected: str, trust: bool) -> None:
             f"the probes of {run} were tokenized by another tokenizer (SHA-256 "
             f"{expected[:12]}) than {model} has ({present[:12]}), so their token ids "
             "mean other texts here. Give a checkpoint of that run, or score the texts "
-            "with --probes FILE."
+            "with probes=FILE."
         )

@@ -287,7 +287,7 @@ def check_fits(model: nn.Module, pairs: Sequence[TokenizedPair]) -> None:
         raise BadInput(
             f"{len(bare)} of {len(pairs)} pairs lack a prompt token or a response "
             f"token, the first at position {bare[0]}. Tokenize them with "
-            "learndyn.probes.tokenize, which says why, or leave them out."
+            "learndyn.tokenize, which says why, or leave them out."
         )
     config: Any = model.config
     context = getattr(config, "max_position_embeddings", None)

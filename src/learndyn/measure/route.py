@@ -140,7 +140,7 @@ def choose(
         if exactness == "strict":
             raise BadInput(
                 f"{type(model).__name__} has diverged: its log-probabilities are not "
-                "numbers, which exactness strict refuses. Take an earlier checkpoint."
+                "numbers, which exactness='strict' refuses. Take an earlier checkpoint."
             )
     name = reader.tier.name
     rejected.tell(model, f"{name} with {reader.head_name}", exactness)

@@ -90,20 +90,18 @@ class Scorer:
         check_batch_size(batch_size)
         exactness = settings.get("exactness", "auto")
         side = settings.get("padding_side", "right")
-        for value, allowed in (
-            (precision, (None, "bfloat16")),
-            (exactness, ("auto", "strict")),
-            (side, ("right", "left")),
+        for name, value, allowed in (
+            ("precision", precision, (None, "bfloat16")),
+            ("exactness", exactness, ("auto", "strict")),
+            ("padding_side", side, ("right", "left")),
         ):
             if value not in allowed:
-                names = " or ".join(str(name) for name in allowed if name is not None)
-                raise BadInput(
-                    f"{value!r} is not known: give {names}, or leave it out."
-                )
+                known = " or ".join(str(one) for one in allowed if one is not None)
+                raise BadInput(f"{name}={value!r}: give {known}, or leave it out.")
         if precision is not None and exactness == "strict":
             raise BadInput(
-                f'exactness="strict" refuses what is not exact, and precision '
-                f"{precision!r} is not. Leave one out."
+                f"exactness='strict' cannot be used with precision={precision!r}, "
+                "which is approximate. Leave one out."
             )
         check_fits(model, pairs)
         plan = ProbePlan(tuple(pairs))

@@ -87,23 +87,27 @@ def _check(settings: ReproduceSettings) -> None:
     """
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         raise BadInput(
-            f"--seeds {' '.join(map(str, settings.seeds))}: give one seed or more, "
+            f"seeds={','.join(map(str, settings.seeds))}: give one seed or more, "
             "each once."
         )
     unknown = sorted(set(settings.parts) - set(_PARTS))
     if unknown:
-        raise BadInput(f"no part {', '.join(unknown)}. There are: {', '.join(_PARTS)}.")
+        raise BadInput(
+            f"parts has {', '.join(unknown)}: choose from {', '.join(_PARTS)}."
+        )
     if "theory" in settings.parts and "runs" not in settings.parts:
-        raise BadInput("the part theory needs the part runs. Name both.")
+        raise BadInput(
+            "the part theory is measured on the part runs: name both in parts."
+        )
     if settings.probes is not None and settings.data is None:
         raise BadInput(
-            "--probes are of data of one's own, and no --data are given: the embedded "
-            "world makes its own probes."
+            "probes= needs data=: the embedded world, the default, makes its own "
+            "probes. Give the data that the probes were built from."
         )
     if settings.authors is not None and (settings.model or settings.data):
         raise BadInput(
-            "--authors draws recorded runs and trains none, so it takes no --model and "
-            "no --data. Leave one of them out."
+            "authors= draws recorded runs and trains none, so model= and data= cannot "
+            "be used with it. Leave one of them out."
         )
 
 
@@ -117,11 +121,11 @@ def _prepare(settings: ReproduceSettings, overwrite: bool) -> None:
     """
     out, marker = settings.out, settings.out / _MARKER
     if out.exists() and not out.is_dir():
-        raise BadInput(f"{out} is a file. Name a folder with --out.")
+        raise BadInput(f"{out} is a file. Name a folder with out=.")
     if out.is_dir() and any(out.iterdir()) and not marker.is_file():
         raise BadInput(
-            f"{out} holds files and no reproduction, so it is left alone. Choose "
-            "another --out."
+            f"{out} holds files but not a reproduction, so it is left alone. Choose "
+            "another out=."
         )
     if marker.is_file():
         if not overwrite:
@@ -129,7 +133,7 @@ def _prepare(settings: ReproduceSettings, overwrite: bool) -> None:
             if before != settings.key:
                 raise BadInput(
                     f"{out} holds a reproduction with other settings: {before}. Choose "
-                    "another --out, or start anew with --overwrite."
+                    "another out=, or start anew with overwrite=True."
                 )
             return
         _spare_inputs(settings)
@@ -150,8 +154,8 @@ def _spare_inputs(settings: ReproduceSettings) -> None:
         removed = [(out / folder).resolve() for folder in _FOLDERS]
         if path == out or any(path.is_relative_to(each) for each in removed):
             raise BadInput(
-                f"--overwrite would remove {given}, which --{name} names: it is in "
-                f"{settings.out}. Copy it elsewhere first, or choose another --out."
+                f"overwrite=True would remove {given}, which {name}= names: it is in "
+                f"{settings.out}. Copy it elsewhere first, or choose another out=."
             )
 
 
@@ -163,7 +167,7 @@ def _kept(marker: Path) -> dict[str, Any]:
     if not isinstance(kept, dict):
         raise BadInput(
             f"{marker} cannot be read: it is cut off or not JSON. Start anew with "
-            "--overwrite, or choose another --out."
+            "overwrite=True, or choose another out=."
         )
     return kept
 
@@ -338,7 +342,7 @@ class _Found:
 
         settings = self.settings
         rows = [(name, value) for name, value in settings.key.items() if value]
-        rows += [("left out, as it cannot be read", each) for each in self.refused]
+        rows += [("left out because it cannot be read", each) for each in self.refused]
         rows.append(("seeds", ", ".join(str(one.seed) for one in seeds) or "none"))
         rows += [(f"version of {name}", text) for name, text in versions().items()]
         times = _read_times(settings)

@@ -257,14 +257,14 @@ def _check_kinds(kinds: Sequence[str] | None, train: Data, test: Data | None) ->
         )
     if test is None and "irrelevant_test" in kinds and "irrelevant_test" not in given:
         raise BadInput(
-            "irrelevant_test needs held-out rows, and there are none. Give test=..., "
-            "or leave that kind out."
+            "irrelevant_test needs held-out rows, and there are none. Give held-out "
+            "data (in Python: test=...), or leave that kind out."
         )
     if "chosen" not in given and set(kinds) - given:
         raise BadInput(
-            f"{train.source} has no chosen responses, and from them "
-            f"{', '.join(sorted(set(kinds) - given))} is made. Name the column with "
-            "rename={...: 'chosen'}."
+            f"{train.source} has no chosen responses, from which "
+            f"{', '.join(sorted(set(kinds) - given))} would be made. If their column "
+            "has another name, rename it to chosen (in Python: rename={...: 'chosen'})."
         )
 
 

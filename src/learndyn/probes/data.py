@@ -196,14 +196,13 @@ class _Collector:
             if self.empties:
                 counts = ", ".join(f"{n} {k}" for k, n in self.empties.most_common())
                 advice.append(
-                    f'Empty responses: {counts}. empty="keep" scores end-of-text '
-                    'alone; empty="drop" leaves that response out (on the command '
-                    "line: --empty keep, --empty drop)."
+                    f'Empty responses: {counts}. empty="keep" scores their end-of-text '
+                    'token alone; empty="drop" leaves them out.'
                 )
             if self.mismatches:
                 advice.append(
                     f"Rows without one common prompt: {self.mismatches}. Correct them, "
-                    'or leave them out with mismatched="drop" (--mismatched drop).'
+                    'or leave them out with mismatched="drop".'
                 )
             if len(self.problems) > self.mismatches + self.empties.total():
                 advice.append("Correct the source and read it again.")

@@ -170,7 +170,7 @@ def parser(
         raise BadInput(
             f"{source} holds chat messages, so it needs a tokenizer with a chat "
             f"template, and {given}. Give the tokenizer of the model to observe: "
-            "--tokenizer MODEL, or tokenizer=AutoTokenizer.from_pretrained(...)."
+            "tokenizer=MODEL (in Python: AutoTokenizer.from_pretrained(MODEL))."
         )
 
     return messages
@@ -211,7 +211,7 @@ def _parsed(prompt: str, responses: dict[str, str], where: str = "prompt") -> Pa
 def _wide(row: Mapping[str, Any], kinds: Sequence[str]) -> Parsed:
     texts = _texts(row, ("prompt", *kinds))
     if "prompt" not in texts:
-        raise Unusable("field 'prompt': there is none")
+        raise Unusable("field 'prompt': missing")
     return _parsed(texts.pop("prompt"), texts)
 
 
@@ -219,7 +219,7 @@ def _pair(row: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, str]:
     texts = _texts(row, kinds)
     missing = [name for name in ("chosen", "rejected") if name not in texts]
     if missing:
-        raise Unusable(f"field {missing[0]!r}: there is none, so no prompt to share")
+        raise Unusable(f"field {missing[0]!r}: missing, so the prompt is unknown")
     return texts
 
 
@@ -229,7 +229,7 @@ def _dialogues(row: Mapping[str, Any], kinds: Sequence[str]) -> Parsed:
     for name in ("chosen", "rejected"):
         head, mark, answer = texts[name].rpartition(_ASSISTANT)
         if not mark:
-            raise Unusable(f"field {name!r}: no '\\n\\nAssistant:' to cut it at")
+            raise Unusable(f"field {name!r}: no '\\n\\nAssistant:' before an answer")
         prompts[name], texts[name] = head + mark, answer
     chosen, rejected = prompts["chosen"], prompts["rejected"]
     if chosen != rejected:
@@ -245,7 +245,9 @@ def _shared_start(row: Mapping[str, Any], kinds: Sequence[str]) -> Parsed:
     texts = _pair(row, kinds)
     chosen, rejected = texts["chosen"], texts["rejected"]
     if chosen == rejected:
-        raise Unusable("chosen and rejected are the same: where does the prompt end?")
+        raise Unusable(
+            "chosen and rejected are the same, so the prompt's end is unknown"
+        )
     shared = _shared(chosen, rejected)
     # As trl.extract_prompt: each side keeps one character, and a space before it.
     cut = max(0, min(shared, len(chosen) - 1, len(rejected) - 1))
@@ -253,7 +255,9 @@ def _shared_start(row: Mapping[str, Any], kinds: Sequence[str]) -> Parsed:
         cut -= 1
     prompt = chosen[:cut]
     if not prompt.strip():
-        raise Mismatched("chosen and rejected share no start, so there is no prompt")
+        raise Mismatched(
+            "chosen and rejected do not begin alike, so the prompt is unknown"
+        )
     texts.update(chosen=chosen[cut:], rejected=rejected[cut:])
     return _parsed(prompt, texts, "chosen")
 

@@ -137,8 +137,8 @@ class ProbeSet(Sequence[Probe]):
         unknown = sorted(chosen - set(self.kinds))
         if unknown:
             raise BadInput(
-                f"no probe is of kind {', '.join(unknown)}. "
-                f"This set has: {', '.join(self.kinds)}."
+                f"the set has no probes of kind {', '.join(unknown)}. "
+                f"It has: {', '.join(self.kinds)}."
             )
         first = set(self.prompt_ids[:prompts])
         return ProbeSet(
@@ -219,7 +219,7 @@ class ProbeSet(Sequence[Probe]):
         ]
         if lacking:
             raise BadInput(
-                f"{len(lacking)} rows are no probes:\n{listed(lacking)}\nA probe "
+                f"{len(lacking)} rows are not probes:\n{listed(lacking)}\nA probe "
                 f"needs {', '.join(needed)}."
             )
         known = ({key: row[key] for key in COLUMNS if key in row} for row in rows)
@@ -237,7 +237,7 @@ def _about(table: pa.Table) -> dict[str, Any]:
 
 def _problems(probes: tuple[Probe, ...]) -> list[str]:
     if not probes:
-        return ["there is no probe"]
+        return ["the set is empty"]
     problems: list[str] = []
     keys: set[tuple[str, str]] = set()
     prompts: dict[str, str] = {}

@@ -61,8 +61,8 @@ def read_records(source: str | Path, split: str) -> Records:
     known = path.suffix.lower() in _FILE_TYPES
     if isinstance(source, Path) or known or not _HUB_ID.fullmatch(source):
         raise BadInput(
-            f"there is no file or folder {source}. Give an existing path, or the hub "
-            "id of a dataset (owner/name)."
+            f"{source} is neither a file nor a folder. Give a path that exists, or the "
+            "hub id of a dataset (owner/name)."
         )
     return _dataset(source, split)
 

@@ -141,7 +141,7 @@ class PairTokenizer:
                 f"the response {response[:60]!r} to the prompt {prompt[-60:]!r} has no "
                 f"token to score: prompt {len(prompt_ids)} + response 0 tokens, "
                 f"max_length {self.max_length}. Leave out empty responses "
-                "(--empty drop), or use a chat template that ends an answer."
+                "(empty='drop'), or use a chat template that ends an answer."
             )
         cut_response = response_ids[: self.max_length - len(cut_prompt)]
         whole = cut_prompt == prompt_ids and cut_response == response_ids
@@ -158,7 +158,9 @@ class PairTokenizer:
         if not rendered and bos is not None:
             ids = [bos, *ids]
         if not ids:
-            raise BadInput(f"the prompt {text[:60]!r} has no token to start from.")
+            raise BadInput(
+                f"the prompt {text[:60]!r} has no token, so nothing can follow it."
+            )
         return ids
 
     def _bos(self) -> int | None:

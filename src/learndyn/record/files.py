@@ -54,9 +54,11 @@ def refuse_taken_file(out: Path | None, overwrite: bool) -> None:
     if out is None:
         return
     if out.is_dir():
-        raise BadInput(f"{out} is a folder. Name the Parquet file to write with --out.")
+        raise BadInput(f"{out} is a folder. Name the Parquet file to write with out=.")
     if out.exists() and not overwrite:
-        raise BadInput(f"{out} exists. Choose another --out, or --overwrite it.")
+        raise BadInput(
+            f"{out} exists. Choose another out=, or replace it with overwrite=True."
+        )
 
 
 def full(path: Path, error: OSError) -> StorageFull:
@@ -64,8 +66,8 @@ def full(path: Path, error: OSError) -> StorageFull:
     return StorageFull(
         error.errno,
         f"no space left on the disk of {path.parent} while writing {path.name}. That "
-        "file was not written; everything before it is intact. Free some space, then "
-        "continue with --resume",
+        "file was not written; everything before it is intact. Free some space and "
+        "start again; a training run continues with resume=True",
     )
 
 

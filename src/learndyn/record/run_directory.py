@@ -260,8 +260,8 @@ class RunDirectory:
             return read_table(self.path / "probes.parquet")
         except FileNotFoundError as error:
             raise BadInput(
-                f"{self.path} has no probes.parquet, so it is unknown which answers "
-                "its observations are about. Restore the file; a run on the same "
+                f"{self.path} has no probes.parquet, which says which answers its "
+                "observations scored. Restore the file; a run on the same "
                 "probes has the same one, if its run.json has the same "
                 "probe_fingerprint and tokenizer_sha256."
             ) from error
@@ -334,21 +334,21 @@ def refuse_taken(path: Path, overwrite: bool, *, resume: bool | None = False) ->
     if not is_run(path):
         raise BadInput(
             f"{path} exists and is not a run directory, so it is left alone. "
-            "Choose another --out."
+            "Choose another out=."
         )
     if resume:
         return
     if not overwrite:
-        advice = "" if resume is None else "continue it with --resume, "
+        advice = "" if resume is None else "continue it with resume=True, "
         raise BadInput(
             f"{path} holds a run already ({len(RunDirectory.open(path).steps)} "
-            f"observations). Choose another --out, {advice}or replace it with "
-            "--overwrite."
+            f"observations). Choose another out=, {advice}or replace it with "
+            "overwrite=True."
         )
     foreign = sorted(p.name for p in path.iterdir() if p.name not in _OWN_NAMES)
     if foreign:
         raise BadInput(
             f"{path} holds a run and also {', '.join(foreign[:5])}"
             f"{' and more' if len(foreign) > 5 else ''}, which learndyn did not write, "
-            "so it is not overwritten. Move them, or choose another --out."
+            "so it is not overwritten. Move them, or choose another out=."
         )

@@ -35,8 +35,8 @@ def _read_observations(
     first, unit = steps[0], run.info.step_unit
     if first > 0 and run.info.began_before(first, run.read_log()):
         raise BadInput(
-            f"the first observation of {run.path} is missing: its earliest file is of "
-            f"{unit} {first}, and the run began before that. All changes are measured "
+            f"the first observation of {run.path} is missing: its earliest file is "
+            f"from {unit} {first}, and the run began before that. Changes are measured "
             "from the first observation. Restore the file, or train again."
         )
     read, unreadable = [], []
@@ -70,7 +70,7 @@ def _check_lengths(first: Sums, probes: pa.Table, path: str) -> None:
     if differ.any():
         row = int(np.argmax(differ))
         raise BadInput(
-            f"probes.parquet of {path} is of another run: {differ.sum()} of "
+            f"probes.parquet of {path} belongs to another run: {differ.sum()} of "
             f"{len(probes)} answers have another number of tokens than was scored at "
             f"update {first.step} (row {row}: {expected[row]} and "
             f"{first.n_tokens[row]}). Restore this run's own file."
@@ -100,11 +100,11 @@ def _check_rows(
         )
     foreign = np.setdiff1d(ids, np.arange(known))
     lacks = f" and lacks {len(foreign)} of those" if len(foreign) else ""
-    panels = "is no panel" if panel is None else f"is a panel of {len(panel)} probes"
+    panels = "no panel" if panel is None else f"a panel of {len(panel)} probes"
     raise BadInput(
         f"{path} has {len(ids)} probes, "
-        f"probes.parquet has {known}{lacks}; in run.json there {panels}. An "
-        "observation is of all probes or of the panel's, the same ones throughout."
+        f"probes.parquet has {known}{lacks}; run.json has {panels}. An observation "
+        "holds all probes or the panel's, and the panel never changes."
     )
 
 
@@ -165,10 +165,10 @@ class Trajectory:
         first, unit = read[0], run.info.step_unit
         if not scored[0].all():
             raise BadInput(
-                f"the first observation of {path}, at {unit} {first.step}, is of "
-                f"{scored[0].sum()} of {len(probes)} probes (the panel), so there is "
-                "nothing that the others could be compared with. Its file was removed; "
-                "restore it, or train again."
+                f"the first observation of {path}, at {unit} {first.step}, holds only "
+                f"{scored[0].sum()} of {len(probes)} probes (the panel), so the others "
+                "cannot be compared with it. The full one before it was removed: "
+                "restore its file, or train again."
             )
         _check_lengths(first, probes, str(path))
         observed = np.array([one.step for one in read])

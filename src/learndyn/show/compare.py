@@ -232,7 +232,7 @@ def compare(
         if len(trajectory.steps) < 2:
             raise BadInput(
                 f"{trajectory.run.path} has one observation, at {trajectory.unit} "
-                f"{trajectory.steps[0]}: there is no change that could be compared."
+                f"{trajectory.steps[0]}: a comparison of changes needs two."
             )
     pairs = tuple(_compared(loaded[0], other) for other in loaded[1:])
     if out is None:

@@ -255,12 +255,12 @@ def page_in(folder: Path, name: str, *, overwrite: bool) -> Path:
             `overwrite` is false.
     """
     if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{folder} is a file. Name a folder for the report.")
+        raise BadInput(f"{folder} is a file. Name a folder for the page.")
     page = folder / name
     if page.exists() and not overwrite and not _is_ours(page):
         raise BadInput(
             f"{page} was not written by learndyn, so it is left alone. Choose another "
-            "--out, or replace it with --overwrite."
+            "out=, or replace it with overwrite=True."
         )
     return page
 

@@ -235,7 +235,7 @@ class BatchWatch:
         if not forwards:
             raise BadInput(
                 "the loss does not read the log-probabilities or logits that the "
-                "model's own forward returns: no split into pull and push."
+                "model's own forward returns, so it cannot be split into pull and push."
             )
         pull, push = self._by_sign(forwards)
         try:
@@ -358,7 +358,7 @@ def _batch(
             known.append(one.logp[row].double().cpu().numpy()[span])
             named.append(_role(roles, row, len(ids), float(push.sum())))
     if not pairs:
-        raise BadInput("the loss asked nothing of any training token.")
+        raise BadInput("the loss has no gradient at any training token.")
     return (
         Batch(tuple(pairs), np.concatenate(pushes), tuple(named)),
         np.concatenate(known),

@@ -175,7 +175,7 @@ def _check_cut(
     if cut and settings.max_length is None:
         raise BadInput(
             f"{cut} of {len(pairs)} {what} are longer than {length} tokens (prompts "
-            f"longer than {length // 2}). Give --max-length {length} to cut them, "
+            f"longer than {length // 2}). Give max_length={length} to cut them, "
             "shorter texts, or a model with a longer context."
         )
 
@@ -307,8 +307,8 @@ def _check_size(step: Step, settings: Hypothetical) -> None:
         raise BadInput(
             f"the update is lost in the rounding of {settings.dtype} weights: "
             f"{step.unexplained:.0%} of what they moved is not what the optimizer "
-            f"asked for (lr {max(step.lr.values()):.2g}). Leave --dtype out, or give "
-            "a larger --lr."
+            f"asked for (lr {max(step.lr.values()):.2g}). Leave dtype= out, or give "
+            "a larger lr=."
         )
 
 
@@ -339,8 +339,8 @@ def _one_step(
     length = norm(gradient.values())
     if length == 0:
         raise BadInput(
-            "the gradient is zero: the loss asks nothing of this batch. Preference "
-            "losses do this beyond their margin; take other rows or another reference."
+            "the gradient is zero, so the update would move nothing. A preference loss "
+            "has none beyond its margin: take other rows or another reference."
         )
     if lr is None:
         lr = _SHARE * norm(parameters.values()) / length if optimizer == "sgd" else _LR

@@ -289,9 +289,9 @@ def _refuse_unsummable(args: Any) -> None:
     for name in names:
         if getattr(args, name, False):
             raise BadInput(
-                f"{name}=true does not go with the paper's summed SFT loss, which "
-                "needs one example per row of a batch. Use preset=trl, or leave it "
-                "off."
+                f"{name}=true cannot be used with the paper's summed SFT loss, which "
+                "needs one example per row of a batch. Leave it out, or give "
+                "preset='trl'."
             )
 
 

@@ -188,10 +188,11 @@ class ForceRecorder:
         self.forget()
         if self._updates and not self._due:
             warnings.warn(
-                f"forces={self.settings.every} explains the update before every "
-                f"observation number {self.settings.every}, update 0 not counted, and "
-                f"none of this run's {self._updates} updates was one. Give a smaller "
-                "number, or observe more often.",
+                f"forces={self.settings.every} explains the update before observation "
+                f"number {self.settings.every} after update 0, then every "
+                f"{self.settings.every} observations. This run of {self._updates} "
+                "updates ended before the first. Give a smaller number, or observe "
+                "more often with every=.",
                 stacklevel=4,
             )
         self._updates = 0

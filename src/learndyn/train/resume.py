@@ -84,7 +84,7 @@ def refuse_other_settings(config: RunConfig, data: Data, probes: ProbeSet) -> No
         raise BadInput(
             f"cannot continue {out} with other settings:\n{listed(differ)}\n"
             f"Repeat them (`learndyn run --config {path} --resume`), or choose another "
-            "--out."
+            "out=."
         )
 
 
@@ -127,7 +127,7 @@ def reopen(
         raise BadInput(
             f"cannot continue {out}: it watched other probes (fingerprint "
             f"{str(watched)[:12]}, these have {probes.probes.fingerprint[:12]}). Give "
-            "the same probes, or choose another --out."
+            "the same probes, or choose another out=."
         )
     same_tokenizer(str(run.info.tokenizer_sha256), probes.tokenizer_hash)
     # sorted: the run keeps its own order, and goes on in it whatever the file has now
@@ -137,7 +137,7 @@ def reopen(
             f"{run.info.max_length}, max_prompt_length "
             f"{run.info.max_prompt_length}; now they are cut to "
             f"{limits['max_length']}, {limits['max_prompt_length']}. "
-            "Give the same limits, or choose another --out."
+            "Give the same limits, or choose another out=."
         )
     schedule.check_same(run.info.panel, str(out))
     _same_precision(run, precision)
@@ -146,7 +146,7 @@ def reopen(
         raise BadInput(
             f"cannot continue {out}: its first observation, at update {run.steps[0]}, "
             "holds only its panel, so the full one before it was removed. Restore it, "
-            "or choose another --out."
+            "or choose another out=."
         )
     if run.info.every not in (None, schedule.every):
         run.update_info(every=None)  # the whole run has no single schedule any more
@@ -160,12 +160,12 @@ def _same_precision(run: RunDirectory, precision: str | None) -> None:
     if began == precision:
         return
     known = f"precision={precision!r}, so {_scored_in(precision)}"
-    advice = "Leave precision out" if began is None else f"Give precision={began!r}"
+    advice = "Leave precision= out" if began is None else f"Give precision={began!r}"
     raise BadInput(
         f"cannot continue {run.path} with {known}: its observations so far "
         f"({len(run.steps)}) were scored {_scored_in(began)}, and the rounding between "
         f"the two would look like a change of the model. {advice}, or choose another "
-        "--out."
+        "out=."
     )
 
 

@@ -105,14 +105,14 @@ class Schedule:
         if panel is None:
             raise BadInput(
                 f"cannot continue {run} with panel={self.panel}: it scores all prompts "
-                "at every observation. Leave panel out, or choose another --out."
+                "at every observation. Leave panel= out, or choose another out=."
             )
         now = Panel(None, self.panel, panel.of, self.panel_seed, self.full_every)
         if str(now) != str(panel):
             raise BadInput(
                 f"cannot continue {run} with {now}: it began with {panel}, and a "
                 "panel stays the same throughout. Give the same, or leave them out, or "
-                "choose another --out."
+                "choose another out=."
             )
 
 

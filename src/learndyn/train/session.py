@@ -72,8 +72,8 @@ def trainer_config(config: RunConfig, config_class: type, **fixed: Any) -> Any:
     for name in ("output_dir", *fixed):
         if name in overrides:
             raise BadInput(
-                f"{name} cannot be set: the recipe decides it. Use --out for the "
-                "folder and --max-length for the length."
+                f"{name} cannot be set: the recipe decides it. out= names the folder, "
+                "max_length= the length in tokens."
             )
     defaults = {
         "logging_steps": 5,
@@ -225,7 +225,7 @@ class Session:
             warnings.warn(
                 f"{cut} of {len(pairs)} {kind} training texts are cut to max_length "
                 f"{length} and max_prompt_length {prompt}; {open_ended} lose their "
-                "end-of-text token. Raise --max-length to keep them whole.",
+                "end-of-text token. Raise max_length= to keep them whole.",
                 stacklevel=3,
             )
 

@@ -74,7 +74,9 @@ class WatchConfig:
         BadInput: if a number is too small, or one setting needs another.
     """
 
-    every: Every = _setting(25, "watching", "updates between observations, or log")
+    every: Every = _setting(
+        25, "watching", "updates between observations; log: ever further apart"
+    )
     panel: int | None = _setting(
         None,
         "watching",
@@ -87,14 +89,16 @@ class WatchConfig:
         "updates between full observations, with --panel (default: first and last "
         "alone)",
     )
-    panel_seed: int = _setting(0, "watching", "which prompts the panel has")
+    panel_seed: int = _setting(0, "watching", "seed that draws the panel's prompts")
     forces: int | ForceSettings | None = _setting(
         None,
         "watching",
         "explain the update before every K-th observation (default: none)",
         metavar="K",
     )
-    forces_prompts: int = _setting(_PROMPTS, "watching", "prompts that forces explains")
+    forces_prompts: int = _setting(
+        _PROMPTS, "watching", "prompts that --forces explains"
+    )
     max_length: int | None = _setting(
         None,
         "lengths",
@@ -123,7 +127,9 @@ class WatchConfig:
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
-            raise BadInput("resume continues a run, overwrite replaces it: choose one.")
+            raise BadInput(
+                "resume=True continues a run, overwrite=True replaces it: choose one."
+            )
         if self.score_batch_size < 1:
             raise BadInput(
                 f"score_batch_size={self.score_batch_size}: give 1 or more, the number "
@@ -146,8 +152,8 @@ class WatchConfig:
         if isinstance(self.forces, ForceSettings):
             if self.forces_prompts != _PROMPTS:
                 raise BadInput(
-                    f"forces_prompts={self.forces_prompts} beside ForceSettings, "
-                    "which has prompts of its own: say it there."
+                    f"forces_prompts={self.forces_prompts} cannot be used with "
+                    "forces=ForceSettings(...): give ForceSettings(prompts=) instead."
                 )
             return self.forces
         if self.forces is None:
@@ -198,10 +204,15 @@ class RunConfig(WatchConfig):
         None, "data", "split of the held-out data (default: test)"
     )
     empty: Literal["error", "keep", "drop"] = _setting(
-        "error", "data", "empty responses: stop, score end-of-text alone, or leave out"
+        "error",
+        "data",
+        "empty responses: stop, score the end-of-text token alone, or leave them out",
     )
     mismatched: Literal["error", "drop"] = _setting(
-        "error", "data", "rows whose chosen and rejected answer different prompts"
+        "error",
+        "data",
+        "rows whose chosen and rejected answer different prompts: stop, or leave them "
+        "out",
     )
     probes: str | None = _setting(
         None, "probes", "probe file (default: built from the data)"
@@ -244,13 +255,11 @@ class RunConfig(WatchConfig):
         super().__post_init__()
         self.out = Path(self.out)
         if self.preset not in PRESETS:
-            raise BadInput(
-                f"no preset {self.preset!r}. There are: {', '.join(PRESETS)}."
-            )
+            raise BadInput(f"preset={self.preset!r}: choose from {', '.join(PRESETS)}.")
         if self.dtype not in DTYPES:
             raise BadInput(
-                f"dtype {self.dtype!r}: choose float32, bfloat16 or float64. For "
-                "bf16 training with fp32 weights keep float32 and set bf16=true."
+                f"dtype={self.dtype!r}: choose float32, bfloat16 or float64. To train "
+                "float32 weights in bfloat16, keep float32 and set TRL's bf16 to true."
             )
         if self.lora and self.lora_rank < 1:
             raise BadInput(f"lora_rank={self.lora_rank}: give 1 or more.")
@@ -289,7 +298,8 @@ class RunConfig(WatchConfig):
             )
         if merged["method"] not in METHODS:
             raise BadInput(
-                f"no method {merged['method']!r}. There are: {', '.join(METHODS)}."
+                f"method {merged['method']!r} is unknown: choose from "
+                f"{', '.join(METHODS)}."
             )
         _refuse_unused(merged)
         merged["out"] = Path(merged["out"])
@@ -357,13 +367,13 @@ def _refuse_unused(given: Mapping[str, Any]) -> None:
     if given["sft_trainer"] and method != "extend":
         name = next(iter(given["sft_trainer"]))
         raise BadInput(
-            f"--sft.{name} sets the SFT stage of extend, and this is {method}: write "
-            f"--{name}."
+            f"--sft.{name} sets the SFT stage of extend, and this run is {method}: "
+            f"write --{name}."
         )
     if given.get("kinds") and method != "sft":
         raise BadInput(
-            f"kinds={','.join(given['kinds'])} says what sft trains on, and {method} "
-            "trains on chosen and rejected: leave it out."
+            f"kinds={','.join(given['kinds'])} says what sft trains on; {method} "
+            "trains on chosen and rejected. Leave kinds= out."
         )
 
 

@@ -160,6 +160,6 @@ def _check_free(out: Path, overwrite: bool) -> None:
     taken = [stage for stage in _STAGES if is_run(out / stage)]
     if taken and not overwrite:
         raise BadInput(
-            f"{out} holds a demo already ({', '.join(taken)}). Choose another --out, "
-            "or replace it with --overwrite."
+            f"{out} holds a demo already ({', '.join(taken)}). Choose another out=, "
+            "or replace it with overwrite=True."
         )

@@ -66,7 +66,7 @@ def run_jobs(
         ChildProcessError: if a process was killed from outside.
     """
     if processes < 1:
-        raise BadInput(f"--jobs {processes}: give 1 process or more.")
+        raise BadInput(f"jobs={processes}: give 1 process or more.")
     threads = threads or max(1, cores() // processes)
     if processes > 1 and jobs:
         logs.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ def embedded_model_path(seed: int = 0) -> Path:
             int(p.name.removeprefix("seed-")) for p in _WEIGHTS.glob("seed-*")
         )
         raise BadInput(
-            f"No LM of pretraining seed {seed} ships with the package, only of "
+            f"the package has no model of pretraining seed {seed}, only of "
             f"{', '.join(map(str, shipped)) or 'none'}. Make one: "
             f"python -m learndyn.paper.world.pretrain --seed {seed} --out DIR"
         )
@@ -264,7 +264,10 @@ class Experiment:
             BadInput: outside the embedded world, where answers cannot be graded.
         """
         if self.inputs.test is None:
-            raise BadInput(f"answers to prompts of {self.data} cannot be graded.")
+            raise BadInput(
+                f"answers to prompts of {self.data} cannot be graded: only the "
+                "embedded world knows the right ones. Leave data= out."
+            )
         return graded(self.folder / stage / "model", self.inputs.test, prompts)
 
     def _recipe(self, stage: Stage) -> "RunConfig":

@@ -271,8 +271,8 @@ def _asked(prompt: str) -> Pair:
         if match := pattern.fullmatch(text):
             return Pair(name, match["a"], match["b"])
     raise BadInput(
-        f"{prompt!r} is no question of the embedded world, so no answer to it can be "
-        "graded. Give a prompt made by learndyn.world.world.make_rows."
+        f"{prompt!r} is not a question of the embedded world, so answers to it cannot "
+        "be graded. Give a prompt made by learndyn.world.world.make_rows."
     )
 
 

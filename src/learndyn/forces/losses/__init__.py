@@ -56,7 +56,7 @@ def loss_named(name: str, **options: Any) -> Loss:
     """
     if name not in LOSSES:
         raise BadInput(
-            f"there is no loss {name!r}.{nearest(name, LOSSES)} "
+            f"the loss {name!r} is unknown.{nearest(name, LOSSES)} "
             f"Losses: {', '.join(LOSSES)}."
         )
     known = {field.name: field for field in dataclasses.fields(LOSSES[name])}

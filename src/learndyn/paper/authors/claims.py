@@ -108,16 +108,16 @@ def _at_start(one: Recorded) -> Measured:
     run = _only(one)
     name = run.run.info.model.removesuffix(" (guessed)")
     if name not in _START:
-        raise Absent(f"no numbers are known of {name or 'a model without a name'}")
+        raise Absent(f"no known numbers for {name or 'a model without a name'}")
     known = dict(zip(_KINDS, _START[name], strict=True))
     kinds = [kind for kind in known if kind in run.kinds]
     if not kinds:
-        raise Absent("the run has no kind of which a number is known")
+        raise Absent("no known number for any kind of the run")
     apart = [abs(float(_mean(run, kind)[0]) - known[kind]) for kind in kinds]
     worst = _largest(apart)
     told = one.seed in _PATHS or run.run.info.method in ("sft", "extend-sft")
     if worst > _ELSEWHERE and not told:
-        raise Absent("the run seems to start from another checkpoint")
+        raise Absent("the run probably starts from another checkpoint")
     return Measured(one.seed, worst, worst <= _TOLERANCE)
 
 
@@ -126,7 +126,7 @@ def _along_the_way(one: Recorded) -> Measured:
     run lacks one."""
     run = _only(one)
     if one.seed not in _PATHS:
-        raise Absent("no points are known of a run of this name")
+        raise Absent("no known points for a run of this name")
     worst = _largest([_apart(run, point) for point in _PATHS[str(one.seed)]])
     return Measured(one.seed, worst, worst <= _ROUNDING)
 
@@ -201,7 +201,9 @@ def imported(folder: Path, out: Path, *, overwrite: bool = False) -> Imports:
         BadInput: if there is no folder at `folder`, or none with a result in it.
     """
     if not folder.is_dir():
-        raise BadInput(f"{folder} is no folder. Name the authors' result folders.")
+        raise BadInput(
+            f"{folder} is not a folder. Give the folder of the authors' results."
+        )
     try:
         return Imports([_imported(folder, out, overwrite)], [])
     except BadInput as error:
@@ -217,11 +219,10 @@ def imported(folder: Path, out: Path, *, overwrite: bool = False) -> Imports:
             refused.append(f"{source.name}: {error}")
     if not found:
         raise BadInput(
-            f"{folder} holds no result of the authors that can be read:\n"
-            + "\n".join(refused)
+            f"{folder} holds no readable result of the authors:\n" + "\n".join(refused)
         )
     for each in refused:
-        warnings.warn(f"left out, as it cannot be read: {each}", stacklevel=2)
+        warnings.warn(f"left out because it cannot be read: {each}", stacklevel=2)
     return Imports(found, refused)
 
 

@@ -190,7 +190,7 @@ def import_folder(
     folder, out = Path(folder), _named(Path(out))
     if not folder.is_dir():
         raise BadInput(
-            f"{folder} is no folder. Give the folder of one experiment, which holds "
+            f"{folder} is not a folder. Give the folder of one experiment, which holds "
             "prob_train_metrics.json or logp_npy_all_chosen.npy, or both."
         )
     found, left_out = find_runs(folder)
@@ -199,7 +199,7 @@ def import_folder(
     names = [out.name] + [f"{out.name}-{i}" for i in range(2, len(found) + 1)]
     paths = [out.with_name(name) for name in names]
     for path in paths:  # all, before any is written
-        refuse_taken(path, overwrite)
+        refuse_taken(path, overwrite, resume=None)
     runs = []
     for run, path, texts in zip(found, paths, watched, strict=True):
         size = vocabulary(run, folder.name)
@@ -241,7 +241,7 @@ def _named(out: Path) -> Path:
     if out.name in ("", ".."):
         out = out.resolve()
     if not out.name:
-        raise BadInput(f"{out} can be no run directory. Choose another --out.")
+        raise BadInput(f"{out} cannot name a run directory. Choose another out=.")
     return out
 
 
@@ -286,7 +286,9 @@ def _info(
 def _of_probes(run: Found, given: Path | None) -> list[str]:
     if given is None or not run.means_only:
         return []
-    return ["only means are known of it, so the texts of --probes are not in it."]
+    return [
+        "Only means over prompts are recorded, so the texts of probes= are not in it."
+    ]
 
 
 def _method(name: str) -> str | None:

@@ -100,8 +100,8 @@ def layout_of_names(names: Sequence[str], where: str) -> Layout:
         raise BadInput(f"{where} has two columns for {', '.join(twice)}.")
     if not any(quantity == "logp" for quantity, _ in known):
         raise BadInput(
-            f"{where} has no column logps_eval_SET/KIND, so it is no result file of "
-            f"the authors' trainer. Its columns: {', '.join(names)[:300]}."
+            f"{where} has no column logps_eval_SET/KIND, so the authors' trainer did "
+            f"not write it. Its columns: {', '.join(names)[:300]}."
         )
     split = "test" if any("_test/" in name for name in names) else "train"
     return Layout(_letter(columns), columns, split)
@@ -124,9 +124,8 @@ def layout_of_values(means: Float[np.ndarray, "step column"], where: str) -> Lay
         told = ", ".join(found.letter for found in possible or fits) or "none"
         raise BadInput(
             f"{where} has {width} columns without names, and {len(possible)} of the "
-            f"known layouts fit them (by their number alone: {told}). The JSON lines "
-            "that the same run wrote would name them: put prob_train_metrics.json "
-            "beside it."
+            f"known layouts fit them (by their number alone: {told}). Put the run's "
+            "prob_train_metrics.json beside it, which names them."
         )
     return possible[0]
 

@@ -174,7 +174,7 @@ def _given(found: Found, path: Path, kinds: list[str]) -> ProbeSet:
     if count != prompts:
         raise BadInput(
             f"{path} has {count} prompts, and {found.array} has numbers for {prompts}. "
-            "Give the probe file that this run watched, or import it without --probes."
+            "Give the probe file that this run watched, or leave probes= out."
         )
     of = {(probe.prompt_id, probe.kind): probe for probe in texts}
     wanted = [(i, kind) for i in ids for kind in kinds]

@@ -121,10 +121,10 @@ def _numbers(row: Any) -> dict[str, float]:
         ValueError: if it is no object of numbers.
     """
     if not isinstance(row, dict) or not row:
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     wrong = [k for k, v in row.items() if isinstance(v, bool) or not _number(v)]
     if wrong:
-        raise ValueError(f"{', '.join(wrong[:5])}: no number")
+        raise ValueError(f"{', '.join(wrong[:5])}: not a number")
     return {k: float("nan") if v is None else float(v) for k, v in row.items()}
 
 
@@ -260,7 +260,7 @@ def _of_array(path: Path, groups: Sequence[_Group]) -> Found:
     layout = layout_of_values(means, path.name)
     notes = [f"columns named by their order alone: layout {layout.letter}."]
     if groups:
-        notes.append("no line of the JSON files is of this array's run.")
+        notes.append("the JSON files have no lines of this array's run.")
     return Found(layout, array, [None] * len(array), None, path.name, notes)
 
 

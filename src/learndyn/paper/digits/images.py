@@ -101,10 +101,10 @@ def split(
     if min(sizes.values()) < 5:
         counts = [len(mine) for mine in rows]
         raise BadInput(
-            f"{digits.name}: too few images of a digit: {counts} of 0 to 9, of which "
-            f"{int(digits.trainable.sum())} may be learnt and {int(digits.held.sum())} "
-            f"observed. {sum(wanted.values())} of each are wanted, and a tenth of that "
-            "is the least."
+            f"{digits.name} has too few images of a digit: {counts} of 0 to 9, "
+            f"{int(digits.trainable.sum())} of them to learn and "
+            f"{int(digits.held.sum())} to observe. Give {sum(wanted.values())} images "
+            f"of each digit, and at least a tenth of that."
         )
     found: dict[str, list[np.ndarray]] = {name: [] for name in sizes}
     for mine in rows:
@@ -166,7 +166,7 @@ def _pair(
         return None
     if paths[0] is None or paths[1] is None:
         there = paths[0] or paths[1]
-        raise BadInput(f"{there} has no partner: images and labels are both needed.")
+        raise BadInput(f"{there} lacks its partner: give images and labels.")
     images, labels = _read_idx(paths[0], 3), _read_idx(paths[1], 1)
     if len(images) != len(labels):
         raise BadInput(

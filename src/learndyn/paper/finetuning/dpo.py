@@ -75,7 +75,7 @@ def rejected_falls_fastest(one: Recorded) -> Measured:
         if kind != "rejected"
     }
     if not others:
-        raise Absent("the dpo run probes rejected alone")
+        raise Absent("the dpo run probes only rejected")
     fastest = min(others.values(), key=lambda path: change(path).mean)
     found = difference(rejected[-1] - rejected[0], fastest[-1] - fastest[0])
     return measured(one, found, below(found))
@@ -149,7 +149,7 @@ def rest_falls(one: Recorded) -> Measured:
     known = probed_split(run)
     path = run.values("rest_logp", "chosen", known)
     if not np.isfinite(path[[0, -1]]).any():
-        raise Absent("the dpo run has no log-probability of the rest")
+        raise Absent("the dpo run did not record the log-probability of the rest")
     found = change(path)
     return measured(one, found, below(found))
 
@@ -189,7 +189,7 @@ DPO_STATEMENTS = (
         "dpo-rejected-falls-fastest",
         FIGURE,
         "Of all answers the rejected one falls most.",
-        "change of rejected minus that of the kind that falls most of all others, "
+        "change of rejected minus change of the other kind that falls most, "
         "95 % interval below 0",
         rejected_falls_fastest,
         "dpo_chosen_and_rejected",
@@ -246,7 +246,7 @@ DPO_STATEMENTS = (
     Statement(
         "dpo-argmax-rises-held-out",
         "Section 4.2, D_probtest",
-        "So it does for prompts that were never trained on.",
+        "The same holds for prompts that were never trained on.",
         f"the same on held-out prompts: > {DELTA:.0%}, 95 % interval above it",
         argmax_rises("test"),
         "dpo_held_out",
@@ -450,7 +450,7 @@ def _squeeze_index(seeds: Sequence[Recorded], width: int) -> Sheet:
             last.append(told(name, float(np.mean([y[-1] for _, y in runs])), " %"))
     title = f"Squeeze index at the end: {sentence(*last)}"
     unit = (
-        "Relative gain of the greedy path minus that of the kind that gains most, %"
+        "Relative gain of the greedy path minus the best kind's relative gain, %"
         + of_seeds(seeds)
     )
     return small_multiples(width, title, unit, [panel(seeds, "", found)], tall=300)

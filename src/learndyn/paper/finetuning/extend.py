@@ -93,7 +93,7 @@ def others_fall_less(one: Recorded) -> Measured:
     kinds = set(run_of(one, "dpo").kinds) & set(run_of(one, "extend-dpo").kinds)
     others = sorted(kinds - {"chosen", "rejected"})
     if not others:
-        raise Absent("the dpo runs probe chosen and rejected alone")
+        raise Absent("the dpo runs probe only chosen and rejected")
     for role in ("extend-dpo", "dpo"):
         moved = [values(one, role, k) for k in others]
         paths.append(np.mean([path[-1] - path[0] for path in moved], axis=0))
@@ -118,7 +118,7 @@ def starts_no_better(one: Recorded) -> Measured:
 
 def _right(one: Recorded, stage: str, other: str) -> Interval:
     if stage not in one.right or other not in one.right:
-        raise Absent("answers are graded in the embedded world alone")
+        raise Absent("answers are graded only in the embedded world")
     return difference(*(np.array(one.right[s], dtype=float) for s in (stage, other)))
 
 
@@ -185,7 +185,7 @@ EXTEND_STATEMENTS = (
     Statement(
         "extend-chosen-higher-at-margin",
         FIGURE,
-        "So it does where both have moved equally far.",
+        "The same holds where both have moved equally far.",
         "the same at a matched DPO margin, 95 % interval above 0",
         chosen_higher("margin"),
         "extend_matched",

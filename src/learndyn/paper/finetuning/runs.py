@@ -74,8 +74,8 @@ def _lesson(experiment: Experiment) -> Data:
     complete = [row for row in rows.values() if set(kinds) <= set(row.responses)]
     if not complete:
         raise BadInput(
-            f"no probed prompt has all of {', '.join(kinds)}: there is nothing that "
-            "each of these kinds could be learnt from."
+            f"no probed prompt has responses of all of {', '.join(kinds)}, so the "
+            "kinds cannot be learnt one by one from the same prompts."
         )
     name = f"probes of {experiment.inputs.rows.source}"
     return Data(tuple(complete), name, "train", probes.fingerprint)

@@ -127,7 +127,7 @@ def _learn_chosen(one: Recorded):
         raise Absent("the number of the model's logits is unknown")
     run = run_of(one, "learn-chosen")
     if len(run.kinds) < 2:
-        raise Absent("the run probes one kind alone")
+        raise Absent("the run probes only one kind")
     return run, one.vocabulary, probed_split(run)
 
 
@@ -186,7 +186,7 @@ SFT_STATEMENTS = (
         "sft-others-answers-above-unseen",
         "Section 4.1, hallucination",
         "They gain more than answers that were never trained on.",
-        "change of irrelevant_train minus that of irrelevant_test, 95 % interval "
+        "change of irrelevant_train minus change of irrelevant_test, 95 % interval "
         "above 0",
         gains_over("sft", "irrelevant_train", "irrelevant_test"),
         "sft_hallucination",
@@ -253,7 +253,7 @@ SFT_STATEMENTS = (
         "learn-chosen-lifts-its-rephrase",
         "Appendix D, heat map",
         "Learning chosen lifts chosen's rephrase more than rejected's.",
-        "SFT on chosen: change of chosen_semantic minus that of rejected_semantic, "
+        "SFT on chosen: change of chosen_semantic minus change of rejected_semantic, "
         "95 % interval above 0",
         gains_over("learn-chosen", "chosen_semantic", "rejected_semantic"),
         "heat_map",
@@ -262,7 +262,7 @@ SFT_STATEMENTS = (
         "learn-rejected-lifts-its-rephrase",
         "Appendix D, heat map",
         "Learning rejected lifts rejected's rephrase more than chosen's.",
-        "SFT on rejected: change of rejected_semantic minus that of chosen_semantic, "
+        "SFT on rejected: change of rejected_semantic minus change of chosen_semantic, "
         "95 % interval above 0",
         gains_over("learn-rejected", "rejected_semantic", "chosen_semantic"),
         "heat_map",

@@ -29,9 +29,9 @@ def run_of(one: Recorded, role: str) -> Trajectory:
         Absent: if there is none.
     """
     if role not in one.runs:
-        raise Absent(f"there is no {role} run")
+        raise Absent(f"the {role} run is missing")
     if len(one.runs[role].steps) < 2:
-        raise Absent(f"the {role} run has one observation alone")
+        raise Absent(f"the {role} run has only one observation")
     return one.runs[role]
 
 

@@ -456,7 +456,7 @@ def _optimizers_figure(width: int = WIDE) -> Sheet:
             f"({nats(ends['rmsprop'])}, {nats(ends['adam'])}) where every label has "
             "weights of its own"
         ),
-        unit="Change of log π(y*) minus that of all other labels together, nats",
+        unit="Change of log π(y*) minus change of all other labels together, nats",
         tall=270,
         labels=84,
     )

@@ -312,13 +312,13 @@ _STEPS: tuple[Statement[TheoryResult], ...] = (
             (
                 "ipo",
                 "Appendix B.2, Eq. 17",
-                "IPO's residual is that of DPO with a = h - 1 / (2 beta).",
-                "Only the direction is: the true factor is 2 (1 / (2 beta) - h).",
+                "IPO's residual is DPO's with a = h - 1 / (2 beta).",
+                "Only its direction agrees: the true factor is 2 (1 / (2 beta) - h).",
             ),
             (
                 "slic",
                 "Appendix B.2, Eq. 20",
-                "SLiC's residual is that of DPO while the gap is below delta.",
+                "SLiC's residual is DPO's while the gap is below delta.",
                 "The true factor is 1, not beta (1 - a).",
             ),
             (
@@ -353,8 +353,8 @@ _STEPS: tuple[Statement[TheoryResult], ...] = (
         "path-turns",
         "Sections 4.1 and 4.2, Figures 3 and 4",
         "SFT on y+ raises y- too; DPO then turns, and lowers y- more than it moves y+.",
-        "95 % intervals: both rise over SFT; over DPO that of y- is below zero, and "
-        "all of it farther from zero than any of that of y+.",
+        "95 % intervals: both rise over SFT; over DPO the interval of y- is below zero "
+        "and all of it is farther from zero than any of the interval of y+.",
         _path_turns,
         "theory_walk",
         "nats",
@@ -427,7 +427,7 @@ _KERNELS: tuple[Statement[TheoryResult], ...] = (
         _bound_trained,
         "theory_lbk",
         "largest ratio",
-        "The bound is far from tight: it can be no proof of a large kernel.",
+        "The bound is far from tight: it cannot prove a large kernel.",
     ),
     Statement(
         "lbk-tracks-kernel",
@@ -514,7 +514,7 @@ _KERNELS: tuple[Statement[TheoryResult], ...] = (
     Statement(
         "sign-rule",
         "Section 3.3; Appendix E, Claims 3A to 3C",
-        "Who is more probable than tau = ||pi||^2 - pi_y rises, the others fall.",
+        "Tokens more probable than tau = ||pi||^2 - pi_y rise, the others fall.",
         "Balanced share of right signs over the vocabulary at least 0.8 (0.5 by "
         "chance); each position pushed on its own.",
         _pushed_down("one", _balanced, 0.8),

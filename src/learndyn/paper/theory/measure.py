@@ -184,13 +184,13 @@ def _check(runs: Mapping[str, Path]) -> None:
     for role in _NEEDED:
         if role not in runs:
             raise BadInput(
-                f"there is no run {role!r} among {', '.join(runs) or 'none'}: the "
-                f"theory is measured on {' and '.join(_NEEDED)}."
+                f"the runs ({', '.join(runs) or 'none'}) lack {role!r}: the theory is "
+                f"measured on {' and '.join(_NEEDED)}."
             )
         if not (runs[role] / "model").is_dir():
             raise BadInput(
-                f"{runs[role]} has no weights in model/: the kernel is that of real "
-                "weights. Train the run again."
+                f"{runs[role]} has no weights in model/, and the kernel is measured on "
+                "them. Train the run again."
             )
 
 
