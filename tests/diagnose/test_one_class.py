@@ -50,7 +50,7 @@ def test_no_other_file_says_a_finding_s_name():
         if home[name].rpartition(".")[2] != path.stem
     ]
     # a count among the numbers of another finding
-    assert wrong == ["diagnose/findings/faults/training_log.py: not_finite"]
+    assert wrong == ["diagnose/findings/faults/steps_too_large.py: not_finite"]
 
 
 def test_every_finding_is_looked_for_in_one_way():

@@ -5,8 +5,12 @@ from learndyn.diagnose.findings.baseline import Baseline
 from learndyn.diagnose.findings.faults.exchanged import Exchanged
 from learndyn.diagnose.findings.faults.margin_falls import MarginFalls
 from learndyn.diagnose.findings.faults.not_training import NotTraining
+from learndyn.diagnose.findings.faults.one_label import OneLabel
 from learndyn.diagnose.findings.faults.reference import Reference
-from learndyn.diagnose.findings.faults.training_log import StepsTooLarge, UnreadLog
+from learndyn.diagnose.findings.faults.saturated import Saturated
+from learndyn.diagnose.findings.faults.steps_too_large import StepsTooLarge
+from learndyn.diagnose.findings.faults.truncated import Truncated
+from learndyn.diagnose.findings.faults.unread_log import UnreadLog
 from learndyn.diagnose.findings.faults.unusable import (
     AboveZero,
     Diverged,
@@ -25,8 +29,9 @@ from learndyn.diagnose.findings.state import RunState
 
 FINDINGS: tuple[type[Finding], ...] = (
     *(NoStart, Diverged, OneObservation),
-    *(AboveZero, NotTraining, Reference, Exchanged, MarginFalls, ChosenFalls),
-    *(RunState, PerTokenSqueeze, StepsTooLarge, UnreadLog, ChosenPeak),
+    *(AboveZero, NotTraining, OneLabel, StepsTooLarge, Reference, Truncated),
+    *(Exchanged, MarginFalls, Saturated, ChosenFalls),
+    *(RunState, PerTokenSqueeze, UnreadLog, ChosenPeak),
     *(Hallucination, Overfit, Peakiness),
     *(cautions.Defects, cautions.Unreadable, cautions.Missing, cautions.LateStart),
     *(cautions.Approximate, cautions.MeansOnly, cautions.FewPrompts),

@@ -74,6 +74,10 @@ class RunInfo(Mapping[str, Any]):
     """The precision that a run was scored in; None where its numbers are exact."""
     vocabulary: int | None = None
     """Number of logits."""
+    parameters: int | None = None
+    """Weights of the model, adapters among them."""
+    trainable_parameters: int | None = None
+    """Those that train; may be 0."""
     trainer: Mapping[str, Any] = field(default_factory=dict)
     """The trainer's settings."""
     imported: Mapping[str, Any] = field(default_factory=dict)
@@ -112,6 +116,8 @@ class RunInfo(Mapping[str, Any]):
             route=read.group("route").entries or None,
             approximate=read.group("route").text("approximate"),
             vocabulary=(imported if imported.entries else read).count("vocabulary"),
+            parameters=read.count("parameters"),
+            trainable_parameters=read.count("trainable_parameters", least=0),
             trainer=trainer.entries,
             imported=imported.entries,
             defects=read.list("defects"),
@@ -131,6 +137,12 @@ class RunInfo(Mapping[str, Any]):
     def sft(self) -> bool:
         """Whether the run only pushes answers up."""
         return self.family == "sft"
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether less than half of the weights train, as with LoRA."""
+        some, every = self.trainable_parameters, self.parameters
+        return bool(some and every and some < every / 2)
 
     @property
     def pushes_rejected(self) -> bool | None:
@@ -215,9 +227,11 @@ class _Entries:
         value = self.entries.get(name)
         return value if isinstance(value, str) else None
 
-    def count(self, name: str) -> int | None:
+    def count(self, name: str, least: int = 1) -> int | None:
         value = self.entries.get(name)
-        return value if _is_count(value) else None
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            return None
+        return value
 
     def number(self, name: str) -> float | None:
         value = self.entries.get(name)

@@ -1,21 +1,28 @@
 """Did rejected gain on chosen? Preference training pushes the other way."""
 
+import numpy as np
+
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.faults.exchanged import Exchanged
+from learndyn.diagnose.findings.faults.reference import Reference
+from learndyn.diagnose.findings.faults.steps_too_large import StepsTooLarge
+from learndyn.diagnose.findings.faults.truncated import Truncated
 from learndyn.diagnose.findings.finding import Advice, Finding, limits_of
 from learndyn.diagnose.findings.signs.chosen_peak import stop_at_peak
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import number
-from learndyn.diagnose.squeeze import Evidence
-from learndyn.diagnose.state import DELTA
+from learndyn.diagnose.paths import Paths
 
 
-_WITHOUT_PAIRS = ("grpo", "ppo", "rloo")
-"""Methods, as run.json names them, whose loss does not compare chosen and rejected."""
+_MATTERS = 0.01
+"""Nats per token of chosen: 1 % of a token's probability."""
+
+_EXPLAINS = (Exchanged, Reference, Truncated, StepsTooLarge)
+"""Faults that make a margin fall: where one is there, it says more."""
 
 
 class MarginFalls(Finding):
-    """The mean margin is surely below zero, by more than delta of chosen's start."""
+    """The mean margin is surely below zero, by more than `_MATTERS` per token."""
 
     name = "margin_falls"
     section = "kinds"
@@ -32,17 +39,16 @@ class MarginFalls(Finding):
 
     @classmethod
     def detect(cls, facts: Facts) -> Finding | None:
-        """None for SFT and `_WITHOUT_PAIRS`, without both kinds, and where exchanged
-        columns or a sure COLLAPSE say more."""
+        """None where no pairs are compared, without both kinds, and where a fault of
+        `_EXPLAINS` or a sure COLLAPSE says more."""
         evidence, state = facts.evidence, facts.state
         margin, chosen, rejected = evidence.margin, evidence.chosen, evidence.rejected
         if margin is None or chosen is None or rejected is None:
             return None
-        method = facts.trajectory.run.info.method.lower()
-        if facts.sft or method in _WITHOUT_PAIRS:
+        if facts.trajectory.run.info.family != "preference":
             return None
-        exchanged = Exchanged.detect(facts)
-        if exchanged is not None and exchanged.severity == "problem":
+        others = (kind.detect(facts) for kind in _EXPLAINS)
+        if any(other is not None and other.severity == "problem" for other in others):
             return None
         if state.state == "COLLAPSE" and state.sure:
             return None
@@ -51,7 +57,7 @@ class MarginFalls(Finding):
             "chosen": limits_of(chosen),
             "rejected": limits_of(rejected),
         }
-        if not (margin.below_zero and _large(margin, evidence)):
+        if not (margin.below_zero and _matters(margin, facts)):
             says = f"No sure sign of a falling margin: {number(margin)} nats."
             return cls("fine", says, numbers)
         says = (
@@ -68,9 +74,9 @@ class MarginFalls(Finding):
         return [*stop_at_peak(facts), *mend] if mend else []
 
 
-def _large(margin: Interval, evidence: Evidence) -> bool:
-    """Whether the fall is over delta of what chosen was at the start."""
-    chosen, share = evidence.chosen, evidence.chosen_relative
-    if chosen is None or share is None or share.mean == 0:
-        return True
-    return abs(margin.mean) > DELTA * abs(chosen.mean / share.mean)
+def _matters(margin: Interval, facts: Facts) -> bool:
+    """Whether the fall is large, per token of chosen; 1 nat per response if unknown."""
+    tokens = Paths.of(facts.trajectory, facts.split).n_tokens["chosen"]
+    known = tokens[np.isfinite(tokens) & (tokens > 0)]
+    limit = _MATTERS * float(known.mean()) if len(known) else 1.0
+    return abs(margin.mean) > limit

@@ -33,6 +33,23 @@ _REWARDS = ("rewards/chosen", "rewards/rejected")
 """TRL's keys of beta (log pi - log pi_ref), means over a batch."""
 
 
+_MERGE = Advice(
+    "Merge the SFT adapter into its base (merge_and_unload), start DPO from the merged "
+    "model with a new adapter, and pass no ref_model: with the new adapter switched "
+    "off the policy is the reference.",
+    "An adapter trains, and the logged rewards are not 0 where training begins: the "
+    "reference is probably the base model without the SFT adapter.",
+)
+
+_SECOND_COPY = Advice(
+    "Or keep the adapter and load it a second time for the reference: base plus the "
+    "same SFT adapter as ref_model. TRL 1 makes that copy itself where the policy is a "
+    "PeftModel and no ref_model is given; older TRL takes model_adapter_name and "
+    "ref_adapter_name.",
+    "The reference must have the weights that training starts from.",
+)
+
+
 class Reference(Finding):
     """Policy and reference differ before the first update."""
 
@@ -49,13 +66,30 @@ class Reference(Finding):
         "this on every training pair before the first update.",
     )
 
+    def headline(self, facts: Facts) -> str | None:
+        """With the usual cause where an adapter trains."""
+        if self.severity == "problem" and facts.trajectory.run.info.trains_adapter:
+            return (
+                "The reference lacks the SFT adapter that training starts from: policy "
+                "and reference differ before the first update."
+            )
+        return super().headline(facts)
+
+    def advice(self, facts: Facts) -> list[Advice]:
+        """Of an adapter the two ways to a reference that has it too."""
+        if self.severity != "problem" or not facts.trajectory.run.info.trains_adapter:
+            return super().advice(facts)
+        return [_MERGE, _SECOND_COPY]
+
     @classmethod
     def detect(cls, facts: Facts) -> Finding | None:
-        """None for SFT, and where neither run.json nor the training log can tell."""
+        """None of methods without a reference, and where neither run.json nor the
+        training log can tell."""
         info = facts.trajectory.run.info
-        if facts.sft:
-            return None
         gap = info.reference_gap
+        known = True if gap is not None else info.has_reference
+        if facts.sft or not known or info.trainer.get("reference_free") is True:
+            return None
         if gap is not None:
             how = f"the largest gap over all training responses is {gap:.2g} nats"
             return cls._judged(gap, how, {"reference_gap": gap})

@@ -3,6 +3,8 @@
 import numpy as np
 
 from learndyn.diagnose.facts import Facts
+from learndyn.diagnose.findings.faults.log import Series, short
+from learndyn.diagnose.findings.faults.trouble import early_jump
 from learndyn.diagnose.findings.finding import Finding
 
 
@@ -49,10 +51,29 @@ class Diverged(Finding):
         says = (
             f"The model diverged: at {unit} {run.steps[-1]}, {lost} of {scored} "
             f"log-probabilities are not finite (first seen at {unit} {first}). "
-            "This run cannot be judged further. Lower the learning rate, or start "
-            "from an earlier checkpoint."
+            f"This run cannot be judged further. {_before_it(facts)}Lower the learning "
+            "rate, or start from an earlier checkpoint."
         )
         return cls("problem", says, {"first_seen": first, "lost": lost})
+
+
+def _before_it(facts: Facts) -> str:
+    """What the log and run.json say of the cause, as sentences."""
+    info, text = facts.trajectory.run.info, ""
+    jump = early_jump(facts)
+    if jump is not None:
+        rate = Series.of(facts.trajectory.train_log, "learning_rate").at(jump.step)
+        at = f", at a learning rate of {short(rate)}" if rate else ""
+        text = (
+            f"The loss went from {short(jump.before)} to {short(jump.after)} at "
+            f"{facts.unit} {jump.step}{at}. "
+        )
+    if "float16" in (info.dtype, info.dtype.removeprefix("torch.")):
+        text += (
+            "The weights are in float16, which overflows above 65504, the usual cause: "
+            "load them in float32 or bfloat16. "
+        )
+    return text
 
 
 class OneObservation(Finding):

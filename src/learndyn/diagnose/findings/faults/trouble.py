@@ -1,0 +1,191 @@
+"""What goes with steps that are too large: in the training log, and in the answers."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from learndyn.diagnose.facts import Facts
+from learndyn.diagnose.findings.faults.log import LN2, Series
+from learndyn.diagnose.findings.faults.reference import Reference
+from learndyn.diagnose.paths import Paths
+from learndyn.record.method import as_losses
+from learndyn.record.run_info import RunInfo
+
+
+_JUMP = 4.0
+"""A logged value is a jump above this many times what came before it: the largest of
+the first rows, later the median of `_BEFORE` values, if it is also above all of the
+first ones."""
+
+_JUMP_DPO = 2.0
+"""The same for the first rows of DPO, whose loss begins at ln 2 whatever the batch is:
+twice that is a mean margin below -beta x 11 nats at beta 0.1."""
+
+_BEFORE = 20
+_FIRST = 5
+
+_ROSE = 1.5
+"""The loss rose where the median of its last half is above this many times its start. A
+fit lowers it; unlike batches alone do not hold half of the rows there."""
+
+_ROWS = 8
+"""Rows that a rise needs."""
+
+_LOST = 0.5
+"""Nats per token: chosen's tokens are on average less than 0.6 times as likely."""
+
+_EARLY = 0.2
+"""Share of the updates that count as the first ones."""
+
+_AT_ONCE = 0.3
+"""Share of chosen's fall that the first updates make where steps are too large. With
+steps that fit, DPO's chosen hardly moves at first and falls later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """One value far above those before it."""
+
+    step: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What chosen lost while all other watched answers fell too."""
+
+    per_token: float
+    """Change of chosen, nats per token."""
+    early: float
+    """Share of it that came up to `step`."""
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """All signs of one run."""
+
+    early: Jump | None
+    """The loss within the first rows."""
+    loss: int
+    """Later jumps of the loss."""
+    grad_norm: int
+    rose: tuple[float, float] | None
+    """The loss at the start, and its median over the last half."""
+    lost: int
+    """Logged values that are not finite."""
+    lost_at: int
+    """The update of the first of them."""
+    damage: Loss | None
+
+    @classmethod
+    def of(cls, facts: Facts) -> "Trouble":
+        """Look for all of them."""
+        log, info = facts.trajectory.train_log, facts.trajectory.run.info
+        loss, norms = Series.of(log, "loss"), Series.of(log, "grad_norm")
+        sampled = info.family == "online"
+        lost = list(_lost(log))
+        return cls(
+            early_jump(facts),
+            0 if sampled else _jumps(loss.values.tolist()),
+            _jumps(norms.values.tolist()),
+            None if sampled else _rise(loss, _start(facts)),
+            len(lost),
+            lost[0] if lost else 0,
+            None if sampled else _damage(facts),
+        )
+
+
+def early_jump(facts: Facts) -> Jump | None:
+    """Where the loss jumps within the first rows of the log."""
+    if facts.trajectory.run.info.family == "online":
+        return None  # its loss is about 0 and says nothing of the fit
+    steps, values = Series.of(facts.trajectory.train_log, "loss")
+    start = _start(facts)
+    before = [] if start is None else [start]
+    factor = _JUMP if start is None else _JUMP_DPO
+    for step, value in zip(steps[:_FIRST], values[:_FIRST], strict=True):
+        if before and min(before) > 0 and value > factor * max(before):
+            return Jump(int(step), before[-1], float(value))
+        before.append(float(value))
+    return None
+
+
+def _start(facts: Facts) -> float | None:
+    """The loss before the first update, where the method fixes it: DPO's -log sigmoid
+    begins at ln 2, unless policy and reference differ."""
+    info = facts.trajectory.run.info
+    plain = as_losses(info.trainer.get("loss_type")) in ((), ("sigmoid",))
+    if info.method != "dpo" or not plain or info.trainer.get("label_smoothing"):
+        return None
+    reference = Reference.detect(facts)
+    apart = reference is not None and reference.severity == "problem"
+    return None if apart or _averages_terms(info) else LN2
+
+
+def _averages_terms(info: RunInfo) -> bool:
+    """Whether another term is added to the loss, such as LLaMA-Factory's pref_ftx or
+    older TRL's rpo_alpha."""
+    return any(info.trainer.get(name) for name in ("rpo_alpha", "pref_ftx"))
+
+
+def _rise(loss: Series, start: float | None) -> tuple[float, float] | None:
+    values = loss.values
+    if len(values) < _ROWS:
+        return None
+    start = float(np.median(values[:3])) if start is None else start
+    end = float(np.median(values[len(values) // 2 :]))
+    return (start, end) if 0 < _ROSE * start < end else None
+
+
+def _damage(facts: Facts) -> Loss | None:
+    """All kinds surely fell, chosen by much, and much of that in the first updates."""
+    paths, evidence = Paths.of(facts.trajectory, facts.split).common(), facts.evidence
+    fell = [change.below_zero for change in evidence.kinds.values()]
+    if "chosen" not in paths.logp or not fell or not all(fell):
+        return None
+    path = paths.logp["chosen"]
+    known = np.isfinite(path[[0, -1]]).all(axis=0)
+    tokens = float(np.nansum(paths.n_tokens["chosen"][known]))
+    if tokens == 0:
+        return None
+    change = np.nansum((path - path[0])[:, known], axis=1) / tokens
+    since = paths.steps - paths.steps[0]
+    first = int(np.sum(since <= _EARLY * since[-1])) - 1
+    if change[-1] > -_LOST or first < 1:
+        return None
+    early = float(change[first] / change[-1])
+    return Loss(float(change[-1]), early, int(paths.steps[first]))
+
+
+def damage_is_early(damage: Loss) -> bool:
+    """Whether chosen fell at once, as it does where steps are too large."""
+    return damage.early >= _AT_ONCE
+
+
+def _lost(log: list[dict[str, Any]]) -> Iterator[int]:
+    """Updates of rows with a value that is not finite, once for each value; JSON has
+    null for it."""
+    for row in log:
+        for key in ("loss", "grad_norm"):
+            value = row.get(key, 0.0)
+            if value is None or (isinstance(value, float) and not math.isfinite(value)):
+                step = row.get("step")
+                yield step if isinstance(step, int) else 0
+
+
+def _jumps(values: list[float]) -> int:
+    """How many values after the first ones stand far above all that came before."""
+    if len(values) <= _FIRST:
+        return 0
+    highest = max(values[:_FIRST])
+    return sum(
+        value > highest
+        and value > _JUMP * float(np.median(values[max(0, i - _BEFORE) : i]))
+        for i, value in enumerate(values)
+        if i >= _FIRST
+    )
