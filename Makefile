@@ -12,6 +12,10 @@ TESTS  ?= tests
 AUTHORS ?=
 IMAGES ?=
 
+# compiled code is kept, whatever the environment says: without it each process of the
+# tests and of the demo compiles the package, its tests and TRL anew, 15 s of each
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test quick lint format package bench evidence reproduce clean
 
 demo: $(READY)  ## SFT -> DPO and extend -> DPO, watched; DATA= and MODEL= for one's own
