@@ -8,6 +8,7 @@ from types import CodeType
 from typing import Any
 
 import jaxtyping
+from jaxtyping import _storage as storage
 
 
 _WITH_SHAPES = jaxtyping.jaxtyped
@@ -24,10 +25,11 @@ def install() -> None:
 
 
 def checked(function: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
-    """What `jaxtyped` does, without its bookkeeping where no shape is to be compared.
+    """What `jaxtyped` does, with one pass of checks for its two.
 
-    jaxtyping binds the arguments anew at each call and checks them twice, which is
-    needed only to compare axes of the same name.
+    jaxtyping binds the arguments anew at each call and checks them twice, for the sake
+    of its messages. Sizes of axes of the same name are compared here too: the checks of
+    one call share jaxtyping's memory of sizes, which only annotations with shapes need.
     """
     if function is None:
         return functools.partial(checked, typechecker=typechecker)
@@ -40,14 +42,22 @@ def checked(function: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
         _closures[function.__code__] += 1
         if _closures[function.__code__] > CLOSURES:
             return function
-    # a string may name anything; it is looked up by jaxtyping
-    if any(isinstance(a, str) or "jaxtyping." in repr(a) for a in annotations.values()):
+    if any(isinstance(a, str) for a in annotations.values()):
+        # a string may name anything; it is looked up by jaxtyping
         return _WITH_SHAPES(function, typechecker=typechecker)
+    shapes = any("jaxtyping." in repr(a) for a in annotations.values())
     strict = typechecker(function)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        chosen = function if jaxtyping.config.jaxtyping_disable else strict
-        return chosen(*args, **kwargs)
+        if jaxtyping.config.jaxtyping_disable:
+            return function(*args, **kwargs)
+        if not shapes:
+            return strict(*args, **kwargs)
+        storage.push_shape_memo({})
+        try:
+            return strict(*args, **kwargs)
+        finally:
+            storage.pop_shape_memo()
 
     return call
