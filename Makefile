@@ -31,7 +31,7 @@ quick: $(READY)  ## tests of a minute, after each edit; TESTS= for files or fold
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --warnings
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
