@@ -261,12 +261,13 @@ def test_importing_the_package_is_quick_and_loads_nothing_heavy():
         "import learndyn; learndyn.Trajectory; print(time.process_time() - begin); "
         f"{READ_WING}; print(*sys.modules)"
     )
-    runs = [python(code).split("\n") for _ in range(3)]
-    loaded = set(runs[0][1].split())
-    assert not loaded & {*HEAVY, "matplotlib", "pandas"}
+    seconds, loaded = python(code).strip().split("\n")
+    assert not set(loaded.split()) & {*HEAVY, "matplotlib", "pandas"}
     # Processor time, so that a busy machine counts little. `import learndyn` alone is
     # 0.012 s; with a Trajectory, which needs numpy and pyarrow, 0.37 to 0.43 s.
-    assert min(float(run[0]) for run in runs) < 0.5
+    # The best of three tries counts, so the first one that is quick ends them.
+    tries = (float(python(code).split("\n")[0]) for _ in range(2))
+    assert float(seconds) < 0.5 or any(again < 0.5 for again in tries)
 
 
 def test_importing_the_package_changes_nothing_around_it():

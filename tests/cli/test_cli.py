@@ -258,10 +258,11 @@ def test_as_a_program_the_answer_alone_is_on_standard_output(tmp_path, world):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["runs"][0]["steps"] == [0, 1, 2]
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert (again.returncode, again.stdout) == (2, "")
-    assert again.stderr.startswith("learndyn: ")
-    assert "Traceback" not in again.stderr
+    bad = [sys.executable, "-m", "learndyn", "report", str(tmp_path), "--json"]
+    wrong = subprocess.run(bad, capture_output=True, text=True, timeout=300)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("learndyn: ")
+    assert "Traceback" not in wrong.stderr
 
 
 def change(index: int, **fields: object) -> list[dict]:

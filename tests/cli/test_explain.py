@@ -22,7 +22,7 @@ from learndyn.train.hypothetical import Hypothetical, _roles_of, explain_hypothe
 def home(tmp_path_factory):
     """A folder with a model and preference rows."""
     folder = tmp_path_factory.mktemp("explain")
-    save_tiny(folder / "model", "llama")
+    save_tiny(folder / "model", "llama", num_hidden_layers=1)
     rows = [{"prompt": r.prompt, "id": r.row_id, **r.responses} for r in data().rows]
     text = "\n".join(json.dumps(row) for row in rows)
     (folder / "pairs.jsonl").write_text(text)

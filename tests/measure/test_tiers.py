@@ -16,6 +16,7 @@ from tiers import (
     PAIRS,
     ROUTES,
     TOLERANCE,
+    Truth,
     assert_right,
     assert_same,
     make_pairs,
@@ -120,6 +121,11 @@ def model_named(name: str) -> Any:
     return MODELS[name]()
 
 
+@cache
+def truth_named(name: str) -> Truth:
+    return truth_of(model_named(name))
+
+
 START_IDS = np.random.default_rng(0).integers(0, 320, 2 * sum(LENGTHS))
 
 
@@ -136,7 +142,7 @@ def test_all_tiers_agree_in_all_columns(name, tier):
     assert scorer.route.head == ("rows" if name.endswith("lm_head") else "tiles")
     seen = scorer.observe(start_ids=START_IDS)
     assert_same(seen, observed(name))
-    assert_right(seen, truth_of(model))
+    assert_right(seen, truth_named(name))
     assert (seen.token_start_logp != seen.token_argmax_logp).mean() > 0.9
 
 
