@@ -1,4 +1,4 @@
-"""Intervals cover the truth as often as they say, and noise alone is no squeezing.
+"""Intervals cover the truth as often as they say.
 
 Each check simulates 1,000 runs with a known truth: responses of unlike length, effects
 that kinds of one prompt share, and tails heavier than normal.
@@ -15,7 +15,7 @@ from learndyn.diagnose.intervals import (
     widening,
 )
 from learndyn.diagnose.paths import GREEDY
-from learndyn.diagnose.state import DELTA, _judge, _squeeze_index
+from learndyn.diagnose.squeeze_index import _squeeze_index
 
 
 RUNS = 1000
@@ -118,15 +118,6 @@ def test_a_kind_of_few_prompts_among_many_is_covered(few, at_least):
     assert covered(index.best, 0.05) >= at_least - 0.02
 
 
-@pytest.mark.parametrize("few", [2, 3, 5])
-def test_noise_of_a_kind_of_few_prompts_is_almost_never_called_a_squeeze(few):
-    # the greedy path surely rises, and that kind as much: SX is 0
-    changes, starts = runs(200, {"chosen": -0.3, "custom": 0.2}, 0.2)
-    changes["custom"] = np.where(np.arange(200) < few, changes["custom"], np.nan)
-    states = judged(_squeeze_index(changes, starts))
-    assert np.mean([state == "SQUEEZE" for state, _ in states]) < 0.06
-
-
 def test_the_low_end_is_cleared_against_every_kind_the_noisy_one_too():
     generator = np.random.default_rng(0)
     starts = dict.fromkeys(("calm", "noisy", GREEDY), np.full(40, 60.0))
@@ -178,36 +169,6 @@ def test_without_widening_few_prompts_are_covered_too_seldom():
     low = band.mean + (band.low - band.mean) / factor
     high = band.mean + (band.high - band.mean) / factor
     assert np.mean((low <= 0.2) & (high >= 0.2)) < 0.93
-
-
-@pytest.mark.parametrize("spread", [0.02, 0.05, 0.2])
-@pytest.mark.parametrize("kinds", [1, 4])
-@pytest.mark.parametrize("prompts", [5, 10, 50])
-def test_noise_alone_is_almost_never_called_a_squeeze(prompts, kinds, spread):
-    truth = {f"kind_{i}": 0.0 for i in range(kinds)}
-    walk = runs(prompts, truth, 0.0, spread=spread, observations=10)
-    states = judged(_squeeze_index(*walk))
-    assert np.mean([state == "SQUEEZE" for state, _ in states]) < 0.01
-    assert np.mean([sure and state != "NEUTRAL" for state, sure in states]) < 0.025
-
-
-def test_means_alone_would_raise_the_alarm_where_prompts_are_few_and_differ():
-    index = _squeeze_index(*runs(5, {"chosen": 0.0}, 0.0, spread=0.2))
-    alarm = (index.greedy.mean > DELTA) & (index.sx.mean > DELTA)
-    assert np.mean(alarm) > 0.1
-
-
-def test_a_real_squeeze_of_some_size_is_found_surely():
-    truth = {"chosen": -0.05, "rejected": -0.4}
-    states = judged(_squeeze_index(*runs(50, truth, 0.15)))
-    assert np.mean([s == "SQUEEZE" and sure for s, sure in states]) > 0.9
-
-
-def judged(index):
-    return [
-        _judge(index.greedy.at(i), index.best.at(i), index.sx.at(i))
-        for i in range(RUNS)
-    ]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from learndyn.diagnose.findings.faults.unusable import (
     OneObservation,
 )
 from learndyn.diagnose.findings.finding import Finding
-from learndyn.diagnose.findings.signs.chosen_falls import ChosenFalls
 from learndyn.diagnose.findings.signs.chosen_peak import ChosenPeak
 from learndyn.diagnose.findings.signs.hallucination import Hallucination
 from learndyn.diagnose.findings.signs.overfit import Overfit
@@ -30,7 +29,7 @@ from learndyn.diagnose.findings.state import RunState
 FINDINGS: tuple[type[Finding], ...] = (
     *(NoStart, Diverged, OneObservation),
     *(AboveZero, NotTraining, OneLabel, StepsTooLarge, Reference, Truncated),
-    *(Exchanged, MarginFalls, Saturated, ChosenFalls),
+    *(Exchanged, MarginFalls, Saturated),
     *(RunState, PerTokenSqueeze, UnreadLog, ChosenPeak),
     *(Hallucination, Overfit, Peakiness),
     *(cautions.Defects, cautions.Unreadable, cautions.Missing, cautions.LateStart),

@@ -5,6 +5,7 @@ from functools import cached_property
 
 from learndyn.diagnose.peak import Peak, chosen_peak
 from learndyn.diagnose.squeeze import Evidence, PerToken, per_token, squeeze_evidence
+from learndyn.diagnose.squeeze_index import SqueezeIndex, squeeze_index
 from learndyn.diagnose.state import StateReport, state_of
 from learndyn.diagnose.two_runs.words import compare_in_words
 from learndyn.record.trajectory import Trajectory
@@ -24,17 +25,23 @@ class Facts:
 
     @cached_property
     def evidence(self) -> Evidence:
-        """Changes since the first observation, nats per response."""
+        """Changes from the first observation to the last, nats per response."""
         return squeeze_evidence(self.trajectory, split=self.split)
 
     @cached_property
     def state(self) -> StateReport:
-        """The state and the relative changes that decide it."""
+        """The state and the changes that decide it: means over the last 20 % of the
+        observations. What the verdict says of a change is said of these."""
         return state_of(self.trajectory, split=self.split)
 
     @cached_property
+    def sx(self) -> SqueezeIndex | None:
+        """The squeeze index of relative changes; it decides nothing."""
+        return squeeze_index(self.trajectory, self.split)
+
+    @cached_property
     def tokens(self) -> PerToken | None:
-        """The same token by token; None where the run has no values per token."""
+        """Curves per token; None where the run has no values per token."""
         if "argmax_logp" in self.trajectory.defects:
             return None
         return per_token(self.trajectory, self.split)

@@ -27,9 +27,25 @@ def bracket(interval: Interval, digits: int = 1) -> str:
     return f"[{nats(interval.low, digits)}, {nats(interval.high, digits)}]"
 
 
-def number(interval: Interval, digits: int = 1) -> str:
-    """Mean and limits."""
+def number(interval: Interval, digits: int | None = None) -> str:
+    """Mean and limits, with the decimals that the largest of them needs."""
+    if digits is None:
+        digits = decimals(interval.mean, interval.low, interval.high)
     return f"{nats(interval.mean, digits)} {bracket(interval, digits)}"
+
+
+def signed(value: float) -> str:
+    """A number with its sign and the decimals that it needs."""
+    return nats(value, decimals(value))
+
+
+def decimals(*values: float) -> int:
+    """Decimals that show the largest of the values: one from 1 on, so that nothing
+    which moved is written as 0.0; six at most."""
+    largest = _largest(values)
+    if largest == 0 or largest >= 1:
+        return 1
+    return min(6, 1 - math.floor(math.log10(largest)))
 
 
 def percent(share: float) -> str:

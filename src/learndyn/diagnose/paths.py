@@ -294,6 +294,26 @@ def _spread(
     return out
 
 
+LAST = 0.2
+"""Share of the observations, from the end, that a run is judged by."""
+
+
+def last_observations(observations: int) -> int:
+    """How many observations from the end a run is judged by; never the first one."""
+    return max(1, min(round(LAST * observations), observations - 1))
+
+
+def with_end(
+    change: Float[np.ndarray, "step prompt"], last: int
+) -> Float[np.ndarray, "row prompt"]:
+    """The changes, and below them each prompt's mean over its last finite values."""
+    end = change[-last:]
+    known = np.isfinite(end)
+    count = known.sum(axis=0)
+    mean = np.where(known, end, 0.0).sum(axis=0) / np.maximum(count, 1)
+    return np.vstack([change, np.where(count > 0, mean, np.nan)])
+
+
 def outside_panel(trajectory: Trajectory, split: str | None = None) -> list[str]:
     """Kinds that no prompt of the panel has: they are followed over all prompts, at the
     full observations alone. None of them without a panel."""

@@ -23,8 +23,11 @@ from learndyn.diagnose.intervals import (
     widening,
 )
 from learndyn.diagnose.paths import Paths, paired
-from learndyn.diagnose.state import DELTA
 from learndyn.record.trajectory import Trajectory
+
+
+_RESPONSE = 1.0
+"""Smallest fall that counts, nats per response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class Peak:
     @property
     def fell(self) -> bool:
         """Whether chosen has surely fallen since, by more than the threshold."""
-        return self.fall.below_zero and -self.fall.mean > DELTA * abs(self.start)
+        return self.fall.below_zero and -self.fall.mean > _RESPONSE
 
     @property
     def others(self) -> str:

@@ -1,254 +1,166 @@
-"""Which of four things happened in a run: squeezing, fitting, collapse, or nothing.
+"""Which of six things happened in a run: the rule, in nats.
 
-With relative changes g (below), as means over the last 20 % of the observations, and
-delta = 0.02:
+All are changes since the first observation, as means over the last 20 % of the
+observations, paired over prompts:
 
-    SQUEEZE   g* > delta, SX > delta         the greedy path rises, beyond every kind
-    FIT       max g(k) > delta, SX <= delta  a kind rises, as much as the greedy path
-    COLLAPSE  g* <= delta, max g(k) < -delta every kind falls, the greedy path not up
-    NEUTRAL   else
+    C    change of log pi(chosen)
+    G    change of the greedy path, sum over chosen's positions of max_v log pi(v)
+    SQ   G - C, the same positions of the same prompt, so that nats compare
+    OT   change of log pi(first model's favourite), per token, over chosen's positions
+         where that favourite is not chosen's own token
 
-The state is a rule about a pattern, on the means themselves, but for one thing: where
-the intervals of g* and SX are known, SQUEEZE also needs both above zero. On means alone
-noise of few prompts would raise the alarm too often (docs/diagnosis.md has the rates).
-Where only SX is not surely above zero and a kind rises by more than delta, something
-moved that is squeezing or a fit: FIT, not sure and `undecided`; else NEUTRAL. Whether
-other prompts would show a state too is `sure`.
+"Up" and "down" mean that the mean is at least delta = 0.01 nats per token (1 % of a
+token's probability) and that two whole 99 % intervals lie on one side of zero: of nats
+per token pooled over all tokens, and of the mean over prompts of each one's own nats
+per token, so that a few long answers do not carry a name. The first line that holds
+names the run:
 
-The squeeze index: does the greedy path gain more than the best of all kinds?
+    STILL      every change within -delta .. delta, surely
+    COLLAPSE   C down, and G up on new peaks: OT down by 0.5 nats and more
+    COLLAPSE   C, G and every watched kind down
+    SQUEEZE    G up, SQ up, OT not down; of training that pushes nothing down: never
+    FIT        C up; or C within -delta .. delta, surely, and the margin up
+    DISPLACED  C down
+    UNDECIDED  else
 
-    g(k) = mean change of k / |mean of k at the start|         relative change, no unit
-    SX   = g(greedy path) - max over kinds k of g(k)  =  min over k of [g* - g(k)]
+Why nats and not relative changes: docs/diagnosis.md has the runs that these named
+wrongly, the rates of false alarms and misses of this rule, and its truth table. The
+99 % are for the false alarms: two names are read as alarms, SQUEEZE and DISPLACED, and
+one-sided 0.5 % each keeps both together below 1 % where nothing changed.
 
-A maximum is not smooth: where kinds tie, the largest of several noisy means lies too
-high in the run, and higher still in each resample, so percentiles of the resampled
-maximum miss the truth too often. Each end of the interval of min_k h(k) has its own
-rule, of the intersection bounds of Chernozhukov, Lee & Rosen (2013):
-
-    low   the lowest of all lows: each h(k) is cleared, so the least of them is
-    high  min_k h(k) + quantile of max over k in V of [resampled h(k) - h(k)]
-
-V are the kinds that may be the least, as far as the resamples tell. With one clear best
-kind this is the bootstrap's interval of that kind; where kinds tie, the low end is
-cautious. So an index that is called positive is so against every kind.
+Where no values per token are recorded, OT is unknown. Then only the size of the fall
+can tell new peaks: chosen lost more than it had at the start. That name is not sure.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from learndyn.diagnose.intervals import (
-    Band,
     Interval,
-    band,
-    ratio_of_sums,
-    resample_weights,
-    widening,
+    known,
+    paired_bootstrap,
+    pooled_bootstrap,
 )
-from learndyn.diagnose.paths import GREEDY, NO_GREEDY, Paths
+from learndyn.diagnose.paths import (
+    NO_GREEDY,
+    Paths,
+    last_observations,
+    off_target,
+    with_end,
+)
+from learndyn.probes.kinds import PAPER_KINDS
 from learndyn.record.trajectory import Trajectory
 
 
-_TAIL = (1 - 0.95) / 2
+State = Literal["FIT", "SQUEEZE", "DISPLACED", "COLLAPSE", "STILL", "UNDECIDED"]
 
-_TIED = 3.0
-"""Kinds whose value lies within so many of its standard errors may be the best one."""
+DELTA = 0.01
+"""Smallest change that counts, nats per token."""
 
+_TOKENS = 100
+"""Tokens that a response is taken to have where a run does not know: the smallest
+change that counts is then 1 nat per response."""
 
-@dataclass(frozen=True, eq=False)
-class _Index:
-    """Relative changes and the squeeze index, one per row, on the same resamples."""
+_NEW_PEAKS = 0.5
+"""Nats per token that former favourites lose where a model has collapsed onto new ones:
+they keep 61 % of their probability. Measured: docs/diagnosis.md, new peaks."""
 
-    greedy: Band
-    """g of the greedy path."""
-    best: Band
-    """The largest g of all kinds; no limits where that kind has one prompt only."""
-    sx: Band
-    """g of the greedy path - the largest g."""
-    best_kind: tuple[str | None, ...]
-    """Which kind has the largest g in each row; None where none has a value."""
-
-
-def _squeeze_index(
-    changes: Mapping[str, Float[np.ndarray, "row prompt"]],
-    starts: Mapping[str, Float[np.ndarray, "... prompt"]],
-    *,
-    seed: int = 0,
-) -> _Index | None:
-    """The index of each row of `changes`, with `starts` the size of each start in nats,
-    one for all rows or one for each.
-
-    Values that are not finite are left out. A resample that draws none of a kind's
-    prompts keeps the kind's own value, so a kind of one prompt (a mean over prompts,
-    where no more is known) is the same in every resample, and the intervals leave its
-    spread out. Each kind is widened for its own number of prompts. None without the
-    greedy path, or without a kind.
-    """
-    kinds = [kind for kind in changes if kind != GREEDY]
-    if GREEDY not in changes or not kinds:
-        return None
-    path = _resampled(changes[GREEDY], starts[GREEDY], seed)
-    shares = [_resampled(changes[kind], starts[kind], seed) for kind in kinds]
-    points = np.stack([share.point for share in shares])
-    best = np.argmax(np.where(np.isfinite(points), points, -np.inf), axis=0)
-    rows = np.arange(len(best))
-    n = np.stack([share.n for share in shares])[best, rows]
-    fall = _least([share.negative() for share in shares], n)
-    lead = _least([path.minus(share) for share in shares], path.n)
-    return _Index(
-        band(path.point, path.draws, path.n),
-        Band(-fall.mean, -fall.high, -fall.low, n),
-        lead,
-        tuple(
-            kinds[k] if np.isfinite(points[k, row]) else None
-            for row, k in enumerate(best)
-        ),
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Resampled:
-    """One value per row, and what it is in each resample."""
-
-    point: Float[np.ndarray, " row"]
-    draws: Float[np.ndarray, "row resample"]
-    n: Int[np.ndarray, " row"]
-    """Prompts whose spread is in the draws."""
-
-    def negative(self) -> "_Resampled":
-        return _Resampled(-self.point, -self.draws, self.n)
-
-    def minus(self, other: "_Resampled") -> "_Resampled":
-        # a kind of one prompt is held fixed: nothing of it is there to be widened
-        fewer = np.where(other.n >= 2, np.minimum(self.n, other.n), self.n)
-        return _Resampled(self.point - other.point, self.draws - other.draws, fewer)
-
-    def off(self) -> Float[np.ndarray, "row resample"]:
-        """How far each resample lies from the value, widened for few prompts."""
-        out = np.where(self.n >= 2, widening(self.n), 1.0)
-        return out[:, None] * (self.draws - self.point[:, None])
-
-
-def _resampled(
-    change: Float[np.ndarray, "row prompt"],
-    start: Float[np.ndarray, "... prompt"],
-    seed: int,
-) -> _Resampled:
-    """A kind's relative change."""
-    prompts = change.shape[-1]
-    sizes = np.broadcast_to(start, change.shape)
-    point = ratio_of_sums(change, sizes, np.ones((1, prompts)))
-    draws = ratio_of_sums(change, sizes, resample_weights(prompts, seed=seed))
-    return _Resampled(
-        point[:, 0],
-        np.where(np.isfinite(draws), draws, point),
-        np.isfinite(change + sizes).sum(axis=-1),
-    )
-
-
-def _least(values: Sequence[_Resampled], n: Int[np.ndarray, " row"]) -> Band:
-    """The least of the values in each row, with its interval; NaN is no candidate.
-
-    `n` goes with it; no limits where it is below two.
-    """
-    points = np.stack([value.point for value in values])
-    known = np.isfinite(points)
-    errors = np.stack([value.draws.std(axis=-1) for value in values])
-    least = np.min(np.where(known, points, np.inf), axis=0)
-    reach = np.min(np.where(known, points + _TIED * errors, np.inf), axis=0)
-    above = np.full(values[0].draws.shape, -np.inf)
-    lows = np.empty_like(points)
-    for row, (value, may) in enumerate(zip(values, points <= reach, strict=True)):
-        off = value.off()
-        lows[row] = value.point + np.quantile(off, _TAIL, axis=-1)
-        above = np.where(may[:, None], np.maximum(above, off), above)
-    some = np.isfinite(least)
-    safe = np.where(some[:, None], above, 0.0)
-    low = np.min(np.where(known, lows, np.inf), axis=0)
-    high = least + np.quantile(safe, 1 - _TAIL, axis=-1)
-    usable = some & (n >= 2)
-    return Band(
-        np.where(some, least, np.nan),
-        np.where(usable, low, np.nan),
-        np.where(usable, high, np.nan),
-        n,
-    )
-
-
-State = Literal["SQUEEZE", "FIT", "COLLAPSE", "NEUTRAL"]
-
-DELTA = 0.02
-"""Smallest relative change that counts: 2 % of the log-probability at the start."""
-
-LAST = 0.2
-"""Share of the observations, from the end, that the state is about."""
+_LEVEL = 0.99
 
 _IN_A_ROW = 3
-"""Observations in a row over delta that make an onset."""
+"""Observations in a row that make an onset."""
 
 
-def matters(share: Interval | None) -> bool:
-    """Whether a relative change is large enough to count as one."""
-    return share is not None and abs(share.mean) > DELTA
+@dataclass(frozen=True, slots=True)
+class Move:
+    """How far one thing moved since the first observation, with 95 % intervals."""
+
+    nats: Interval
+    """Per response, mean over prompts."""
+    per_token: Interval
+    """Sum of nats / sum of tokens; NaN where the run knows no tokens."""
+    surely: Interval
+    """The size that names a state, with its 99 % interval: nats per token, or per
+    hundredth of a response where the run knows no tokens."""
+    rates: Interval
+    """Mean over prompts of each one's own size, with its 99 % interval."""
+
+    @property
+    def up(self) -> bool:
+        """Whether it surely rose by a size that counts; by the mean alone where there
+        is no interval."""
+        low = self.surely.low <= 0 or self.rates.low <= 0
+        return self.surely.mean >= DELTA and not low
+
+    @property
+    def down(self) -> bool:
+        """Whether it surely fell by a size that counts, likewise."""
+        high = self.surely.high >= 0 or self.rates.high >= 0
+        return self.surely.mean <= -DELTA and not high
+
+    @property
+    def still(self) -> bool:
+        """Whether it surely moved by less than what counts, likewise."""
+        ends = [self.surely.low, self.surely.high] if self.known else [self.surely.mean]
+        return all(abs(end) < DELTA for end in ends)
+
+    @property
+    def known(self) -> bool:
+        """Whether it has an interval."""
+        return known(self.surely)
+
+    @property
+    def matters(self) -> bool:
+        """Whether the 95 % interval excludes zero, and the mean is a size that counts:
+        what a sentence may call a rise or a fall."""
+        return self.nats.excludes_zero and abs(self.surely.mean) >= DELTA
 
 
 @dataclass(frozen=True, eq=False)
 class StateReport:
-    """The state of a run and what it rests on; relative changes, no unit."""
+    """The state of a run and what it rests on."""
 
     state: State
-    """NEUTRAL also where nothing can be judged; `reason` then says why."""
+    """UNDECIDED also where nothing can be judged; `reason` then says why."""
     sure: bool
-    """Whether the 95 % intervals put the state beyond doubt. The whole intervals:
-
-        SQUEEZE   g* and SX are above delta
-        FIT       max g(k) is above delta, SX is not
-        COLLAPSE  g* is not above delta, max g(k) is below -delta
-        NEUTRAL   max g(k) is within -delta .. delta, and g* or SX is not above delta
-
-    Other prompts may then differ in numbers, hardly in the state. Other seeds may.
-    """
-    sx: Interval
-    """g* - max g(k): mean over the last 20 % of the observations, at least one."""
-    greedy: Interval
-    """g* of the same observations, on the same resamples."""
-    best: Interval
-    """max g(k), likewise. No limits where the best kind has one prompt only."""
-    best_kind: str
-    """The kind with the largest g; empty text where nothing can be judged."""
-    steps: Float[np.ndarray, " step"]
-    """Optimizer updates at each observation that the index is given for."""
-    index: Band
-    """SX at each of `steps`, each with its own interval. Zero at the first."""
-    onset_step: int | None
-    """Updates at the first of three observations in a row at which both g* and SX are
-    over delta (of fewer, where the run has fewer after its start). None where never."""
-    first_sure_step: int | None
-    """Updates at the first observation at which the whole intervals of g* and of SX are
-    over delta. None where never."""
-    kinds: int
-    """Kinds that have a value in the last observations."""
-    prompts: int
-    """Prompts that g* is a mean over."""
-    fixed: tuple[str, ...] = ()
-    """Kinds of one prompt only, such as a recorded mean over prompts: the intervals
-    hold them fixed and leave their spread out."""
-    undecided: bool = False
-    """FIT with SX over delta, whose interval holds zero: squeezing cannot be told from
-    a fit."""
+    """Whether 99 % intervals over prompts put the state beyond doubt. Other seeds of
+    the training may differ."""
+    chosen: Move | None = None
+    rejected: Move | None = None
+    margin: Move | None = None
+    """Change of log pi(chosen) - log pi(rejected); not times beta."""
+    greedy: Move | None = None
+    sq: Move | None = None
+    """Change of the greedy path minus that of chosen."""
+    off_target: Move | None = None
+    """Nats per token of former favourites off the labels, at the last observation; None
+    where the run has no values per token."""
+    kinds: Mapping[str, Move] = field(default_factory=dict)
+    """Every watched kind of answer, chosen and rejected too."""
+    labels: tuple[str, ...] = ()
+    """Kinds that hold labels, not answers: they decide nothing."""
+    start: float = float("nan")
+    """Mean of log pi(chosen) at the first observation, nats per response."""
+    new_peaks: bool = False
+    """Whether the greedy path rose onto tokens that the first model did not favour."""
+    onset_step: int | None = None
+    """Updates at the first of three observations in a row (of fewer, where the run has
+    fewer) whose means show it: SQUEEZE G and SQ of delta, DISPLACED and COLLAPSE a fall
+    of chosen of delta. None where never."""
+    first_sure_step: int | None = None
+    """Updates at the first observation whose 99 % intervals show it."""
+    prompts: int = 0
+    """Prompts that C is a mean over."""
     reason: str | None = None
     """Why nothing can be judged; None where it can."""
 
 
 def state_of(
-    trajectory: Trajectory,
-    *,
-    split: str | None = None,
-    delta: float = DELTA,
-    seed: int = 0,
+    trajectory: Trajectory, *, split: str | None = None, seed: int = 0
 ) -> StateReport:
     """Judge one run, over the same prompts at every observation.
 
@@ -257,88 +169,174 @@ def state_of(
     """
     paths = Paths.of(trajectory, split).common()
     if paths.greedy is None:
-        return _unjudged(paths, NO_GREEDY)
-    values = paths.with_greedy()
-    last = _last(len(paths.steps))
-    changes = {kind: _with_end(path - path[0], last) for kind, path in values.items()}
-    starts = {kind: np.abs(path[0]) for kind, path in values.items()}
-    index = _squeeze_index(changes, starts, seed=seed)
-    assert index is not None  # chosen is a kind, and has a greedy path
-    reason = _reason(paths, index)
-    if reason is not None:
-        return _unjudged(paths, reason, index)
-    greedy, best, sx = (b.at(-1) for b in (index.greedy, index.best, index.sx))
-    state, sure = _judge(greedy, best, sx, delta)
-    ends = {k: int(np.isfinite(v[-1]).sum()) for k, v in changes.items() if k != GREEDY}
-    over = (index.greedy.mean[:-1] > delta) & (index.sx.mean[:-1] > delta)
-    surely = (index.greedy.low[:-1] > delta) & (index.sx.low[:-1] > delta)
+        return StateReport("UNDECIDED", False, reason=NO_GREEDY)
+    if len(paths.steps) < 2:
+        reason = "one observation: nothing to compare it with."
+        return StateReport("UNDECIDED", False, reason=reason)
+    ends = {kind: _end(path) for kind, path in paths.logp.items()}
+    greedy = _end(paths.greedy)
+    if not np.isfinite(ends["chosen"] + greedy).any():
+        reason = "no finite value in the last observations: the model had diverged."
+        return StateReport("UNDECIDED", False, reason=reason)
+    tokens = paths.n_tokens["chosen"]
+    labels = _labels(trajectory, split)
+    kinds = {
+        kind: _move(change, paths.n_tokens[kind], seed)
+        for kind, change in ends.items()
+        if kind not in labels
+    }
+    gap = None if paths.gap is None else _end(paths.gap)
+    report = StateReport(
+        "UNDECIDED",
+        False,
+        chosen=kinds["chosen"],
+        rejected=kinds.get("rejected"),
+        margin=None if gap is None else _move(gap, tokens, seed),
+        greedy=_move(greedy, tokens, seed),
+        sq=_move(greedy - ends["chosen"], tokens, seed),
+        off_target=_off_target(trajectory, paths, seed),
+        kinds=kinds,
+        labels=labels,
+        start=float(np.nanmean(paths.logp["chosen"][0])),
+        prompts=kinds["chosen"].nats.n,
+    )
+    return _named(report, pushes_down=_pushes_down(trajectory), paths=paths, seed=seed)
+
+
+def _named(
+    report: StateReport,
+    *,
+    pushes_down: bool = True,
+    paths: Paths | None = None,
+    seed: int = 0,
+) -> StateReport:
+    """The report with its state, by the rule at the head of this file.
+
+    `pushes_down` is false of training that only raises answers. With `paths`, also
+    since when.
+    """
+    c, g, sq, off = report.chosen, report.greedy, report.sq, report.off_target
+    assert c is not None
+    assert g is not None
+    assert sq is not None
+    moves = [*report.kinds.values(), g]
+    sure = all(move.known for move in (c, g, sq))
+    state: State = "UNDECIDED"
+    new_peaks = c.down and g.up and off is not None and off.surely.mean <= -_NEW_PEAKS
+    new_peaks = bool(new_peaks and off is not None and off.down)
+    if c.down and g.up and off is None and c.nats.mean < report.start:
+        state, sure, new_peaks = "COLLAPSE", False, True
+    elif all(move.still for move in moves):
+        state = "STILL"
+    elif new_peaks or all(move.down for move in moves):
+        state = "COLLAPSE"
+    elif g.up and sq.up and pushes_down and not (off is not None and off.down):
+        state = "SQUEEZE"
+    elif c.up or (c.still and report.margin is not None and report.margin.up):
+        state = "FIT"
+    elif c.down:
+        state = "DISPLACED"
+    else:
+        sure = False
+    since = _since(state, paths, seed)
     return StateReport(
-        state,
-        sure,
-        sx,
-        greedy,
-        best,
-        index.best_kind[-1] or "",
-        paths.steps,
-        _without_end(index.sx),
-        _first(paths.steps, over, min(_IN_A_ROW, len(over) - 1)),
-        _first(paths.steps, surely, 1),
-        kinds=sum(n > 0 for n in ends.values()),
-        prompts=greedy.n,
-        fixed=tuple(kind for kind, n in ends.items() if n == 1),
-        undecided=state == "FIT" and sx.mean > delta,
+        **{name: getattr(report, name) for name in _MEASURED},
+        state=state,
+        sure=sure,
+        new_peaks=new_peaks,
+        onset_step=since[0],
+        first_sure_step=since[1],
     )
 
 
-def _judge(
-    greedy: Interval, best: Interval, sx: Interval, delta: float = DELTA
-) -> tuple[State, bool]:
-    """The state by its rule, and whether the intervals put it beyond doubt."""
-    if greedy.mean > delta and sx.mean > delta:
-        noise = greedy.low <= 0 or sx.low <= 0  # false where the limits are not known
-        if not noise:
-            return "SQUEEZE", greedy.low > delta and sx.low > delta
-        moved = best.mean > delta and greedy.low > 0
-        return "FIT" if moved else "NEUTRAL", False
-    if best.mean > delta and sx.mean <= delta:
-        return "FIT", best.low > delta and sx.high <= delta
-    if greedy.mean <= delta and best.mean < -delta:
-        return "COLLAPSE", greedy.high <= delta and best.high < -delta
-    still = best.low >= -delta and best.high <= delta
-    return "NEUTRAL", still and (greedy.high <= delta or sx.high <= delta)
+_MEASURED = (
+    *("chosen", "rejected", "margin", "greedy", "sq", "off_target", "kinds"),
+    *("labels", "start", "prompts"),
+)
 
 
-def _last(observations: int) -> int:
-    """How many observations from the end the state is about; never the first one."""
-    return max(1, min(round(LAST * observations), observations - 1))
+def _move(
+    change: Float[np.ndarray, " prompt"],
+    tokens: Float[np.ndarray, " prompt"],
+    seed: int = 0,
+) -> Move:
+    """The intervals of one change: nats of each prompt, and its tokens (0: unknown)."""
+    counted = np.nansum(tokens) > 0
+    weights = tokens if counted else np.full(len(change), float(_TOKENS))
+    per_token = pooled_bootstrap(change, weights, seed=seed).at()
+    nothing = Interval(float("nan"), float("nan"), float("nan"))
+    rates = np.full(len(change), np.nan)
+    np.divide(change, weights, out=rates, where=weights > 0)
+    return Move(
+        paired_bootstrap(change, seed=seed).at(),
+        per_token if counted else nothing,
+        pooled_bootstrap(change, weights, level=_LEVEL, seed=seed).at(),
+        paired_bootstrap(rates, level=_LEVEL, seed=seed).at(),
+    )
 
 
-def _with_end(
-    change: Float[np.ndarray, "step prompt"], last: int
-) -> Float[np.ndarray, "row prompt"]:
-    """The changes, and below them each prompt's mean over its last finite values."""
-    end = change[-last:]
-    known = np.isfinite(end)
-    count = known.sum(axis=0)
-    mean = np.where(known, end, 0.0).sum(axis=0) / np.maximum(count, 1)
-    return np.vstack([change, np.where(count > 0, mean, np.nan)])
+def _end(path: Float[np.ndarray, "step prompt"]) -> Float[np.ndarray, " prompt"]:
+    """Each prompt's mean change over the last observations."""
+    return with_end(path - path[0], last_observations(len(path)))[-1]
 
 
-def _without_end(rows: Band) -> Band:
-    return Band(rows.mean[:-1], rows.low[:-1], rows.high[:-1], rows.n[:-1])
+def _off_target(trajectory: Trajectory, paths: Paths, seed: int) -> Move | None:
+    if {"argmax_logp", "token_start_logp"} & set(trajectory.defects):
+        return None
+    # files of token lists are the size of all tokens: only the last one decides
+    off = off_target(trajectory, paths, [len(paths.steps) - 1])
+    if off is None or not np.nansum(off[1]) > 0:
+        return None
+    return _move(off[0][0], off[1], seed)
 
 
-def _reason(paths: Paths, index: _Index) -> str | None:
-    if len(paths.steps) < 2:
-        return "one observation: nothing to compare it with."
-    if not np.isfinite(index.sx.mean[-1]):
-        if any(np.isfinite(path[-1]).any() for path in paths.logp.values()):
-            return (
-                "no change relative to the first observation is finite: its "
-                "log-probabilities are zero or not finite."
-            )
-        return "no finite value in the last observations: the model had diverged."
-    return None
+def _pushes_down(trajectory: Trajectory) -> bool:
+    """Whether the training may push answers down; also where that is not known."""
+    return not trajectory.run.info.sft
+
+
+def _labels(trajectory: Trajectory, split: str | None) -> tuple[str, ...]:
+    """Kinds besides the paper's whose responses are the same for most prompts: columns
+    such as a language or the name of a model, that no training is about."""
+    if "response" not in trajectory.probes.column_names:
+        return ()
+    texts = trajectory.probes["response"]
+    out = []
+    for kind in trajectory.kinds:
+        rows = trajectory.rows(kind, split)
+        if kind in PAPER_KINDS or len(rows) < 2:
+            continue
+        if 2 * len(set(texts.take(rows).to_pylist())) <= len(rows):
+            out.append(str(kind))
+    return tuple(out)
+
+
+def _since(
+    state: State, paths: Paths | None, seed: int
+) -> tuple[int | None, int | None]:
+    """Updates at the onset, and at the first observation that is sure."""
+    if paths is None or paths.greedy is None:
+        return None, None
+    chosen, greedy = (p - p[0] for p in (paths.logp["chosen"], paths.greedy))
+    wanted = {
+        "SQUEEZE": (greedy, greedy - chosen),
+        "DISPLACED": (-chosen,),
+        "COLLAPSE": (-chosen,),
+    }.get(state)
+    if wanted is None:
+        return None, None
+    tokens = paths.n_tokens["chosen"]
+    if not np.nansum(tokens) > 0:
+        tokens = np.full(len(tokens), float(_TOKENS))
+    over = np.ones(len(paths.steps), dtype=bool)
+    surely = over.copy()
+    for change in wanted:
+        weights = np.broadcast_to(tokens, change.shape)
+        band = pooled_bootstrap(change, weights, level=_LEVEL, seed=seed)
+        over &= band.mean >= DELTA
+        surely &= (band.mean >= DELTA) & (band.low > 0)
+    onset = _first(paths.steps, over, min(_IN_A_ROW, len(over) - 1))
+    return onset, _first(paths.steps, surely, 1)
 
 
 def _first(
@@ -350,24 +348,3 @@ def _first(
     together = np.lib.stride_tricks.sliding_window_view(over, run).all(axis=1)
     starts = np.flatnonzero(together)
     return int(steps[starts[0]]) if len(starts) else None
-
-
-def _unjudged(paths: Paths, reason: str, index: _Index | None = None) -> StateReport:
-    nothing = Interval(float("nan"), float("nan"), float("nan"))
-    empty = np.full(len(paths.steps), np.nan)
-    none = Band(empty, empty, empty, np.zeros(len(empty), dtype=np.int64))
-    return StateReport(
-        "NEUTRAL",
-        False,
-        nothing,
-        nothing,
-        nothing,
-        "",
-        paths.steps,
-        none if index is None else _without_end(index.sx),
-        None,
-        None,
-        kinds=len(paths.logp),
-        prompts=0,
-        reason=reason,
-    )

@@ -17,20 +17,27 @@ from learndyn.diagnose.changes import kind_table
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.finding import (
     ANSWER,
+    BUG,
+    CHOSEN,
     GREEDY,
     KINDS,
     MOVED,
-    OFF_TARGET,
     PAGE,
     Advice,
     Finding,
     Place,
+    limits_of,
 )
 from learndyn.diagnose.findings.state import RunState
-from learndyn.diagnose.intervals import known
-from learndyn.diagnose.numbers import counted, number
-from learndyn.diagnose.squeeze import Evidence
-from learndyn.diagnose.state import DELTA, StateReport, matters
+from learndyn.diagnose.headline import (
+    answer,
+    how_many,
+    in_units,
+    is_it_a_bug,
+    where_it_went,
+)
+from learndyn.diagnose.intervals import Interval
+from learndyn.diagnose.state import Move, StateReport
 from learndyn.probes.notebook import sentences_html
 from learndyn.record.files import to_plain
 from learndyn.record.trajectory import AnyRun, Trajectory
@@ -80,13 +87,19 @@ class Diagnosis:
         """For `--json`; what is not known is null."""
         state, facts = self.state, self.facts
         peak = None if facts is None else facts.peak
+        sx = facts.sx.end if facts is not None and facts.sx is not None else None
         return to_plain(
             {
                 "run": self.run,
                 "state": None if state is None else state.state,
                 "sure": None if state is None else state.sure,
-                "sx": None if state is None else state.sx.mean,
-                "sx_interval": None if state is None else [state.sx.low, state.sx.high],
+                "chosen": None if state is None else limits_of(_nats(state.chosen)),
+                "rejected": None if state is None else limits_of(_nats(state.rejected)),
+                "margin": None if state is None else limits_of(_nats(state.margin)),
+                "greedy": None if state is None else limits_of(_nats(state.greedy)),
+                "sq": None if state is None else limits_of(_nats(state.sq)),
+                "sx": None if sx is None else sx.mean,
+                "sx_interval": None if sx is None else [sx.low, sx.high],
                 "onset_step": None if state is None else state.onset_step,
                 "chosen_peak_step": None if peak is None else peak.step,
                 "kinds": self.kinds,
@@ -102,14 +115,14 @@ class Diagnosis:
         if self.compared:
             lines += ["", "Against the baseline"]
             lines += [_wrapped(sentence, "  ") for sentence in self.compared]
-        lines += ["", f"What was looked for (pages: {PAGE}#section)"]
-        for item in self.findings:
-            mark = f"  {item.severity:<8} #{item.at:<9}"
-            lines.append(_wrapped(item.says, mark, " " * len(mark)))
         if self.advice:
             lines += ["", "What to do"]
         for index, item in enumerate(self.advice, start=1):
             lines += _advised(index, item)
+        lines += ["", f"What was looked for (pages: {PAGE}#section)"]
+        for item in self.findings:
+            mark = f"  {item.severity:<8} #{item.at:<9}"
+            lines.append(_wrapped(item.says, mark, " " * len(mark)))
         return "\n".join(lines)
 
 
@@ -179,22 +192,26 @@ def _advice(facts: Facts, findings: Sequence[Finding]) -> list[Advice]:
 
 
 def _sentences(facts: Facts, findings: Sequence[Finding]) -> list[str]:
-    """The verdict: at most `_MOST` sentences, each at its place."""
-    headlines = (finding.headline(facts) for finding in findings)
+    """The verdict: at most `_MOST` sentences, each at its place. A problem's headline
+    comes before any state's, and only then the state's own answer."""
+    ordered = sorted(findings, key=lambda finding: finding.severity != "problem")
+    headlines = (finding.headline(facts) for finding in ordered)
+    first = next(filter(None, headlines))
     parts: list[tuple[Place, str]] = [
-        (ANSWER, next(filter(None, headlines))),
-        (MOVED, _what_moved(facts)),
-        (KINDS, _how_many(facts.evidence)),
+        (ANSWER, first),
+        (BUG, is_it_a_bug(facts, ordered)),
+        (KINDS, how_many(facts) or ""),
+        (GREEDY, where_it_went(facts) or ""),
+        (MOVED, in_units(facts) or ""),
     ]
-    parts += [(GREEDY, text) for text in _greedy(facts.evidence)]
-    if not facts.sft:
-        parts += [(OFF_TARGET, text) for text in _off_target(facts.evidence)]
+    if facts.state.reason is None and (said := answer(facts)) != first:
+        parts.append((CHOSEN, said))
     parts += [
         (finding.place, finding.sentence(facts, findings))
         for finding in findings
         if finding.place is not None
     ]
-    parts.sort(key=lambda part: part[0].order)
+    parts = sorted((part for part in parts if part[1]), key=lambda part: part[0].order)
     chosen: set[int] = set()
     room = _MOST
     for i in sorted(range(len(parts)), key=lambda i: parts[i][0].rank):
@@ -209,63 +226,8 @@ def _sentence_count(text: str) -> int:
     return len(re.findall(r"[.!?](?=\s|$)", text))
 
 
-def _what_moved(facts: Facts) -> str:
-    trajectory, evidence = facts.trajectory, facts.evidence
-    method = "SFT" if facts.sft else trajectory.run.info.method or "training"
-    method = method.upper() if len(method) <= 4 else method
-    moved = []
-    if evidence.chosen is not None:
-        moved.append(f"chosen by {number(evidence.chosen)} nats")
-    if evidence.rejected is not None:
-        moved.append(f"rejected by {number(evidence.rejected)} nats")
-    if not moved:
-        ran = f"{method} ran for {counted(int(trajectory.steps[-1]), facts.unit)}"
-        return f"{ran}; no probe is of kind chosen."
-    ran = counted(evidence.step or 0, facts.unit)
-    text = f"{method} moved {' and '.join(moved)} in {ran}"
-    if evidence.margin is None or facts.sft:
-        return text + "."
-    return text + f": the margin changed by {number(evidence.margin)} nats."
-
-
-def _greedy(evidence: Evidence) -> list[str]:
-    path = evidence.greedy
-    if path is None:
-        return []
-    verb = "did not clearly move" if known(path) else "changed"
-    if path.excludes_zero and not matters(evidence.greedy_relative):
-        verb = f"moved by less than {100 * DELTA:.0f} %"
-    elif path.above_zero:
-        verb = "gained probability"
-    elif path.below_zero:
-        verb = "lost probability"
-    return [
-        f"The greedy path, the model's own favourite tokens along chosen, {verb}: "
-        f"{number(path)} nats."
-    ]
-
-
-def _how_many(evidence: Evidence) -> str:
-    total = len(evidence.kinds)
-    unknown = sum(not known(change) for change in evidence.kinds.values())
-    unsure = total - evidence.falling - evidence.rising - unknown
-    text = f"{evidence.falling} of {total} kinds fell and {evidence.rising} rose"
-    text += f"; for {unsure} the interval includes zero" if unsure else ""
-    return text + (f"; for {unknown} there is no interval." if unknown else ".")
-
-
-def _off_target(evidence: Evidence) -> list[str]:
-    moved = evidence.off_target
-    if moved is None:
-        return []
-    direction = "did not clearly move" if known(moved) else "changed"
-    if moved.excludes_zero:
-        direction = "gained" if moved.above_zero else "lost"
-    return [
-        "Where the first model favoured another token than chosen's, that token "
-        f"{direction}: {number(moved, 2)} nats per token over "
-        f"{evidence.off_target_tokens} tokens."
-    ]
+def _nats(move: Move | None) -> Interval | None:
+    return None if move is None else move.nats
 
 
 def _wrapped(text: str, first: str = "", rest: str | None = None) -> str:

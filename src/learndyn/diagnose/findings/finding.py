@@ -55,15 +55,16 @@ class Place(NamedTuple):
 
 
 ANSWER = Place(0, 0)
-MOVED = Place(1, 1)
-_FAULT = Place(2, 2)
-STATE = Place(3, 1)
-GREEDY = Place(4, 6)
-KINDS = Place(5, 5)
-OFF_TARGET = Place(6, 8)
-PEAK = Place(7, 4)
-SIGN = Place(8, 5)
-CAUTION = Place(9, 3)
+BUG = Place(1, 0)
+_FAULT = Place(2, 1)
+CHOSEN = Place(3, 1)
+MOVED = Place(4, 2)
+GREEDY = Place(6, 3)
+KINDS = Place(7, 6)
+STATE = Place(8, 1)
+PEAK = Place(9, 4)
+SIGN = Place(10, 5)
+CAUTION = Place(11, 3)
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,10 @@ class Finding:
     def headline(self, facts: Facts) -> str | None:
         """The verdict's first sentence; None leaves it to the findings after this."""
         return self.fault if self.severity == "problem" else None
+
+    def bug(self, facts: Facts) -> str:
+        """Whether it is a bug, where it is the problem that matters most."""
+        return "This is probably a fault: mend it first."
 
     @property
     def place(self) -> Place | None:

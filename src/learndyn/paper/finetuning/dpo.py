@@ -3,7 +3,6 @@
 The figures show what falls, what rises, and where the mass went.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +10,8 @@ import numpy as np
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.paths import GREEDY, mean_path
 from learndyn.diagnose.squeeze import squeeze_evidence
-from learndyn.diagnose.state import DELTA, state_of
+from learndyn.diagnose.squeeze_index import squeeze_index
+from learndyn.diagnose.state import state_of
 from learndyn.paper.claims import Absent, Measured, Statement
 from learndyn.paper.figures import Line, small_multiples
 from learndyn.paper.finetuning.lines import (
@@ -44,6 +44,9 @@ from learndyn.show.chart import LINE, TEXT, Sheet, Style
 
 
 FIGURE = "Section 4.2, Figure 4"
+
+_DELTA = 0.02
+"""Smallest change that counts, relative to the start."""
 
 STEP_ZERO = 1e-4
 """Largest reward margin before any update: the reference is the policy itself."""
@@ -124,20 +127,21 @@ def argmax_rises(split: str) -> Measure:
         found = squeeze_evidence(run, split=known).greedy_relative
         if found is None or not np.isfinite(path).any():
             raise Absent("the dpo run has no greedy path")
-        return measured(one, found, above(found, DELTA))
+        return measured(one, found, above(found, _DELTA))
 
     return measure
 
 
 def is_squeezed(one: Recorded) -> Measured:
-    """The squeeze index of the last fifth of DPO; holds in the state SQUEEZE."""
+    """Change of the greedy path minus that of chosen, in nats, over the last fifth of
+    DPO; holds in the state SQUEEZE."""
     run = run_of(one, "dpo")
     along_chosen(run)
     known = probed_split(run)
     found = state_of(run, split=known)
-    if not math.isfinite(found.sx.mean):
+    if found.sq is None:
         raise Absent(found.reason or "the dpo run cannot be judged")
-    return measured(one, found.sx, found.state == "SQUEEZE")
+    return measured(one, found.sq.nats, found.state == "SQUEEZE")
 
 
 def rest_falls(one: Recorded) -> Measured:
@@ -237,7 +241,7 @@ DPO_STATEMENTS = (
         "dpo-argmax-rises",
         FIGURE,
         "What the model favours already becomes more likely.",
-        f"relative change of Σ log max π along chosen > {DELTA:.0%}, 95 % interval "
+        f"relative change of Σ log max π along chosen > {_DELTA:.0%}, 95 % interval "
         "above it",
         argmax_rises("train"),
         "dpo_where_the_mass_went",
@@ -247,7 +251,7 @@ DPO_STATEMENTS = (
         "dpo-argmax-rises-held-out",
         "Section 4.2, D_probtest",
         "The same holds for prompts that were never trained on.",
-        f"the same on held-out prompts: > {DELTA:.0%}, 95 % interval above it",
+        f"the same on held-out prompts: > {_DELTA:.0%}, 95 % interval above it",
         argmax_rises("test"),
         "dpo_held_out",
         unit="share",
@@ -264,11 +268,10 @@ DPO_STATEMENTS = (
         "dpo-squeezes",
         "Section 3.3",
         "DPO on off-policy pairs shows the squeezing effect.",
-        "state SQUEEZE: greedy path and squeeze index over 2 % in the last fifth; "
-        "shown: the index, the greedy path's relative gain minus the best kind's",
+        "state SQUEEZE (99 % intervals, last fifth): the greedy path rises, and more "
+        "than chosen; shown: by how much more",
         is_squeezed,
         "dpo_where_the_mass_went",
-        unit="share",
     ),
     Statement(
         "dpo-less-on-policy",
@@ -442,9 +445,9 @@ def _squeeze_index(seeds: Sequence[Recorded], width: int) -> Sheet:
             if run is None or len(run.steps) < 2:
                 continue
             split = probed_split(run)
-            report = state_of(run, split=split)
-            if np.isfinite(report.index.mean).all() and len(report.steps):
-                runs.append((report.steps, 100 * report.index.mean))
+            index = squeeze_index(run, split)
+            if index is not None and np.isfinite(index.path.mean).all():
+                runs.append((index.steps, 100 * index.path.mean))
         if runs:
             found.append(Line(name, style, tuple(runs)))
             last.append(told(name, float(np.mean([y[-1] for _, y in runs])), " %"))

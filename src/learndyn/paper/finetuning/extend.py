@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter
 
 from learndyn.diagnose.intervals import Interval, paired_bootstrap
 from learndyn.diagnose.paths import GREEDY
-from learndyn.diagnose.state import state_of
+from learndyn.diagnose.squeeze_index import squeeze_index
 from learndyn.diagnose.two_runs.compare import By, Difference, compare
 from learndyn.paper.claims import Absent, Measured, Statement
 from learndyn.paper.figures import Panel, small_multiples
@@ -67,8 +67,10 @@ def squeezes_less(one: Recorded) -> Measured:
     for role in ("extend-dpo", "dpo"):
         run = run_of(one, role)
         along_chosen(run)
-        known = probed_split(run)
-        found.append(state_of(run, split=known).sx)
+        index = squeeze_index(run, probed_split(run))
+        if index is None:
+            raise Absent("a dpo run has no greedy path")
+        found.append(index.end)
     extended, plain = found
     if not (math.isfinite(extended.mean) and math.isfinite(plain.mean)):
         raise Absent("a dpo run has no greedy path")

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.finding import Advice
-from learndyn.diagnose.intervals import Interval, known
-from learndyn.diagnose.numbers import bracket, nats, number, percent
-from learndyn.diagnose.paths import GREEDY
-from learndyn.diagnose.state import DELTA, LAST, StateReport
+from learndyn.diagnose.intervals import Interval
+from learndyn.diagnose.numbers import bracket, decimals, nats, number
+from learndyn.diagnose.paths import GREEDY, LAST
+from learndyn.diagnose.state import DELTA, Move, State, StateReport
 from learndyn.diagnose.verdict import Diagnosis
 from learndyn.show.page import (
     Markup,
@@ -23,13 +23,15 @@ from learndyn.show.page import (
 _FIRST = 4
 """Sentences above the fold: the answer, and three that carry it."""
 
-_RULES = {
-    "SQUEEZE": "greedy path > δ and squeeze index > δ, and both intervals, where "
-    "known, above zero",
-    "FIT": "best kind > δ and squeeze index ≤ δ; or, not surely, all three > δ where "
-    "only the interval of the index holds zero",
-    "COLLAPSE": "greedy path ≤ δ and best kind < −δ",
-    "NEUTRAL": "none of these",
+_RULES: dict[State, str] = {
+    "STILL": "every change within ±δ",
+    "COLLAPSE": "chosen down and the greedy path up on new peaks; or chosen, the "
+    "greedy path and every kind down",
+    "SQUEEZE": "greedy path up, and more than chosen; former favourites off the "
+    "labels not down; not in SFT",
+    "FIT": "chosen up; or chosen within ±δ and the margin up",
+    "DISPLACED": "chosen down",
+    "UNDECIDED": "none of these",
 }
 
 
@@ -70,8 +72,8 @@ def _chips(diagnosis: Diagnosis, name: str) -> str:
     trajectory = diagnosis.facts.trajectory
     alone = "chosen" in trajectory.means_only
     prompts = "means alone" if alone else f"{state.prompts} prompts"
-    about = [prompts, f"{state.kinds} kinds"]
-    if state.state == "SQUEEZE" and state.onset_step is not None:
+    about = [prompts, f"{len(state.kinds)} kinds"]
+    if state.onset_step is not None:
         about.insert(0, f"since {trajectory.unit} {state.onset_step}")
     return (
         f"<p class='state'>{run}<span class='chip {state.state.lower()}'>"
@@ -85,30 +87,26 @@ def _numbers(facts: Facts | None) -> str:
         return ""
     shown = [pair for pair in _three(facts) if pair[1] is not None][:3]
     cells = "".join(
-        f"<div><dt>{escaped(name)}</dt><dd>{escaped(nats(value.mean))} "
-        f"<span class='limits'>{escaped(bracket(value))}</span></dd></div>"
+        f"<div><dt>{escaped(name)}</dt><dd>{_large(value)}</dd></div>"
         for name, value in shown
         if value is not None
     )
     return f"<dl class='three'>{cells}</dl>" if cells else ""
 
 
+def _large(value: Interval) -> str:
+    digits = decimals(value.mean, value.low, value.high)
+    limits = escaped(bracket(value, digits))
+    return f"{escaped(nats(value.mean, digits))} <span class='limits'>{limits}</span>"
+
+
 def _three(facts: Facts) -> list[tuple[str, Interval | None]]:
-    evidence, peak = facts.evidence, facts.peak
-    chosen: tuple[str, Interval | None] = ("chosen, nats", evidence.chosen)
-    greedy = (f"{GREEDY}, nats", evidence.greedy)
-    if facts.state.state == "SQUEEZE" and not facts.sft:
-        if peak is not None and peak.inside and peak.fell:
-            chosen = (f"chosen since {peak.clock} {peak.step}, nats", peak.fall)
-        return [("margin, nats", evidence.margin), chosen, greedy]
-    others = {kind: i for kind, i in evidence.kinds.items() if kind != "chosen"}
-    if facts.state.state == "NEUTRAL":
-        largest = max(others, key=lambda kind: abs(others[kind].mean), default=None)
-        last = [] if largest is None else [(f"{largest}, nats", others[largest])]
-        return [chosen, greedy, *last]
-    widest = max(others, key=lambda kind: others[kind].mean, default=None)
-    last = [] if widest is None else [(f"{widest}, nats", others[widest])]
-    return [chosen, greedy, *last]
+    state = facts.state
+    moves: list[tuple[str, Move | None]] = [("chosen, nats", state.chosen)]
+    if not facts.sft:
+        moves.append(("margin, nats", state.margin))
+    moves.append((f"{GREEDY}, nats", state.greedy))
+    return [(name, None if move is None else move.nats) for name, move in moves]
 
 
 def _remedy(item: Advice) -> str:
@@ -149,38 +147,31 @@ def _reached(diagnosis: Diagnosis, anchor: str) -> str:
 
 
 def _rule(state: StateReport) -> str:
+    moves = {
+        "chosen": state.chosen,
+        GREEDY: state.greedy,
+        f"{GREEDY} − chosen": state.sq,
+        "former favourites off the labels": state.off_target,
+    }
     values = {
-        f"{GREEDY}, relative": _relative(state.greedy),
-        f"best kind, relative ({state.best_kind})": _relative(state.best),
-        "squeeze index, the first minus the second": number(state.sx, 3),
-        "threshold δ": f"{DELTA}",
+        f"{name}, nats per token (99 %)": number(move.surely)
+        for name, move in moves.items()
+        if move is not None
+    }
+    others = "; ".join(
+        f"{name}: {rule}" for name, rule in _RULES.items() if name != state.state
+    )
+    values |= {
+        "threshold δ": f"{DELTA} nats per token",
         "means over": f"the last {100 * LAST:.0f} % of the observations, at least one",
         "rule that holds": f"{state.state}: {_RULES[state.state]}",
-        "other rules": "; ".join(
-            f"{name}: {rule}" for name, rule in _RULES.items() if name != state.state
-        ),
-        "sure": _sure(state),
+        "other rules": others,
+        "sure": "yes" if state.sure else "no",
     }
     if state.onset_step is not None:
         values["over δ three observations in a row, first"] = f"{state.onset_step}"
     if state.first_sure_step is not None:
         values["whole interval over δ, first"] = f"{state.first_sure_step}"
-    if state.fixed:
-        values["held fixed (one value only)"] = ", ".join(state.fixed)
+    if state.labels:
+        values["left out, labels and not answers"] = ", ".join(state.labels)
     return plain_table(list(values.items()))
-
-
-def _sure(state: StateReport) -> str:
-    if state.sure:
-        return "yes: the intervals lie on one side of δ"
-    unknown = [not known(end) for end in (state.greedy, state.best, state.sx)]
-    if all(unknown):
-        return "no: no interval is known"
-    if any(unknown):
-        return "no: an interval has δ inside or is not known"
-    return "no: an interval has δ inside"
-
-
-def _relative(share: Interval) -> str:
-    scaled = Interval(100 * share.mean, 100 * share.low, 100 * share.high, share.n)
-    return f"{percent(share.mean)} {bracket(scaled)}"

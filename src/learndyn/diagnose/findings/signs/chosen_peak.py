@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from learndyn.diagnose.advice import again
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.finding import PEAK, Advice, Finding, Place, limits_of
-from learndyn.diagnose.numbers import nats, number, percent
+from learndyn.diagnose.numbers import nats, number
 from learndyn.diagnose.paths import outside_panel
 from learndyn.diagnose.peak import Peak
-from learndyn.diagnose.state import DELTA
 
 
 class ChosenPeak(Finding):
@@ -37,7 +36,7 @@ class ChosenPeak(Finding):
             says = f"Chosen was highest at the {where} observation, {highest}."
             return cls("fine", says, numbers)
         if not peak.fell:
-            by = f"by less than {percent(DELTA)}"
+            by = "by less than counts"
             how = by if peak.fall.below_zero else "not surely"
             says = (
                 f"Chosen was highest at {highest} ({peak.others}) and "

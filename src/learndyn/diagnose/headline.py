@@ -1,0 +1,285 @@
+"""The verdict's first sentences: did chosen move, where did its probability go, and is
+it a bug?
+
+Chosen is what people ask about, so the answer follows its interval: it fell or rose
+where the whole 95 % interval says so and the size counts (0.01 nats per token), else
+"did not clearly change". The name of the state follows, never the other way round.
+Sizes are in nats, and as rewards/chosen = beta x change where the loss has a reference.
+
+What is said depends on the method (`RunInfo.family`): only a loss that pushes rejected
+down can be said to squeeze by that push, and only SFT should raise chosen for sure.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from learndyn.diagnose.facts import Facts
+from learndyn.diagnose.findings.finding import Finding
+from learndyn.diagnose.intervals import known
+from learndyn.diagnose.numbers import counted, number, signed
+from learndyn.diagnose.state import DELTA, Move, StateReport
+
+
+_SQUEEZED = "onto tokens the model already favoured"
+
+
+def answer(facts: Facts) -> str:
+    """The first sentence of a run without a fault."""
+    state = facts.state
+    if state.reason is not None:
+        return f"What happened to chosen cannot be judged: {state.reason}"
+    chosen = state.chosen
+    assert chosen is not None  # it is judged
+    if state.state == "STILL":
+        return f"Nothing moved by a size that counts: chosen changed by {_size(facts)}."
+    if state.state == "COLLAPSE":
+        return _collapse(facts, state)
+    if chosen.matters and chosen.nats.below_zero:
+        return f"Chosen fell: {_size(facts)}{_whither(facts, state)}."
+    if chosen.matters:
+        return _rose(facts, state)
+    if not known(chosen.nats):
+        verb = "fell" if chosen.nats.mean < 0 else "rose"
+        return f"Chosen {verb}: {_size(facts)}, a mean without an interval."
+    return _held(facts, state)
+
+
+def _collapse(facts: Facts, state: StateReport) -> str:
+    if degenerate(state):
+        how = "everything watched fell, the model's own favourites too"
+        if state.new_peaks:
+            how = (
+                "it is sure of tokens that it did not favour before, and its former "
+                "favourites lost"
+            )
+        return f"The model has degenerated: chosen fell, {_size(facts)}, and {how}."
+    return (
+        f"Chosen fell: {_size(facts)}, and so did every other watched answer and the "
+        "model's own favourites: probability went to answers that nobody watches."
+    )
+
+
+def degenerate(state: StateReport) -> bool:
+    """Whether a collapse is so deep that the model can hardly answer: new peaks, or a
+    nat per token lost along chosen, which leaves a token 37 % of its probability."""
+    if state.state != "COLLAPSE" or state.chosen is None:
+        return False
+    return state.new_peaks or state.chosen.surely.mean <= -1
+
+
+def _whither(facts: Facts, state: StateReport) -> str:
+    """Where the probability that chosen lost went, as the end of a sentence."""
+    if state.state == "SQUEEZE":
+        cause = _because(facts)
+        if cause:
+            return (
+                f", {cause} the push on rejected squeezes its probability {_SQUEEZED}"
+            )
+        return f", and probability moved {_SQUEEZED}"
+    if state.state != "DISPLACED":
+        return "; where its probability went, these prompts cannot tell"
+    greedy, off = state.greedy, state.off_target
+    if greedy is not None and greedy.up and off is not None and off.down:
+        return (
+            ", and its probability moved to tokens that the model did not favour before"
+        )
+    where = "did not gain" if greedy is None or not greedy.down else "fell too"
+    return (
+        f", and its probability did not go to the model's own favourites, which {where}"
+    )
+
+
+def _because(facts: Facts) -> str | None:
+    """ "because" where recorded updates carry it, "probably because" where rejected was
+    pushed and surely fell; None where no push on rejected is known."""
+    rejected = facts.state.rejected
+    pushed = facts.trajectory.run.info.pushes_rejected
+    if not pushed or rejected is None or not rejected.down:
+        return None
+    return "probably because"
+
+
+def _rose(facts: Facts, state: StateReport) -> str:
+    if state.state == "SQUEEZE" and state.sq is not None:
+        return (
+            f"Chosen rose: {_size(facts)}, but the model's own favourites gained "
+            f"{number(state.sq.nats)} nats more: probability moves {_SQUEEZED}."
+        )
+    wanted = "Training does what it should: chosen rose by "
+    if facts.trajectory.run.info.family in ("online", "unknown"):
+        wanted = "Chosen rose: "
+    text = f"{wanted}{_size(facts)}"
+    margin = state.margin
+    preference = facts.trajectory.run.info.family == "preference"
+    if not preference or margin is None or not margin.matters:
+        return text + "."
+    if margin.nats.below_zero:
+        return f"Chosen rose: {_size(facts)}, and rejected rose more."
+    return f"{text}, and the margin grew by {number(margin.nats)} nats."
+
+
+def _held(facts: Facts, state: StateReport) -> str:
+    """Chosen did not clearly change."""
+    chosen, margin = state.chosen, state.margin
+    assert chosen is not None
+    held = "Chosen did not clearly change: "
+    if chosen.still:
+        held = f"Chosen stayed within {DELTA:g} nats per token of its start: "
+    text = f"{held}{_size(facts)}"
+    if state.state == "SQUEEZE":
+        return f"{text}; probability moved {_SQUEEZED}."
+    if facts.trajectory.run.info.family == "preference" and margin is not None:
+        if margin.up:
+            return (
+                f"The margin grew by {number(margin.nats)} nats while chosen "
+                f"{'held' if chosen.still else 'did not clearly change'}: "
+                f"{_size(facts)}."
+            )
+        return f"{text}; the margin changed by {number(margin.nats)}."
+    return text + "."
+
+
+def _size(facts: Facts) -> str:
+    """Chosen's change per response, per token and as the reward."""
+    move = facts.state.chosen
+    assert move is not None
+    more = ", ".join(_other_units(move, facts, "chosen"))
+    return f"{number(move.nats)} nats per response" + (f" ({more})" if more else "")
+
+
+def _other_units(move: Move, facts: Facts, kind: str) -> Iterator[str]:
+    if not math.isnan(move.per_token.mean):
+        yield f"{signed(move.per_token.mean)} per token"
+    beta = _reward_beta(facts)
+    if beta is not None:
+        yield f"rewards/{kind} {signed(beta * move.nats.mean)}"
+
+
+def _reward_beta(facts: Facts) -> float | None:
+    """beta where rewards/chosen is beta times the change since the start; None where
+    the loss has no reference, or beta is not known."""
+    info = facts.trajectory.run.info
+    if not info.has_reference or info.family == "online" or not info.beta:
+        return None
+    return info.beta
+
+
+def is_it_a_bug(facts: Facts, findings: Sequence[Finding]) -> str:
+    """The second sentence."""
+    problems = [finding for finding in findings if finding.severity == "problem"]
+    state, info = facts.state, facts.trajectory.run.info
+    if problems:
+        return problems[0].bug(facts)
+    if state.reason is not None:
+        return "Whether it is a bug cannot be told from this run."
+    chosen, rejected, margin = state.chosen, state.rejected, state.margin
+    assert chosen is not None
+    if state.state == "STILL":
+        return "No sign of a bug, and no effect yet."
+    if not (chosen.matters and chosen.nats.below_zero):
+        return "No sign of a bug."
+    if info.family == "preference":
+        if margin is not None and margin.up:
+            return (
+                "Probably not a bug: the loss rewards the margin alone, and the margin "
+                f"grew by {number(margin.nats)} nats."
+            )
+        if rejected is not None and rejected.down:
+            return "Probably not a bug: the loss pushed rejected down, and it fell."
+        return (
+            "Whether it is a bug cannot be told: neither did rejected surely fall nor "
+            "the margin surely grow."
+        )
+    if info.family == "unknown":
+        return (
+            "Whether it is a bug cannot be told: run.json does not say by which method "
+            "the run was trained."
+        )
+    return (
+        f"Probably not a bug: {info.method.upper()} does not train on these chosen "
+        "answers as such; look at the rewards that it logs."
+    )
+
+
+def in_units(facts: Facts) -> str | None:
+    """Rejected and the margin, and what share of the margin is rejected's fall."""
+    state = facts.state
+    rejected, margin, chosen = state.rejected, state.margin, state.chosen
+    if rejected is None or margin is None or chosen is None:
+        return None
+    more = ", ".join(_other_units(rejected, facts, "rejected"))
+    text = f"Rejected changed by {number(rejected.nats)} nats per response"
+    text += f" ({more})" if more else ""
+    if facts.sft:
+        return text + "."
+    text += f", the margin by {number(margin.nats)}"
+    if not margin.matters or margin.nats.below_zero:
+        return text + "."
+    if chosen.nats.mean < 0:
+        times = rejected.nats.mean / chosen.nats.mean
+        more = f"{times:.0f} times as much as" if times >= 1.95 else "more than"
+        return f"{text}: it grew only because rejected fell {more} chosen."
+    share = -rejected.nats.mean / margin.nats.mean
+    if share <= 0:
+        return f"{text}: chosen rose more than rejected."
+    return f"{text}, {100 * share:.0f} % of it by the fall of rejected."
+
+
+def where_it_went(facts: Facts) -> str | None:
+    """Greedy path, SQ and former favourites."""
+    state = facts.state
+    greedy, sq = state.greedy, state.sq
+    if greedy is None or sq is None:
+        return None
+    verb = "did not clearly change"
+    if greedy.matters:
+        verb = "gained" if greedy.nats.above_zero else "lost"
+    elif greedy.still:
+        verb = f"stayed within {DELTA:g} nats per token"
+    text = (
+        f"The model's own favourite tokens along chosen (greedy path) {verb}: "
+        f"{number(greedy.nats)} nats, {number(sq.nats)} more than chosen"
+    )
+    off = state.off_target
+    if off is None:
+        return f"{text}; no values per token are recorded."
+    moved = "did not clearly change"
+    if off.matters:
+        moved = "gained" if off.nats.above_zero else "lost"
+    return (
+        f"{text}; where the first model favoured another token than chosen's, that "
+        f"token {moved}: {number(off.per_token)} nats per token."
+    )
+
+
+def how_many(facts: Facts) -> str | None:
+    """How many watched kinds fell and rose, by sizes that count."""
+    state = facts.state
+    if not state.kinds:
+        return None
+    moves = list(state.kinds.values())
+    fell = sum(m.matters and m.nats.below_zero for m in moves)
+    rose = sum(m.matters and m.nats.above_zero for m in moves)
+    rest = len(moves) - fell - rose
+    text = f"Of {counted(len(moves), 'watched kind')} of answer {fell} fell and {rose}"
+    text += " rose" + (f"; {rest} did not clearly change." if rest else ".")
+    if state.labels:
+        names = ", ".join(state.labels)
+        text += f" Left out: {names}, the same text for most prompts, so not answers."
+    return text
+
+
+def called(facts: Facts) -> str:
+    """The state's name, how sure it is and since when."""
+    state = facts.state
+    sure = "sure" if state.sure else "not sure"
+    if state.reason is not None:
+        return f"State: none, {state.reason}"
+    about = [f"{sure} over {counted(state.prompts, 'prompt')}"]
+    if state.onset_step is not None:
+        about.append(f"since {facts.unit} {state.onset_step}")
+    about.append("mean over the last fifth of the observations")
+    text = f"State: {state.state} ({'; '.join(about)})."
+    if state.sure:
+        return f"{text} Another training seed may differ."
+    return text
