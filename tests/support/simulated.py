@@ -115,6 +115,7 @@ def write_token_run(
     labels: Mapping[tuple[str, str], np.ndarray],
     *,
     panel: Sequence[str] | None = None,
+    ends: bool = True,
 ) -> Trajectory:
     """Write a run whose observations are those of these logits.
 
@@ -123,6 +124,7 @@ def write_token_run(
         logits: of each observation: (prompt id, kind) -> axes position x vocabulary.
         labels: (prompt id, kind) -> ids of the response.
         panel: prompts that observations between first and last are of.
+        ends: whether the responses end in end-of-text.
     """
     keys = list(labels)
     counts = [len(labels[key]) for key in keys]
@@ -137,7 +139,7 @@ def write_token_run(
             "rendered": [False] * len(keys),
             "n_tokens": counts,
             "truncated": [False] * len(keys),
-            "has_eos": [True] * len(keys),
+            "has_eos": [ends] * len(keys),
             "prompt_ids": [[1]] * len(keys),
             "response_ids": [labels[key].tolist() for key in keys],
         }
@@ -193,3 +195,41 @@ def _observation(
         **flat,
         probe_ids=None if whole else np.array(rows, np.int32),
     )
+
+
+def write_answers(
+    path: Path,
+    answers: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    prompts: int = 12,
+    noise: float = 0.05,
+    cut: bool = False,
+    seed: int = 0,
+) -> Trajectory:
+    """Write a run of two observations from the log-probabilities of answers' tokens.
+
+    Args:
+        path: the new run directory.
+        answers: of each kind, nats of each token at the first and last observation; the
+            last token is end-of-text, id 0.
+        prompts: how many.
+        noise: spread of these between prompts, as a share.
+        cut: whether the answers lack end-of-text.
+        seed: draws the spread.
+    """
+    generator = np.random.default_rng(seed)
+    size = 12
+    run: list[dict[tuple[str, str], np.ndarray]] = [{}, {}]
+    labels = {}
+    for i in range(prompts):
+        for kind, tokens in answers.items():
+            key = f"p{i:03d}", kind
+            ids = generator.integers(1, size, len(tokens))
+            labels[key] = ids if cut else np.append(ids[:-1], 0)
+            own = np.array(tokens) * (1 + noise * generator.standard_normal((1, 2)))
+            for when, now in enumerate(run):
+                odds = np.exp(own[:, when]) / -np.expm1(own[:, when])
+                logits = np.zeros((len(tokens), size))
+                logits[np.arange(len(tokens)), labels[key]] = np.log(odds * (size - 1))
+                now[key] = logits
+    return write_token_run(path, run, labels, ends=not cut)

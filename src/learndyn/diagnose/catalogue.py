@@ -19,7 +19,9 @@ from learndyn.diagnose.findings.faults.unusable import (
 )
 from learndyn.diagnose.findings.finding import Finding
 from learndyn.diagnose.findings.signs.chosen_peak import ChosenPeak
+from learndyn.diagnose.findings.signs.eos_unlearned import EosUnlearned
 from learndyn.diagnose.findings.signs.hallucination import Hallucination
+from learndyn.diagnose.findings.signs.length_drift import LengthDrift
 from learndyn.diagnose.findings.signs.overfit import Overfit
 from learndyn.diagnose.findings.signs.peakiness import Peakiness
 from learndyn.diagnose.findings.signs.per_token import PerTokenSqueeze
@@ -31,7 +33,7 @@ FINDINGS: tuple[type[Finding], ...] = (
     *(AboveZero, NotTraining, OneLabel, StepsTooLarge, Reference, Truncated),
     *(Exchanged, MarginFalls, Saturated),
     *(RunState, PerTokenSqueeze, UnreadLog, ChosenPeak),
-    *(Hallucination, Overfit, Peakiness),
+    *(EosUnlearned, LengthDrift, Overfit, Hallucination, Peakiness),
     *(cautions.Defects, cautions.Unreadable, cautions.Missing, cautions.LateStart),
     *(cautions.Approximate, cautions.MeansOnly, cautions.FewPrompts),
     *(cautions.NotFinite, cautions.PanelOnly),

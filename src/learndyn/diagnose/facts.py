@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from learndyn.diagnose.endings import Endings
 from learndyn.diagnose.peak import Peak, chosen_peak
 from learndyn.diagnose.squeeze import Evidence, PerToken, per_token, squeeze_evidence
 from learndyn.diagnose.squeeze_index import SqueezeIndex, squeeze_index
@@ -50,6 +51,11 @@ class Facts:
     def peak(self) -> Peak | None:
         """Where chosen was highest; None without chosen or with too few numbers."""
         return chosen_peak(self.trajectory, self.split)
+
+    @cached_property
+    def endings(self) -> Endings | None:
+        """The ends of all answers; None where the run has no values per token."""
+        return Endings.of(self.trajectory)
 
     @cached_property
     def compared(self) -> list[str]:

@@ -123,6 +123,27 @@ def pooled_bootstrap(
     return band(mean, draws, np.asarray(n), level)
 
 
+def rate_difference(
+    one: tuple[Float[np.ndarray, " prompt"], Float[np.ndarray, " prompt"]],
+    other: tuple[Float[np.ndarray, " prompt"], Float[np.ndarray, " prompt"]],
+    *,
+    seed: int = 0,
+) -> Interval:
+    """Difference of two pooled ratios, numerator and denominator each, paired over the
+    prompts that have both: nats per token of two kinds of unlike lengths."""
+    both = np.all([np.isfinite(values) for values in (*one, *other)], axis=0)
+    n = int(both.sum())
+
+    def differ(weights: Float[np.ndarray, "draw prompt"]) -> np.ndarray:
+        rates = [ratio_of_sums(a[both], b[both], weights) for a, b in (one, other)]
+        return rates[0] - rates[1]
+
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    mean = differ(np.ones((1, n)))[0]
+    return band(np.array(mean), differ(resample_weights(n, seed)), np.array(n)).at()
+
+
 def ratio_of_sums(
     numerator: Float[np.ndarray, "*rows prompt"],
     denominator: Float[np.ndarray, "*rows prompt"],

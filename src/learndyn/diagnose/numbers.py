@@ -59,6 +59,11 @@ def counted(count: int | float, noun: str) -> str:
     return f"{size} {noun}{'' if count == 1 else 's'}"
 
 
+def capital(text: str) -> str:
+    """A sentence that begins with a capital letter, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def rounded_by(label: str) -> str:
     """How a run was scored whose numbers are not exact, for a sentence."""
     return f"{'with' if label.endswith('weights') else 'in'} {label}"

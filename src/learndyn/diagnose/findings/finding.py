@@ -101,6 +101,11 @@ class Finding:
         """Whether it is a bug, where it is the problem that matters most."""
         return "This is probably a fault: mend it first."
 
+    def is_first(self, findings: Sequence["Finding"]) -> bool:
+        """Whether it is the first problem: its headline is the verdict's."""
+        problems = (one for one in findings if one.severity == "problem")
+        return next(problems, None) is self
+
     @property
     def place(self) -> Place | None:
         """Where the verdict says it; None: nowhere."""
