@@ -5,11 +5,17 @@ trainer had, matched to the probes). Without it there is the probes' column `spl
 which only says what somebody meant, so such groups are called "marked".
 """
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
+from learndyn.diagnose.intervals import Interval, group_difference, paired_bootstrap
+from learndyn.diagnose.paths import LAST, Paths, last_observations, with_end
+from learndyn.diagnose.state import DELTA, Move, move
+from learndyn.record.run_info import RunInfo
 from learndyn.record.trajectory import Trajectory
 
 
@@ -97,3 +103,150 @@ def trained_probes(
     if groups is None or groups.trained.sum() < 2:
         return np.ones(len(trajectory.kind_of), dtype=bool), "all watched prompts"
     return groups.trained, groups.names[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One group of prompts: means over the last 20 % of the observations."""
+
+    chosen: Move
+    margin: Move | None
+    """None without pairs."""
+    change: Float[np.ndarray, " prompt"]
+    """Of chosen, nats."""
+    tokens: Float[np.ndarray, " prompt"]
+
+    @classmethod
+    def of(cls, paths: Paths, prompts: set[str], seed: int = 0) -> "Side | None":
+        """Measure these prompts; None below two that have chosen."""
+        of_group = np.array([prompt in prompts for prompt in paths.prompts])
+        if not of_group.any():
+            return None
+        paths = paths.cut(of_group).common()
+        if len(paths.steps) < 2:
+            return None
+        change, tokens = _end(paths.logp["chosen"]), paths.n_tokens["chosen"]
+        if np.isfinite(change).sum() < 2:
+            return None
+        gap = paths.gap
+        margin = None if gap is None else _end(gap)
+        if margin is not None and np.isfinite(margin).sum() < 2:
+            margin = None
+        return cls(
+            move(change, tokens, seed),
+            None if margin is None else move(margin, tokens, seed),
+            change,
+            tokens,
+        )
+
+
+@dataclass(frozen=True)
+class Generalisation:
+    """What a run did to prompts that it trained on, and to others."""
+
+    everyone: Side
+    """All watched prompts."""
+    trained: Side | None
+    held_out: Side | None
+    gap: Interval | None
+    """Chosen's change on trained prompts beyond held-out ones, in `unit`."""
+    log: Interval | None
+    """The logged margin on trained rows, nats per response: of the last 20 % of rows.
+    None of a loss whose rewards are not beta times the change since the start."""
+    epochs: float | None
+    """Of the log."""
+    names: tuple[str, str]
+    recorded: bool
+    """Whether the run's record says what was trained on."""
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, *, seed: int = 0) -> "Generalisation | None":
+        """Measure it; None without chosen, or where neither the prompts nor the log
+        say what was trained on."""
+        paths = Paths.of(trajectory)
+        everyone = None
+        if "chosen" in paths.logp:
+            everyone = Side.of(paths, set(paths.prompts), seed)
+        groups, log = Groups.of(trajectory), logged_margin(trajectory)
+        if everyone is None or (groups is None and log is None):
+            return None
+        sides: list[Side | None] = [None, None]
+        if groups is not None:
+            masks = (groups.trained, groups.held_out)
+            sides = [
+                Side.of(paths, set(trajectory.prompt_of[mask].tolist()), seed)
+                for mask in masks
+            ]
+        one, other = sides
+        gap = None
+        if one is not None and other is not None:
+            gap = group_difference(_rates(one), _rates(other), seed=seed)
+        return cls(
+            everyone,
+            one,
+            other,
+            gap,
+            log,
+            _epochs(trajectory.train_log),
+            ("", "") if groups is None else groups.names,
+            groups is not None and groups.recorded,
+        )
+
+    @property
+    def unit(self) -> str:
+        """What sizes of chosen are in."""
+        return "nats per token" if self._counted else "nats per response"
+
+    @property
+    def smallest(self) -> float:
+        """Smallest change of chosen that counts, in `unit`."""
+        return DELTA if self._counted else 100 * DELTA
+
+    @property
+    def _counted(self) -> bool:
+        return not math.isnan(self.everyone.chosen.per_token.mean)
+
+
+def logged_margin(trajectory: Trajectory) -> Interval | None:
+    """Mean of rewards/margins / beta over the last 20 % of the rows that have it, nats
+    per response; its interval is over these rows."""
+    info = trajectory.run.info
+    if info.family != "preference" or not info.has_reference or not info.beta:
+        return None
+    if _moves_reference(info):
+        return None
+    rows = [
+        (row.get("step"), float(value))
+        for row in trajectory.train_log
+        if isinstance(value := row.get("rewards/margins"), int | float)
+        and math.isfinite(value)
+    ]
+    if len(rows) < 2:
+        return None
+    values = np.array([value for _, value in rows]) / info.beta
+    if rows[0][0] == 1 and abs(values[0]) > 1:
+        return None  # policy and reference differed before the first update
+    last = values[-max(2, round(LAST * len(values))) :]
+    return paired_bootstrap(last).at()
+
+
+def _moves_reference(info: RunInfo) -> bool:
+    """Whether rewards are not of the whole answers, or not since the start."""
+    alpha = info.trainer.get("ld_alpha")
+    cuts = isinstance(alpha, int | float) and alpha < 1
+    return cuts or info.trainer.get("sync_ref_model") is True
+
+
+def _epochs(log: list[dict[str, Any]]) -> float | None:
+    epochs = [row["epoch"] for row in log if isinstance(row.get("epoch"), int | float)]
+    return float(epochs[-1]) if epochs and epochs[-1] > 0 else None
+
+
+def _rates(side: Side) -> tuple[np.ndarray, np.ndarray]:
+    counted = np.nansum(side.tokens) > 0
+    return side.change, side.tokens if counted else np.ones_like(side.change)
+
+
+def _end(path: Float[np.ndarray, "step prompt"]) -> Float[np.ndarray, " prompt"]:
+    """Each prompt's mean change over the last observations."""
+    return with_end(path - path[0], last_observations(len(path)))[-1]

@@ -144,6 +144,28 @@ def rate_difference(
     return band(np.array(mean), differ(resample_weights(n, seed)), np.array(n)).at()
 
 
+def group_difference(
+    one: tuple[Float[np.ndarray, " prompt"], Float[np.ndarray, " prompt"]],
+    other: tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]],
+    *,
+    seed: int = 0,
+) -> Interval:
+    """Difference of two pooled ratios, numerator and denominator each, of two groups of
+    prompts. Each group is drawn by itself; `n` is that of the smaller one."""
+    draws, means, counts = [], [], []
+    for index, (above, below) in enumerate((one, other)):
+        known = np.isfinite(above) & np.isfinite(below)
+        n = int(known.sum())
+        # another seed for each group: equal draws would tie groups of one size together
+        weights = np.vstack([np.ones((1, n)), resample_weights(n, seed + index)])
+        rates = ratio_of_sums(above[known], below[known], weights)
+        means.append(rates[0])
+        draws.append(rates[1:])
+        counts.append(n)
+    n = np.array(min(counts))
+    return band(np.array(means[0] - means[1]), draws[0] - draws[1], n).at()
+
+
 def ratio_of_sums(
     numerator: Float[np.ndarray, "*rows prompt"],
     denominator: Float[np.ndarray, "*rows prompt"],
