@@ -1,7 +1,7 @@
 """Trajectories whose truth is known, made in memory: quick enough for many at once."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ def with_info(trajectory: Trajectory, **changes: Any) -> Trajectory:
 
 def with_log(trajectory: Trajectory, rows: list[dict[str, Any]]) -> Trajectory:
     """The same with another training log."""
-    copy = dataclasses.replace(trajectory)
+    copy = _kept(trajectory)
     copy.__dict__["train_log"] = rows
     return copy
 
@@ -77,6 +77,36 @@ def with_splits(trajectory: Trajectory, names: np.ndarray) -> Trajectory:
     copy = _kept(trajectory)
     copy.__dict__["split_of"] = names
     return copy
+
+
+def with_tokens(trajectory: Trajectory, kind: str, counts: int) -> Trajectory:
+    """The same with so many tokens in each answer of one kind."""
+    tokens = trajectory.n_tokens.copy()
+    tokens[trajectory.rows(kind)] = counts
+    return _kept(trajectory, n_tokens=tokens)
+
+
+def with_kinds(trajectory: Trajectory, kinds: Sequence[str]) -> Trajectory:
+    """Only the probes of these kinds."""
+    return _only(trajectory, np.isin(trajectory.kind_of, kinds))
+
+
+def with_prompts(trajectory: Trajectory, count: int) -> Trajectory:
+    """Only the first prompts."""
+    first = np.unique(trajectory.prompt_of)[:count]
+    return _only(trajectory, np.isin(trajectory.prompt_of, first))
+
+
+def _only(trajectory: Trajectory, keep: np.ndarray) -> Trajectory:
+    rows = np.flatnonzero(keep)
+    columns = {name: values[:, rows] for name, values in trajectory.columns.items()}
+    return dataclasses.replace(
+        trajectory,
+        probes=trajectory.probes.take(rows),
+        n_tokens=trajectory.n_tokens[rows],
+        columns=columns,
+        scored=None,
+    )
 
 
 def _kept(trajectory: Trajectory, **changes: Any) -> Trajectory:

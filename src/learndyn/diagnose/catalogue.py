@@ -24,7 +24,7 @@ from learndyn.diagnose.findings.signs.hallucination import Hallucination
 from learndyn.diagnose.findings.signs.length_drift import LengthDrift
 from learndyn.diagnose.findings.signs.overfit import Overfit
 from learndyn.diagnose.findings.signs.peakiness import Peakiness
-from learndyn.diagnose.findings.signs.per_token import PerTokenSqueeze
+from learndyn.diagnose.findings.signs.per_token import PerToken
 from learndyn.diagnose.findings.state import RunState
 
 
@@ -32,7 +32,7 @@ FINDINGS: tuple[type[Finding], ...] = (
     *(NoStart, Diverged, OneObservation),
     *(AboveZero, NotTraining, OneLabel, StepsTooLarge, Reference, Truncated),
     *(Exchanged, MarginFalls, Saturated),
-    *(RunState, PerTokenSqueeze, UnreadLog, ChosenPeak),
+    *(RunState, PerToken, UnreadLog, ChosenPeak),
     *(EosUnlearned, LengthDrift, Overfit, Hallucination, Peakiness),
     *(cautions.Defects, cautions.Unreadable, cautions.Missing, cautions.LateStart),
     *(cautions.Approximate, cautions.MeansOnly, cautions.FewPrompts),

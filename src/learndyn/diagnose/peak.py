@@ -23,11 +23,12 @@ from learndyn.diagnose.intervals import (
     widening,
 )
 from learndyn.diagnose.paths import Paths, paired
+from learndyn.diagnose.state import DELTA
 from learndyn.record.trajectory import Trajectory
 
 
-_RESPONSE = 1.0
-"""Smallest fall that counts, nats per response."""
+_TOKENS = 100.0
+"""Tokens that a response is taken to have where a run does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +54,30 @@ class Peak:
     margin: float | None
     """Mean margin at the peak, nats; None without rejected."""
     margin_end: float | None
+    tokens: float | None = None
+    """Mean tokens of a response; None where the run does not know."""
     clock: str = "update"
     """What steps count."""
 
     @property
+    def smallest(self) -> float:
+        """Smallest change that counts, nats per response: 0.01 per token."""
+        return DELTA * (self.tokens or _TOKENS)
+
+    @property
+    def rose(self) -> bool:
+        """Whether it is above the start by a size that counts."""
+        return self.rise >= self.smallest
+
+    @property
     def inside(self) -> bool:
-        """Whether it is neither the first nor the last observation."""
-        return self.first < self.step < self.last
+        """Whether it lies within the run: after a rise, before the last observation."""
+        return self.rose and self.step < self.last
 
     @property
     def fell(self) -> bool:
-        """Whether chosen has surely fallen since, by more than the threshold."""
-        return self.fall.below_zero and -self.fall.mean > _RESPONSE
+        """Whether chosen has surely fallen since, by a size that counts."""
+        return self.fall.below_zero and -self.fall.mean >= self.smallest
 
     @property
     def others(self) -> str:
@@ -98,7 +111,7 @@ def chosen_peak(
     whole = np.asarray(np.isfinite(path).all(axis=0))
     if whole.sum() < 2:
         return None
-    path = path[:, whole]
+    path, tokens = path[:, whole], paths.n_tokens["chosen"][prompts][whole]
     top = int(np.argmax(path.mean(axis=1)))
     picked = _picked(path, seed)
     low, high = np.quantile(picked, [0.025, 0.975], method="inverted_cdf").astype(int)
@@ -113,6 +126,7 @@ def chosen_peak(
         int(updates[-1]),
         _mean(margin, usable, whole, top),
         _mean(margin, usable, whole, -1),
+        float(tokens.mean()) if tokens.sum() else None,
         trajectory.unit,
     )
 

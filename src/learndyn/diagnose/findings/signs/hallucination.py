@@ -2,77 +2,62 @@
 
 Finetuning raises the training answers of other prompts along with a prompt's own (Ren &
 Sutherland 2025, Section 4.1: facts or phrases of question B used to answer A). So
-`irrelevant_train` is set against answers that no update trained on, `irrelevant_test`
-and `irrelevant_human`, to the same prompts. What all of them do together is style; what
-the first does beyond the others is memory of training answers.
+`irrelevant_train` is set against answers that no update trained on, to the same
+prompts: `irrelevant_test` and `irrelevant_human`, each by itself. What all of them do
+together is style; what the first does beyond the others is memory of training answers.
 
-Lengths differ between kinds, so a difference counts only where it is there in nats and
-as a share of the start, g = mean change / |mean at the start|.
+A control is fair where it is of like length (25 %) and, token for token, about as
+likely at the start (0.5 nats): otherwise another style is what parts them. The sign is
+there where irrelevant_train rises surely beyond each fair control; without a fair one
+it cannot be told. Sizes are in nats per token, since lengths still differ a little.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from learndyn.diagnose.facts import Facts
-from learndyn.diagnose.findings.finding import Finding, limits_of
-from learndyn.diagnose.intervals import (
-    Interval,
-    band,
-    paired_bootstrap,
-    pooled_bootstrap,
-    ratio_of_sums,
-    resample_weights,
-)
-from learndyn.diagnose.numbers import number, percent
-from learndyn.diagnose.paths import Paths
-from learndyn.diagnose.state import DELTA
-from learndyn.record.trajectory import Trajectory
+from learndyn.diagnose.findings.finding import Finding, Place, limits_of
+from learndyn.diagnose.intervals import Interval, paired_bootstrap, rate_difference
+from learndyn.diagnose.numbers import number, signed
+from learndyn.diagnose.paths import Paths, last_observations, with_end
+from learndyn.diagnose.state import DELTA, Move, move
 
 
 _SEEN = "irrelevant_train"
 
-_UNSEEN = ("irrelevant_test", "irrelevant_human")
+_CONTROLS = ("irrelevant_test", "irrelevant_human")
+
+_LENGTH = 0.25
+"""Largest difference in length of a fair control, as a share of the longer one."""
+
+_LEVEL = 0.5
+"""Largest difference at the start of a fair control, nats per token. Answers of one
+source differed by up to 0.26 where the first model was trained on one half of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Excess:
-    """How other prompts' training answers moved, against answers never seen."""
+@dataclass(frozen=True)
+class _Control:
+    """Answers never seen, beside irrelevant_train on the same prompts."""
 
-    rise: Interval
-    """Change of irrelevant_train, nats per response."""
-    share: Interval
-    """The same relative to its start."""
-    unseen: tuple[str, ...]
-    """The kinds that it is set against; none where the probes lack them."""
-    excess: Interval | None = None
-    """Change of irrelevant_train minus that of the unseen, nats, paired over prompts;
-    of two unseen kinds their mean."""
-    excess_share: Interval | None = None
-    """Difference of the relative changes."""
-    left_out: tuple[str, ...] = ()
-    """Why a kind that is unseen by its name is not among `unseen`, in words."""
-
-    @property
-    def rose(self) -> bool:
-        """Whether irrelevant_train surely rose, by more than the threshold."""
-        return self.rise.above_zero and self.share.mean > DELTA
+    kind: str
+    beyond: Interval
+    """Change of irrelevant_train beyond this kind's, nats per token."""
+    nats: Interval
+    """The same, nats per response."""
+    unfair: str
+    """Why it is no fair control, with the numbers; empty where it is one."""
 
     @property
-    def sure(self) -> bool:
-        """Whether it surely rose beyond the unseen, in nats and relative."""
-        return bool(
-            self.rose
-            and self.excess is not None
-            and self.excess_share is not None
-            and self.excess.above_zero
-            and self.excess_share.above_zero
-        )
+    def shows(self) -> bool:
+        """Whether irrelevant_train surely rose beyond it, by a size that counts."""
+        return self.beyond.above_zero and self.beyond.mean >= DELTA
 
 
 class Hallucination(Finding):
-    """Answers of other training prompts rise by more than answers never seen."""
+    """Answers of other training prompts rise beyond answers never seen."""
 
     name = "hallucination"
     section = "kinds"
@@ -80,90 +65,135 @@ class Hallucination(Finding):
     @classmethod
     def detect(cls, facts: Facts) -> Finding | None:
         """None where the probes lack irrelevant_train, or two prompts of it."""
-        excess = _excess_over_unseen(facts.trajectory, facts.split)
-        if excess is None:
+        seen = _seen(facts)
+        if seen is None:
             return None
-        numbers = {
-            "irrelevant_train": limits_of(excess.rise),
-            "relative": limits_of(excess.share),
-            "unseen": ", ".join(excess.unseen),
-            "beyond_unseen": limits_of(excess.excess),
-            "beyond_unseen_relative": limits_of(excess.excess_share),
-        }
-        watch = excess.rose and (excess.sure or not excess.unseen)
-        says = _says(excess)
-        if excess.left_out:
-            says += f" Left out as not unseen: {'; '.join(excess.left_out)}."
-        return cls("watch" if watch else "fine", says, numbers)
-
-
-def _says(excess: _Excess) -> str:
-    change = f"{number(excess.rise)} nats"
-    if not excess.rose:
-        return (
-            f"No sign of hallucination: {_SEEN} changed by {change} "
-            f"({percent(excess.share.mean)})."
+        controls = _controls(facts)
+        fair = [control for control in controls if not control.unfair]
+        numbers: dict[str, Any] = {"irrelevant_train": limits_of(seen.nats)}
+        for control in controls:
+            numbers[f"beyond_{control.kind}"] = limits_of(control.beyond)
+        numbers["fair"] = [control.kind for control in fair]
+        rose = f"{_SEEN} changed by {_in_words(seen)}"
+        left_out = "".join(f" Left out: {c.unfair}." for c in controls if c.unfair)
+        if not seen.up:
+            says = f"Answers of other training prompts did not surely rise: {rose}."
+            return cls("fine", says, numbers)
+        if not fair:
+            why = "; ".join(c.unfair for c in controls)
+            if not why:
+                why = f"the probes have neither {' nor '.join(_CONTROLS)}"
+            says = (
+                f"Whether there is hallucination cannot be told, because {why}. {rose}."
+            )
+            return cls("watch", says, numbers)
+        beyond = " and ".join(f"{_beyond(c)} more than {c.kind}" for c in fair)
+        if all(control.shows for control in fair):
+            says = (
+                "A sign of hallucination: answers of other training prompts became "
+                f"likelier than answers never seen: {rose}, {beyond}.{left_out}"
+            )
+            return cls("watch", says, numbers)
+        says = (
+            f"No sure sign of hallucination: {rose}, {beyond}: answers never seen rose "
+            f"about as much.{left_out}"
         )
-    start = f"Watch {_SEEN}, {change}: answers of other training prompts became"
-    unseen = " and ".join(excess.unseen)
-    if excess.excess is None:
-        return (
-            f"{start} likelier, which can be a sign of hallucination; without "
-            f"{' or '.join(_UNSEEN)} it cannot be told from a change of style."
-        )
-    if excess.sure:
-        return (
-            f"{start} likelier (a sign of hallucination), by "
-            f"{number(excess.excess)} nats more than answers never seen ({unseen})."
-        )
-    return (
-        f"{_SEEN} rose by {change}, but not surely more than answers never seen "
-        f"({unseen}): {number(excess.excess)} nats beyond them."
-    )
+        return cls("fine", says, numbers)
+
+    @property
+    def place(self) -> Place | None:
+        """Nowhere where it cannot be told: the list says why."""
+        return super().place if self.numbers["fair"] else None
 
 
-def _excess_over_unseen(
-    trajectory: Trajectory, split: str | None = None, *, seed: int = 0
-) -> _Excess | None:
-    """Set irrelevant_train against the unseen kinds, at the last observation.
+def _in_words(seen: Move) -> str:
+    if np.isnan(seen.per_token.mean):
+        return f"{number(seen.nats)} nats per response"
+    return f"{number(seen.per_token)} nats per token"
 
-    A kind that run.json lists among its defects is left out, and named.
-    None where the probes lack irrelevant_train, or fewer than two prompts have it.
-    """
-    paths = Paths.of(trajectory, split)
-    if _SEEN not in paths.logp:
+
+def _beyond(control: _Control) -> str:
+    return f"{number(control.beyond)} nats per token"
+
+
+def _seen(facts: Facts) -> Move | None:
+    """Change of irrelevant_train over the run."""
+    paths = _paths(facts)
+    if _SEEN not in paths.logp or len(paths.steps) < 2:
         return None
-    if not paths.full[-1]:
-        paths = paths.common()
-    change, start = _moved(paths, (_SEEN,))
+    change = _end(paths.logp[_SEEN])
     if np.isfinite(change).sum() < 2:
         return None
-    rise = paired_bootstrap(change, seed=seed).at()
-    share = pooled_bootstrap(change, start, seed=seed).at()
-    odd = trajectory.defects
-    kinds = tuple(kind for kind in _UNSEEN if kind in paths.logp and kind not in odd)
-    left_out = tuple(odd[k] for k in _UNSEEN if k in paths.logp and k in odd)
-    others, begin = _moved(paths, kinds) if kinds else (change, start)
-    both = np.isfinite(change) & np.isfinite(others)
-    if not kinds or both.sum() < 2:
-        return _Excess(rise, share, (), left_out=left_out)
-    excess = paired_bootstrap((change - others)[both], seed=seed).at()
-    pairs = [(change[both], start[both]), (others[both], begin[both])]
-
-    def differ(weights: Float[np.ndarray, "draw prompt"]) -> np.ndarray:
-        one, other = (ratio_of_sums(*pair, weights) for pair in pairs)
-        return one - other
-
-    n = int(both.sum())
-    mean = differ(np.ones((1, n)))[0]
-    draws = differ(resample_weights(n, seed=seed))
-    relative = band(np.array(mean), draws, np.array(n)).at()
-    return _Excess(rise, share, kinds, excess, relative, left_out)
+    return move(change, paths.n_tokens[_SEEN])
 
 
-def _moved(
-    paths: Paths, kinds: tuple[str, ...]
-) -> tuple[Float[np.ndarray, " prompt"], Float[np.ndarray, " prompt"]]:
-    """Change and size of the start of each prompt, the mean over these kinds."""
-    values = np.mean([paths.logp[kind] for kind in kinds], axis=0)
-    return values[-1] - values[0], np.abs(values[0])
+def _controls(facts: Facts) -> list[_Control]:
+    """The kinds never seen, of those that two prompts have."""
+    paths, odd = _paths(facts), facts.trajectory.defects
+    out = []
+    for kind in _CONTROLS:
+        if kind not in paths.logp:
+            continue
+        both = np.isfinite(_end(paths.logp[_SEEN]) + _end(paths.logp[kind]))
+        if both.sum() < 2:
+            continue
+        ours, theirs = (_Part.of(paths, k, both) for k in (_SEEN, kind))
+        out.append(
+            _Control(
+                kind,
+                rate_difference(
+                    (ours.change, ours.weights), (theirs.change, theirs.weights)
+                ),
+                paired_bootstrap(ours.change - theirs.change).at(),
+                odd.get(kind) or _unfair(ours, theirs, kind),
+            )
+        )
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One kind on the prompts that have both."""
+
+    change: Float[np.ndarray, " prompt"]
+    start: Float[np.ndarray, " prompt"]
+    tokens: Float[np.ndarray, " prompt"]
+    counted: bool
+
+    @classmethod
+    def of(cls, paths: Paths, kind: str, both: np.ndarray) -> "_Part":
+        path, tokens = paths.logp[kind], paths.n_tokens[kind][both]
+        return cls(_end(path)[both], path[0, both], tokens, bool(np.nansum(tokens)))
+
+    @property
+    def weights(self) -> Float[np.ndarray, " prompt"]:
+        """Tokens; 100 each where the run does not know."""
+        return self.tokens if self.counted else np.full(len(self.tokens), 100.0)
+
+    @property
+    def level(self) -> float:
+        """Nats per token at the start."""
+        return float(self.start.sum() / self.weights.sum())
+
+
+def _unfair(ours: _Part, theirs: _Part, kind: str) -> str:
+    one, other = (float(part.weights.mean()) for part in (ours, theirs))
+    if ours.counted and abs(one - other) > _LENGTH * max(one, other):
+        return (
+            f"{kind} is of another length ({other:.0f} tokens, {_SEEN} has {one:.0f})"
+        )
+    if abs(ours.level - theirs.level) > _LEVEL:
+        return (
+            f"{kind} is of another style (at the start {signed(theirs.level)} nats per "
+            f"token, {_SEEN} {signed(ours.level)})"
+        )
+    return ""
+
+
+def _paths(facts: Facts) -> Paths:
+    return Paths.of(facts.trajectory, facts.split).common()
+
+
+def _end(path: Float[np.ndarray, "step prompt"]) -> Float[np.ndarray, " prompt"]:
+    """Each prompt's mean change over the last observations."""
+    return with_end(path - path[0], last_observations(len(path)))[-1]

@@ -55,7 +55,9 @@ class Overfit(Finding):
         if run is None:
             return None
         numbers = _numbers(run)
-        looks = (_of_log(run), _of_margin(run), _of_chosen(run, facts), _alike(run))
+        looks = [_of_log(run), _of_chosen(run, facts), _alike(run)]
+        if facts.trajectory.run.info.family == "preference":
+            looks.insert(1, _of_margin(run))
         severity, says = next(filter(None, looks), ("fine", ""))
         return cls(severity, says, numbers) if says else None
 
@@ -71,8 +73,8 @@ class Overfit(Finding):
         """Too little data, or the wrong probes."""
         if self.numbers["recorded"]:
             return (
-                "This is no bug in the code: the data are too few for so much training; "
-                "other prompts do not gain from it."
+                "This is no bug in the code: too much training on too few data, from "
+                "which other prompts do not gain."
             )
         return (
             "This is no bug in the code, but too much training on too few data; or the "
@@ -113,10 +115,10 @@ def _of_log(run: Generalisation) -> _Look:
     severity = "problem" if margin.nats.mean < _FEW * log.mean else "watch"
     whose = "watched prompts" if run.trained is None else run.names[0]
     return severity, (
-        f"The margin is {number(log)} nats in the trainer's log (rewards/margins / beta, "
-        f"on the rows that it trains on) but changed by {number(margin.nats)} on "
-        f"{whose}: the data are memorised{_within(run)}, or these are not the prompts "
-        "that it trains on."
+        f"On the rows that it trains on the log's margin is {number(log)} nats "
+        f"(rewards/margins / beta), on {whose} it changed by {number(margin.nats)}: "
+        f"the data are memorised{_within(run)}, or these are not the prompts that it "
+        "trains on."
     )
 
 
@@ -169,8 +171,8 @@ def _alike(run: Generalisation) -> _Look:
         if run.recorded:
             return "fine", f"No sign of overfitting: {_both(run)}."
         return "fine", (
-            f"{capital(_both(run))}: no sure difference. Whether these prompts were "
-            "trained on is not recorded."
+            f"{capital(_both(run))}; the first did not surely gain more. Whether they "
+            "were trained on is not recorded."
         )
     margin = run.everyone.margin
     if run.log is None or margin is None:
@@ -188,8 +190,8 @@ def _both(run: Generalisation) -> str:
     one, other = (side.chosen for side in (run.trained, run.held_out))
     if one.still and other.still:
         return (
-            f"chosen stayed within {figures(run.smallest)} {run.unit} on {run.names[0]} "
-            f"and on {run.names[1]}"
+            f"chosen stayed within {figures(run.smallest)} {run.unit} on "
+            f"{run.names[0]} and on {run.names[1]}"
         )
     return (
         f"chosen changed by {number(_size(one))} {run.unit} on {run.names[0]} and by "

@@ -1,4 +1,4 @@
-"""Does the model grow surer of its favourites while chosen does not become likelier?
+"""Does the model grow surer of other tokens than chosen's, as answers that repeat show?
 
 A distribution that is squeezed onto few tokens is peaky: ||pi||^2 rises and the entropy
 falls. Ren & Sutherland 2025 (Section 4) link that to answers that repeat phrases. All
@@ -8,8 +8,9 @@ training that fits makes the model surer, so the sign needs three things along c
     it rises surely more than mean pi(y), the probability of chosen's own tokens
     log pi(chosen) does not surely rise
 
-It is a sign, not a measurement: a run keeps no answers of the model, so whether they
-repeat is not known from it.
+Which tokens gained tells two cases apart: the model's former favourites, which is
+squeezing, or tokens that it did not favour before, where these lost surely: new peaks,
+answers that repeat one token or end at once.
 """
 
 import math
@@ -26,8 +27,10 @@ from learndyn.diagnose.paths import paired
 from learndyn.record.trajectory import Trajectory
 
 
-_LEAST = 0.01
-"""Rise of mean ||pi||^2 below which the model is not called surer. No unit."""
+_LEAST = 0.05
+"""Rise of mean ||pi||^2 below which the model is not called surer. No unit. Trainings
+that changed no answer to the eye moved it by 0.02; one whose answers end at once by
+0.5."""
 
 _COLUMNS = frozenset({"p_norm2", "energy", "logp", "entropy", "top1"})
 """What is read of chosen."""
@@ -83,19 +86,34 @@ class Peakiness(Finding):
             "top1": limits_of(change.top1),
             "a_norm": None if change.a_norm is None else list(change.a_norm),
         }
-        surer = f"mean ||π||² {number(change.p_norm2, 3)}"
+        surer = f"mean ||π||² {number(change.p_norm2)}"
         if not change.sure:
-            says = (
-                "Along chosen the model did not grow surer of tokens that are not "
-                f"chosen's: {surer}."
-            )
+            says = f"Along chosen the model {_why_not(change)}: {surer}."
             return cls("fine", says, numbers)
+        off = facts.state.off_target
+        numbers["off_target"] = limits_of(None if off is None else off.per_token)
         says = (
-            f"Along chosen the model grew surer ({surer}) of tokens that are not "
-            "chosen's, which goes with answers that repeat; no answers were generated, "
-            "so repetition itself is not known."
+            f"Along chosen the model grew surer, of other tokens than chosen's "
+            f"({surer}; "
+            f"{number(change.beyond)} beyond the probability of chosen's tokens)"
         )
+        if off is not None and off.down:
+            says += (
+                ", and not of its former favourites, which changed by "
+                f"{number(off.per_token)} nats per token: new peaks, as where answers "
+                "repeat a token or end at once. Generate a few answers and look."
+            )
+        else:
+            says += ", as models do whose answers repeat. Generate a few and look."
         return cls("watch", says, numbers)
+
+
+def _why_not(change: _Sharpening) -> str:
+    if not (change.p_norm2.above_zero and change.p_norm2.mean > _LEAST):
+        return "did not grow surer"
+    if change.chosen.above_zero:
+        return "grew surer while chosen rose, as in a fit"
+    return "did not surely grow surer of other tokens than chosen's"
 
 
 def _sharpening(

@@ -1,12 +1,14 @@
-"""Squeezing at the same positions, token by token."""
+"""The same changes token by token: favourites, labels, and former favourites."""
+
+import math
 
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.finding import Finding, Place, limits_of
 from learndyn.diagnose.numbers import number
 
 
-class PerTokenSqueeze(Finding):
-    """Along chosen the favourites gain, beyond the labels, wrong ones among them."""
+class PerToken(Finding):
+    """What moved along chosen, position by position."""
 
     name = "per_token"
     section = "verdict"
@@ -14,27 +16,27 @@ class PerTokenSqueeze(Finding):
     @classmethod
     def detect(cls, facts: Facts) -> Finding | None:
         """None where the run has no values per token."""
-        tokens = facts.tokens
-        if tokens is None:
+        state, off = facts.state, facts.state.off_target
+        greedy, chosen, sq = state.greedy, state.chosen, state.sq
+        if off is None or greedy is None or chosen is None or sq is None:
             return None
-        gain, ahead = tokens.favourite.at(-1), tokens.squeeze["chosen"].at(-1)
+        if math.isnan(chosen.per_token.mean):
+            return None
+        count = facts.evidence.off_target_tokens
         numbers = {
-            "favourite": limits_of(gain),
-            "beyond_label": limits_of(ahead),
-            "off_target": limits_of(tokens.off_target),
-            "off_target_tokens": tokens.off_target_tokens,
+            "favourite": limits_of(greedy.per_token),
+            "beyond_label": limits_of(sq.per_token),
+            "off_target": limits_of(off.per_token),
+            "off_target_tokens": count,
         }
-        astray = "none of the first favourites was wrong"
-        if tokens.off_target is not None:
-            astray = f"wrong first favourites by {number(tokens.off_target, 2)}"
-        shows = "shows" if tokens.fires else "does not show"
-        sure = "" if tokens.sure or not tokens.fires else ", but not surely"
         says = (
-            f"Token by token squeezing {shows}{sure}: along chosen the favourites "
-            f"changed by {number(gain, 2)} nats per token, {number(ahead, 2)} beyond "
-            f"the labels; {astray}."
+            "Per token along chosen, its own tokens changed by "
+            f"{number(chosen.per_token)} nats and the model's favourites by "
+            f"{number(greedy.per_token)}; at the {count} positions where the first "
+            "model favoured another token, that token changed by "
+            f"{number(off.per_token)}."
         )
-        return cls("watch" if tokens.sure else "fine", says, numbers)
+        return cls("fine", says, numbers)
 
     @property
     def place(self) -> Place | None:
