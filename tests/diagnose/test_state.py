@@ -356,7 +356,7 @@ def lengths(prompts):
 
 
 def many(change, tokens):
-    """`_move` of many runs at once."""
+    """`move` of many runs at once."""
     wide = np.broadcast_to(tokens, change.shape)
     usual = pooled_bootstrap(change, wide)
     sure = pooled_bootstrap(change, wide, level=0.99)

@@ -20,7 +20,7 @@ from learndyn.record.trajectory import Trajectory
 
 
 @dataclass(frozen=True, eq=False)
-class Groups:
+class _Groups:
     """Probes of prompts that were trained on, and of prompts that were not."""
 
     trained: Bool[np.ndarray, " probe"]
@@ -36,7 +36,7 @@ class Groups:
     were."""
 
     @classmethod
-    def of(cls, trajectory: Trajectory) -> "Groups | None":
+    def of(cls, trajectory: Trajectory) -> "_Groups | None":
         """The groups of all probes; None where neither record nor column has two."""
         split = _by_split(trajectory)
         record = _recorded(trajectory)
@@ -50,7 +50,7 @@ class Groups:
         return "prompts marked train", f"prompts marked {self.other}"
 
 
-def _by_split(trajectory: Trajectory) -> Groups | None:
+def _by_split(trajectory: Trajectory) -> _Groups | None:
     splits = sorted(set(trajectory.split_of.tolist()))
     others = [name for name in splits if name != "train"]
     if "train" not in splits or not others:
@@ -59,10 +59,10 @@ def _by_split(trajectory: Trajectory) -> Groups | None:
         return None
     other = "test" if "test" in others else others[0]
     split_of = trajectory.split_of
-    return Groups(split_of == "train", split_of == other, False, other)
+    return _Groups(split_of == "train", split_of == other, False, other)
 
 
-def _recorded(trajectory: Trajectory) -> Groups | None:
+def _recorded(trajectory: Trajectory) -> _Groups | None:
     return None
 
 
@@ -99,7 +99,7 @@ def trained_probes(
     and what to call these prompts."""
     if split is not None:
         return trajectory.split_of == split, f"prompts of split {split}"
-    groups = Groups.of(trajectory)
+    groups = _Groups.of(trajectory)
     if groups is None or groups.trained.sum() < 2:
         return np.ones(len(trajectory.kind_of), dtype=bool), "all watched prompts"
     return groups.trained, groups.names[0]
@@ -167,7 +167,7 @@ class Generalisation:
         everyone = None
         if "chosen" in paths.logp:
             everyone = Side.of(paths, set(paths.prompts), seed)
-        groups, log = Groups.of(trajectory), logged_margin(trajectory)
+        groups, log = _Groups.of(trajectory), _logged_margin(trajectory)
         if everyone is None or (groups is None and log is None):
             return None
         sides: list[Side | None] = [None, None]
@@ -207,7 +207,7 @@ class Generalisation:
         return not math.isnan(self.everyone.chosen.per_token.mean)
 
 
-def logged_margin(trajectory: Trajectory) -> Interval | None:
+def _logged_margin(trajectory: Trajectory) -> Interval | None:
     """Mean of rewards/margins / beta over the last 20 % of the rows that have it, nats
     per response; its interval is over these rows."""
     info = trajectory.run.info

@@ -48,11 +48,6 @@ def decimals(*values: float) -> int:
     return min(6, 1 - math.floor(math.log10(largest)))
 
 
-def percent(share: float) -> str:
-    """A share as a signed percentage."""
-    return f"{nats(100 * share)}\N{NO-BREAK SPACE}%"
-
-
 def counted(count: int | float, noun: str) -> str:
     """So many of something: "1 update", "25 updates"."""
     size = f"{count:g}" if isinstance(count, float) else str(count)

@@ -181,7 +181,7 @@ def state_of(
     tokens = paths.n_tokens["chosen"]
     labels = _labels(trajectory, split)
     kinds = {
-        kind: _move(change, paths.n_tokens[kind], seed)
+        kind: move(change, paths.n_tokens[kind], seed)
         for kind, change in ends.items()
         if kind not in labels
     }
@@ -191,9 +191,9 @@ def state_of(
         False,
         chosen=kinds["chosen"],
         rejected=kinds.get("rejected"),
-        margin=None if gap is None else _move(gap, tokens, seed),
-        greedy=_move(greedy, tokens, seed),
-        sq=_move(greedy - ends["chosen"], tokens, seed),
+        margin=None if gap is None else move(gap, tokens, seed),
+        greedy=move(greedy, tokens, seed),
+        sq=move(greedy - ends["chosen"], tokens, seed),
         off_target=_off_target(trajectory, paths, seed),
         kinds=kinds,
         labels=labels,
@@ -255,7 +255,7 @@ _MEASURED = (
 )
 
 
-def _move(
+def move(
     change: Float[np.ndarray, " prompt"],
     tokens: Float[np.ndarray, " prompt"],
     seed: int = 0,
@@ -287,7 +287,7 @@ def _off_target(trajectory: Trajectory, paths: Paths, seed: int) -> Move | None:
     off = off_target(trajectory, paths, [len(paths.steps) - 1])
     if off is None or not np.nansum(off[1]) > 0:
         return None
-    return _move(off[0][0], off[1], seed)
+    return move(off[0][0], off[1], seed)
 
 
 def _pushes_down(trajectory: Trajectory) -> bool:

@@ -9,7 +9,7 @@ from synthetic import write_run
 
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.signs.overfit import Overfit
-from learndyn.diagnose.groups import Generalisation, logged_margin
+from learndyn.diagnose.groups import Generalisation, _logged_margin
 from learndyn.diagnose.verdict import diagnose
 from learndyn.record.trajectory import Trajectory
 
@@ -110,14 +110,14 @@ def test_a_margin_that_falls_is_left_to_exchanged_pairs(base):
 )
 def test_rewards_that_are_not_beta_times_the_change_are_not_read(base, changes):
     run = with_log(with_info(base, **(DPO | changes)), rows(34))
-    assert logged_margin(run) is None
+    assert _logged_margin(run) is None
     assert Overfit.detect(Facts(run)) is None
 
 
 def test_a_log_that_does_not_begin_at_zero_is_not_read(base):
     run = with_info(base, **DPO)
-    assert logged_margin(with_log(run, rows(34))).mean == pytest.approx(34)
-    assert logged_margin(with_log(run, rows(34, **{"rewards/margins": 5.3}))) is None
+    assert _logged_margin(with_log(run, rows(34))).mean == pytest.approx(34)
+    assert _logged_margin(with_log(run, rows(34, **{"rewards/margins": 5.3}))) is None
 
 
 @pytest.mark.parametrize(
