@@ -25,6 +25,7 @@ from learndyn.diagnose.findings.signs.length_drift import LengthDrift
 from learndyn.diagnose.findings.signs.overfit import Overfit
 from learndyn.diagnose.findings.signs.peakiness import Peakiness
 from learndyn.diagnose.findings.signs.per_token import PerToken
+from learndyn.diagnose.findings.signs.split_disagrees import SplitDisagrees
 from learndyn.diagnose.findings.state import RunState
 
 
@@ -33,7 +34,7 @@ FINDINGS: tuple[type[Finding], ...] = (
     *(AboveZero, NotTraining, OneLabel, StepsTooLarge, Reference, Truncated),
     *(Exchanged, MarginFalls, Saturated),
     *(RunState, PerToken, UnreadLog, ChosenPeak),
-    *(EosUnlearned, LengthDrift, Overfit, Hallucination, Peakiness),
+    *(EosUnlearned, LengthDrift, Overfit, SplitDisagrees, Hallucination, Peakiness),
     *(cautions.Defects, cautions.Unreadable, cautions.Missing, cautions.LateStart),
     *(cautions.Approximate, cautions.MeansOnly, cautions.FewPrompts),
     *(cautions.NotFinite, cautions.PanelOnly),

@@ -6,6 +6,7 @@ which only says what somebody meant, so such groups are called "marked".
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,35 @@ def _by_split(trajectory: Trajectory) -> _Groups | None:
 
 
 def _recorded(trajectory: Trajectory) -> _Groups | None:
-    return None
+    """The groups as the run recorded them; None where it did not."""
+    entry = trajectory.run.info.get("trained")
+    if not isinstance(entry, Mapping) or not entry.get("matched_by"):
+        return None
+    prompts = {prompt for prompt in entry.get("prompts") or () if prompt}
+    raised = [row for row in entry.get("raised") or () if isinstance(row, int)]
+    rows = np.array(raised, dtype=int)
+    rows = rows[(rows >= 0) & (rows < len(trajectory.kind_of))]
+    chosen = rows[trajectory.kind_of[rows] == "chosen"]
+    # an online method trains on prompts and on its own answers to them
+    trained = set(trajectory.prompt_of[chosen].tolist()) if len(rows) else prompts
+    of_trained = np.isin(trajectory.prompt_of, list(trained))
+    held_out = ~np.isin(trajectory.prompt_of, list(prompts | trained))
+    marked = trajectory.split_of == "train"
+
+    def count(probes: Bool[np.ndarray, " probe"]) -> int:
+        return len(set(trajectory.prompt_of[probes].tolist()))
+
+    misplaced = count(marked & held_out), count(~marked & ~held_out)
+    return _Groups(of_trained, held_out, True, "", misplaced)
+
+
+def misplaced(trajectory: Trajectory) -> tuple[int, int] | None:
+    """Prompts marked train that were not trained on, and prompts marked otherwise that
+    were; None where it is not recorded what was trained on."""
+    groups = _recorded(trajectory)
+    if groups is None:
+        return None
+    return groups.misplaced
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +144,8 @@ class Side:
     change: Float[np.ndarray, " prompt"]
     """Of chosen, nats."""
     tokens: Float[np.ndarray, " prompt"]
+    pairs: Float[np.ndarray, " pair"]
+    """Change of the margin of each pair, nats; none without pairs."""
 
     @classmethod
     def of(cls, paths: Paths, prompts: set[str], seed: int = 0) -> "Side | None":
@@ -137,6 +168,7 @@ class Side:
             None if margin is None else move(margin, tokens, seed),
             change,
             tokens,
+            np.array([]) if margin is None else margin[np.isfinite(margin)],
         )
 
 
@@ -150,6 +182,8 @@ class Generalisation:
     held_out: Side | None
     gap: Interval | None
     """Chosen's change on trained prompts beyond held-out ones, in `unit`."""
+    margin_gap: Interval | None
+    """The margin's change beyond that of held-out ones, nats per response."""
     log: Interval | None
     """The logged margin on trained rows, nats per response: of the last 20 % of rows.
     None of a loss whose rewards are not beta times the change since the start."""
@@ -178,14 +212,19 @@ class Generalisation:
                 for mask in masks
             ]
         one, other = sides
-        gap = None
+        gap, margin_gap = None, None
         if one is not None and other is not None:
             gap = group_difference(_rates(one), _rates(other), seed=seed)
+            pairs = [side.pairs for side in (one, other)]
+            if all(len(pair) >= 2 for pair in pairs):
+                each = [(pair, np.ones_like(pair)) for pair in pairs]
+                margin_gap = group_difference(each[0], each[1], seed=seed)
         return cls(
             everyone,
             one,
             other,
             gap,
+            margin_gap,
             log,
             _epochs(trajectory.train_log),
             ("", "") if groups is None else groups.names,

@@ -71,15 +71,10 @@ class Overfit(Finding):
 
     def bug(self, facts: Facts) -> str:
         """Too little data, or the wrong probes."""
+        text = "This is no bug in the code, but too much training on too few data"
         if self.numbers["recorded"]:
-            return (
-                "This is no bug in the code: too much training on too few data, from "
-                "which other prompts do not gain."
-            )
-        return (
-            "This is no bug in the code, but too much training on too few data; or the "
-            "watched prompts are not of these data."
-        )
+            return f"{text}: other prompts do not gain from it."
+        return f"{text}, if the probes' splits are as they are marked."
 
     def advice(self, facts: Facts) -> list[Advice]:
         """Fewer epochs or more data, or other probes."""
@@ -129,7 +124,8 @@ def _of_margin(run: Generalisation) -> _Look:
     one, other = run.trained.margin, run.held_out.margin
     if one is None or other is None or one.nats.mean < _LARGE:
         return None
-    if one.nats.low <= other.nats.high or other.nats.mean >= _FEW * one.nats.mean:
+    gap = run.margin_gap
+    if gap is None or not gap.above_zero or other.nats.mean >= _FEW * one.nats.mean:
         return None
     return "problem", (
         f"The pairs are memorised{_within(run)}: the margin changed by "
