@@ -89,7 +89,7 @@ def test_a_trained_margin_that_rises_the_other_way_shows_the_exchange(base, drif
     run = planted(base, drift)
     found = swapped(trained(run, 6.0))
     assert found.severity == "problem"
-    assert "between the training data and the probes" in found.headline(Facts(run))
+    assert "the logged margin rises while" in found.headline(Facts(run))
     assert found.numbers["trained_margin"] == pytest.approx(6.0 * 0.95)
     assert falling(trained(run, 6.0)) is None
 

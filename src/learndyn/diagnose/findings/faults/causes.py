@@ -84,7 +84,7 @@ def _beta_zero(case: Stillness) -> _Verdict:
         return Cause(
             "label_smoothing",
             "label_smoothing is 0.5, so each pair counts as much reversed as it "
-            "stands, and nothing is learned from it.",
+            "stands: nothing is learned.",
             "At 0.5 the two halves of the loss cancel: it stays at 0.693.",
             Advice("Set label_smoothing to 0, or well below 0.5.", "It is 0.5."),
         )
@@ -92,8 +92,8 @@ def _beta_zero(case: Stillness) -> _Verdict:
         return "beta 0"
     return Cause(
         "beta_zero",
-        "beta is 0, so the loss does not depend on the model: it stays at 0.693 "
-        "whatever the answers are.",
+        "beta is 0, so the loss does not depend on the model and stays at "
+        f"{short(_first_loss(case))}.",
         f"run.json has beta 0; the log has {case.loss} and a gradient norm of at most "
         f"{short(case.norms.largest)}.",
         Advice(
@@ -141,7 +141,7 @@ def _same_answers(case: Stillness) -> _Verdict:
         return "identical pairs"
     empty = len(chosen) > 0 and not chosen.values.any()
     rows = f"rewards/margins is exactly 0 in all {len(margins)} logged rows"
-    push = f" and the gradient norm at most {short(case.norms.largest)}"
+    push = f" and the gradient norm is at most {short(case.norms.largest)}"
     share = cut_share(case.facts)
     if empty or share >= 0.5:
         limit = case.info.trainer.get("max_length")
@@ -160,13 +160,13 @@ def _same_answers(case: Stillness) -> _Verdict:
     logps = ""
     if len(chosen):
         first = short(chosen.values[0])
-        logps = f": logps/chosen equals logps/rejected ({first} first)"
+        logps = f", logps/chosen equals logps/rejected ({first} in the first)"
     return Cause(
         "identical_pairs",
-        f"Chosen and rejected are the same to the trainer: {rows}, and the loss stays "
-        f"where it began ({short(_first_loss(case))}).",
-        f"In every logged row the two answers are one text{logps}"
-        f"{push if len(case.norms) else ''}, so no update pushes anything.",
+        "Chosen and rejected are the same to the trainer: rewards/margins is exactly "
+        f"0, so the loss stays at {short(_first_loss(case))}.",
+        f"{rows}{logps}{push if len(case.norms) else ''}, so no update pushes "
+        "anything.",
         Advice(
             "Compare the columns chosen and rejected of a few rows as the trainer has "
             "them (trainer.train_dataset[0]); one column was probably mapped twice, or "
@@ -196,8 +196,8 @@ def _shared_reference(case: Stillness) -> _Verdict:
         return None
     return Cause(
         "shared_reference",
-        "The reference trains along with the policy: rewards are logged as exactly 0 "
-        "at every update, so the loss stays at 0.693 while the model moves.",
+        "The reference moves with the policy: rewards are exactly 0 at every update, "
+        f"so the loss stays at {short(_first_loss(case))}.",
         f"All {len(there[0])} logged rows have rewards of exactly 0, yet watched "
         f"answers moved by up to {short(case.largest)} nats: policy and reference are "
         "one object, or share their weights.",
@@ -317,8 +317,8 @@ def _other_model(case: Stillness) -> _Verdict:
         return None
     return Cause(
         "other_weights",
-        "Nothing trains: the trainer has gradients, but no watched number changed at "
-        "all, so the optimizer does not hold the weights that are watched.",
+        "Nothing trains: the trainer has gradients, but the optimizer does not hold "
+        "the weights that are watched.",
         f"grad_norm is up to {short(case.norms.largest)} and the learning rate "
         f"{short(case.rates.largest)}, and after {counted(case.updates, 'update')} "
         "every log-probability is what it was.",

@@ -92,8 +92,8 @@ class Exchanged(Finding):
         """Which of the two signs it has."""
         if self.severity == "problem" and "trained_margin" in self.numbers:
             return (
-                "Chosen and rejected are probably exchanged between the training data "
-                "and the probes: the logged margin rises while the watched one falls."
+                "Chosen and rejected are probably exchanged: the logged margin rises "
+                "while the margin of the probes falls."
             )
         return super().headline(facts)
 

@@ -56,9 +56,11 @@ class StepsTooLarge(Finding):
             return None
         trouble = Trouble.of(facts)
         rate = _rate(facts, trouble)
-        at = "" if rate is None else f" at a learning rate of {short(rate)}"
-        far = rate is not None and far_above(facts.trajectory.run.info, rate)
-        blame = f"The {'learning rate is far' if far else 'steps are'} too large"
+        blame, at = "The steps are too large", ""
+        if rate is not None:
+            at = f" (learning rate {short(rate)})"
+            if far_above(facts.trajectory.run.info, rate):
+                blame, at = f"The learning rate of {short(rate)} is far too large", ""
         if (jump := trouble.early) is not None:
             return (
                 f"{blame}: the loss jumped from {short(jump.before)} to "
@@ -79,7 +81,7 @@ class StepsTooLarge(Finding):
             return f"{blame}: loss or gradient norm jump, and probability leaks{at}."
         return (
             f"{blame}: chosen lost {short(-damage.per_token)} nats per token and every "
-            f"other watched kind fell too{at}."
+            f"kind fell{at}."
         )
 
     @property
