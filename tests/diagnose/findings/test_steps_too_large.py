@@ -124,17 +124,24 @@ def test_a_loss_that_rises_over_the_run_is_found(base, method, loss, severity):
 # --- what the answers lost
 
 
+def rows_of(epochs):
+    """100 updates in so many passes."""
+    return [{"step": s, "loss": 0.5, "epoch": epochs * s / 100} for s in range(1, 101)]
+
+
 @pytest.fixture(scope="module")
 def planted_steps(tmp_path_factory):
     """Makes runs whose chosen loses a nat per token, at once or late, without a log."""
     drift = dict.fromkeys(("chosen", "rejected", "irrelevant_train"), 0.0)
     path = tmp_path_factory.mktemp("steps") / "run"
-    run = Trajectory.load(write_run(path, drift=drift, steps=(0, 20, 50, 75, 100)))
+    path = write_run(path, drift=drift, steps=(0, 20, 50, 75, 100), off_target=-0.5)
+    run = Trajectory.load(path)
 
-    def make(shape, chosen=-8.0, other=-8.0, method="dpo"):
+    def make(shape, chosen=-12.0, other=-8.0, method="dpo", epochs=None):
         drift = {"chosen": chosen, "rejected": -30.0, "irrelevant_train": other}
         made = planted(run, drift, shape=np.array(shape))
-        return with_log(with_info(made, method=method), [])
+        log = [] if epochs is None else rows_of(epochs)
+        return with_log(with_info(made, method=method), log)
 
     return make
 
@@ -148,9 +155,13 @@ def test_answers_that_are_lost_at_once_show_large_steps(planted_steps):
     found = StepsTooLarge.detect(Facts(run))
     assert found.severity == "problem"
     headline = found.headline(Facts(run))
-    assert "chosen lost 1" in headline
-    assert "nats per token and every kind fell" in headline
-    assert "50 % of it by update 20" in found.says
+    assert "chosen lost 1." in headline
+    assert "nats per token and other answers fell too" in headline
+    assert "3 of 3 watched kinds fell" in found.says
+    assert (
+        "of it by update 20; other tokens that the first model favoured lost 0.5"
+        in (found.says)
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,6 +176,20 @@ def test_answers_that_are_lost_at_once_show_large_steps(planted_steps):
 )
 def test_answers_that_fall_otherwise_do_not(planted_steps, changes):
     assert StepsTooLarge.detect(Facts(planted_steps(**changes))) is None
+
+
+def test_the_first_pass_over_the_data_is_what_counts_as_at_once(planted_steps):
+    one = planted_steps(LATER, epochs=1)
+    assert StepsTooLarge.detect(Facts(one)).severity == "problem"
+    ten = planted_steps(LATER, epochs=10)  # what many passes do is learning by heart
+    assert StepsTooLarge.detect(Facts(ten)).severity == "fine"
+
+
+def test_a_loss_that_goes_to_the_first_favourites_is_squeezing(base):
+    drift = dict.fromkeys(("chosen", "rejected", "irrelevant_train"), -12.0)
+    run = with_log(planted(base, drift, shape=np.array(AT_ONCE)), [])
+    assert Facts(run).evidence.off_target.above_zero
+    assert StepsTooLarge.detect(Facts(run)) is None
 
 
 def test_a_late_loss_at_a_rate_far_above_the_usual_does(planted_steps):

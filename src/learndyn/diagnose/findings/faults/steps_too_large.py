@@ -6,7 +6,7 @@ from learndyn.diagnose.advice import smaller_steps
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.faults.log import Series, logged, short
 from learndyn.diagnose.findings.faults.rates import far_above, in_words
-from learndyn.diagnose.findings.faults.trouble import Trouble, damage_is_early
+from learndyn.diagnose.findings.faults.trouble import Trouble
 from learndyn.diagnose.findings.finding import SIGN, Advice, Finding, Place, limits_of
 
 
@@ -80,8 +80,8 @@ class StepsTooLarge(Finding):
         if (damage := trouble.damage) is None:
             return f"{blame}: loss or gradient norm jump, and probability leaks{at}."
         return (
-            f"{blame}: chosen lost {short(-damage.per_token)} nats per token and every "
-            f"kind fell{at}."
+            f"{blame}: chosen lost {short(-damage.per_token)} nats per token and other "
+            f"answers fell too{at}."
         )
 
     @property
@@ -108,7 +108,7 @@ def _damaged(facts: Facts, trouble: Trouble, rate: float | None) -> bool:
     if damage is None:
         return False
     far = rate is not None and far_above(facts.trajectory.run.info, rate)
-    return far or jumps or damage_is_early(damage)
+    return far or jumps or damage.at_once
 
 
 def _says(facts: Facts, trouble: Trouble) -> str:
@@ -133,11 +133,16 @@ def _says(facts: Facts, trouble: Trouble) -> str:
     elif parts := _of_the_log(trouble):
         text = f"The training log shows trouble ({parts})."
     if (damage := trouble.damage) is not None:
+        evidence = facts.evidence
         text += (
-            f" All {len(facts.evidence.kinds)} watched kinds fell, chosen by "
-            f"{short(-damage.per_token)} nats per token, {100 * damage.early:.0f} % of "
-            f"it by {facts.unit} {damage.step}."
+            f" {evidence.falling} of {len(evidence.kinds)} watched kinds fell, chosen "
+            f"by {short(-damage.per_token)} nats per token, {short(-damage.first)} of "
+            f"it by {facts.unit} {damage.step}"
         )
+        if evidence.off_target is not None:
+            lost = short(-evidence.off_target.mean)
+            text += f"; other tokens that the first model favoured lost {lost}"
+        text += "."
     text += in_words(info)
     limit = info.trainer.get("max_grad_norm")
     if _clipped(facts) == 1.0 and trouble.early is None:

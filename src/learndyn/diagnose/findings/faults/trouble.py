@@ -37,12 +37,8 @@ _ROWS = 8
 _LOST = 0.5
 """Nats per token: chosen's tokens are on average less than 0.6 times as likely."""
 
-_EARLY = 0.2
-"""Share of the updates that count as the first ones."""
-
-_AT_ONCE = 0.3
-"""Share of chosen's fall that the first updates make where steps are too large. With
-steps that fit, DPO's chosen hardly moves at first and falls later."""
+_FIRST_PART = 0.2
+"""Share of the updates that are the first ones, where the log has no epochs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +51,20 @@ class Jump:
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
-    """What chosen lost while all other watched answers fell too."""
+class Damage:
+    """What chosen lost while all answers and the model's first favourites fell too."""
 
     per_token: float
     """Change of chosen, nats per token."""
-    early: float
-    """Share of it that came up to `step`."""
+    first: float
+    """The same up to `step`: one pass over the data, or the first fifth of the run."""
     step: int
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the first pass did it. With steps that fit, DPO's chosen hardly moves
+        at first, and falls later or not at all."""
+        return self.first <= -_LOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Trouble:
     """Logged values that are not finite."""
     lost_at: int
     """The update of the first of them."""
-    damage: Loss | None
+    damage: Damage | None
 
     @classmethod
     def of(cls, facts: Facts) -> "Trouble":
@@ -142,11 +144,19 @@ def _rise(loss: Series, start: float | None) -> tuple[float, float] | None:
     return (start, end) if 0 < _ROSE * start < end else None
 
 
-def _damage(facts: Facts) -> Loss | None:
-    """All kinds surely fell, chosen by much, and much of that in the first updates."""
+def _damage(facts: Facts) -> Damage | None:
+    """Every kind but shuffled and random words surely fell, chosen by much, and so did
+    what the first model favoured beside chosen."""
     paths, evidence = Paths.of(facts.trajectory, facts.split).common(), facts.evidence
-    fell = [change.below_zero for change in evidence.kinds.values()]
-    if "chosen" not in paths.logp or not fell or not all(fell):
+    fell = [
+        change.below_zero
+        for kind, change in evidence.kinds.items()
+        if not kind.startswith("random_")
+    ]
+    astray = evidence.off_target
+    if "chosen" not in paths.logp or not all(fell):
+        return None
+    if astray is not None and not astray.below_zero:
         return None
     path = paths.logp["chosen"]
     known = np.isfinite(path[[0, -1]]).all(axis=0)
@@ -154,17 +164,20 @@ def _damage(facts: Facts) -> Loss | None:
     if tokens == 0:
         return None
     change = np.nansum((path - path[0])[:, known], axis=1) / tokens
-    since = paths.steps - paths.steps[0]
-    first = int(np.sum(since <= _EARLY * since[-1])) - 1
-    if change[-1] > -_LOST or first < 1:
+    first = int(np.sum(paths.steps <= _first_pass(facts))) - 1
+    if change[-1] > -_LOST or first < 0:
         return None
-    early = float(change[first] / change[-1])
-    return Loss(float(change[-1]), early, int(paths.steps[first]))
+    return Damage(float(change[-1]), float(change[first]), int(paths.steps[first]))
 
 
-def damage_is_early(damage: Loss) -> bool:
-    """Whether chosen fell at once, as it does where steps are too large."""
-    return damage.early >= _AT_ONCE
+def _first_pass(facts: Facts) -> float:
+    """The update that ends the first pass over the data."""
+    steps, epochs = Series.of(facts.trajectory.train_log, "epoch")
+    within = steps[epochs <= 1]
+    if len(within):
+        return float(within.max())
+    begin, end = (float(facts.trajectory.steps[i]) for i in (0, -1))
+    return begin + _FIRST_PART * (end - begin)
 
 
 def _lost(log: list[dict[str, Any]]) -> Iterator[int]:
