@@ -1,19 +1,14 @@
 """Runs whose cause is known: one training per cause, as users meet them with TRL.
 
-    python tests/support/causes.py --seeds 3 --out DIR    # all of them
-
-A chat model of 134k parameters is made for each seed: pretrained on forum texts of the
+A chat model of 109k parameters is made for each seed: pretrained on forum texts of the
 small world, then finetuned on its chosen answers. Each cause is one change to a healthy
 SFT or DPO run of it, and `train` makes the run: SFTTrainer or DPOTrainer, probes from
 `build_probes` (24 training and 24 held-out prompts), LearningDynamicsCallback. Every
 setting that is not named here is TRL's default.
 """
 
-import argparse
-import contextlib
 import json
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +16,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from datasets.utils.logging import disable_progress_bar
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -66,7 +60,7 @@ COMMON: dict[str, Any] = {
     "report_to": "none",
     "save_strategy": "no",
     "bf16": False,
-    "gradient_checkpointing": False,
+    "activation_checkpointing": False,
     "use_cpu": True,
     "disable_tqdm": True,
 }
@@ -100,7 +94,7 @@ class Models:
 
 
 def make_models(folder: Path, seed: int) -> Models:
-    """Train both stages, about 16 CPU seconds, unless `folder` has them already."""
+    """Train both stages, about 12 CPU seconds, unless `folder` has them already."""
     stages = Models(folder / f"base-{seed}", folder / f"sft-{seed}")
     if (stages.sft / "config.json").exists():
         return stages
@@ -281,6 +275,8 @@ class Cause:
     method: str
     what: str
     """What was done, in words."""
+    named: str
+    """Pattern of the words that name it."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of SFTConfig or DPOConfig that differ."""
     train_rows: Callable[[Rows, Models, int], Rows] | None = None
@@ -299,45 +295,83 @@ class Cause:
 
 
 CAUSES: dict[str, Cause] = {
-    "healthy-sft": Cause("sft", "SFT of the base model on chosen answers"),
-    "healthy-dpo": Cause("dpo", "DPO of the SFT model"),
+    "healthy-sft": Cause(
+        "sft", "SFT of the base model on chosen answers", named="No sign of a bug"
+    ),
+    "healthy-dpo": Cause("dpo", "DPO of the SFT model", named="No sign of a bug"),
     "swapped-labels": Cause(
-        "dpo", "the trainer gets rejected as chosen", train_rows=swapped
+        "dpo",
+        "the trainer gets rejected as chosen",
+        named="exchanged|swapped",
+        train_rows=swapped,
     ),
     "wrong-reference": Cause(
-        "dpo", "ref_model is the base model, not the SFT model", reference="base"
+        "dpo",
+        "ref_model is the base model, not the SFT model",
+        named="[Rr]eference",
+        reference="base",
     ),
     "lr-10x": Cause(
-        "dpo", "ten times the learning rate", {"learning_rate": 10 * LR["dpo"]}
+        "dpo",
+        "ten times the learning rate",
+        settings={"learning_rate": 10 * LR["dpo"]},
+        named="(learning rate|steps) .*too large",
     ),
-    "lr-3e-2": Cause("dpo", "a hundred times", {"learning_rate": 3e-2}),
-    "lr-zero": Cause("dpo", "the learning rate is 0", {"learning_rate": 0.0}),
+    "lr-3e-2": Cause(
+        "dpo",
+        "the learning rate is 3e-2, 300 times as large",
+        settings={"learning_rate": 3e-2},
+        named="(learning rate|steps) .*too large",
+    ),
+    "lr-zero": Cause(
+        "dpo",
+        "the learning rate is 0",
+        settings={"learning_rate": 0.0},
+        named="learning rate is 0",
+    ),
     "frozen-adapter": Cause(
-        "dpo", "PeftModel.from_pretrained without is_trainable=True", frozen=True
+        "dpo",
+        "PeftModel.from_pretrained without is_trainable=True",
+        named="[Nn]o (weight|parameter)|trainable|frozen",
+        frozen=True,
     ),
     "memorised": Cause(
         "dpo",
         "64 pairs whose preference does not carry over, six epochs",
-        {"num_train_epochs": 6, "learning_rate": 5e-4},
+        settings={"num_train_epochs": 6, "learning_rate": 5e-4},
+        named="[Mm]emori[sz]|[Oo]verfit|not carry over",
         rows=64,
         rejected="same",
     ),
     "format-mismatch": Cause(
         "dpo",
         "texts in ChatML, though the model has another chat template",
+        named="template|format",
         all_rows=as_chatml,
     ),
     "eos-missing": Cause(
         "sft",
         "dialogues of two turns in a chat template that writes no EOS",
+        named="EOS|end of text|to stop",
         dialogues=True,
     ),
-    "identical-pairs": Cause("dpo", "chosen equals rejected", all_rows=identical),
+    "identical-pairs": Cause(
+        "dpo",
+        "chosen equals rejected",
+        named="the same|identical|equal",
+        all_rows=identical,
+    ),
     "truncated-chosen": Cause(
-        "dpo", "max_length cuts the end of most chosen answers", {"max_length": 32}
+        "dpo",
+        "max_length cuts the end of most chosen answers",
+        settings={"max_length": 32},
+        named="max_length|truncat",
     ),
     "on-policy": Cause(
-        "dpo", "both answers are sampled from the model itself", all_rows=sampled
+        "dpo",
+        "both answers are sampled from the model itself",
+        named="on-policy|sampled from|the model's own (answers|samples)",
+        all_rows=sampled,
     ),
 }
 
@@ -441,24 +475,3 @@ def _frozen(model: Any, folder: Path) -> PeftModel:
     frozen = PeftModel.from_pretrained(clean, folder)
     frozen.enable_input_require_grads()
     return frozen
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("causes", nargs="*", help="which ones (default: all)")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args(arguments)
-    disable_progress_bar()
-    for seed in range(given.seeds):
-        make_models(given.out / "models", seed)
-        for cause in given.causes or CAUSES:
-            begun = time.process_time()
-            with contextlib.redirect_stdout(None):
-                train(cause, seed, given.out / f"{cause}-{seed}", given.out / "models")
-            print(f"{cause:18} {seed} {time.process_time() - begun:6.1f} CPU s")
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
