@@ -29,6 +29,7 @@ SAVE = matplotlib.figure.Figure.savefig
 
 
 SLOW = {
+    "test_causes.py": 70,
     "test_resume.py": 60,
     "test_tiers.py": 50,
     "test_reproduce.py": 45,

@@ -13,9 +13,12 @@ NAMED = (
     "healthy-dpo",
     "swapped-labels",
     "wrong-reference",
+    "lr-10x",
     "lr-3e-2",
     "lr-zero",
     "frozen-adapter",
+    "memorised",
+    "eos-missing",
     "identical-pairs",
     "truncated-chosen",
 )
