@@ -168,7 +168,7 @@ def test_answers_that_are_lost_at_once_show_large_steps(planted_steps):
     "changes",
     [
         {"shape": LATER},
-        {"shape": AT_ONCE, "chosen": -2.4},
+        {"shape": AT_ONCE, "chosen": -2.0},
         {"shape": AT_ONCE, "other": 4.0},
         {"shape": AT_ONCE, "method": "grpo"},
     ],
@@ -176,6 +176,15 @@ def test_answers_that_are_lost_at_once_show_large_steps(planted_steps):
 )
 def test_answers_that_fall_otherwise_do_not(planted_steps, changes):
     assert StepsTooLarge.detect(Facts(planted_steps(**changes))) is None
+
+
+@pytest.mark.parametrize(("rate", "severity"), [(3e-5, "problem"), (1e-6, "fine")])
+def test_less_is_lost_at_once_only_where_the_rate_is_above_the_usual(
+    planted_steps, rate, severity
+):
+    run = planted_steps(LATER, chosen=-3.2, epochs=1)  # 0.4 nats per token
+    run = with_info(run, trainer={"learning_rate": rate}, parameters=7_000_000_000)
+    assert StepsTooLarge.detect(Facts(run)).severity == severity
 
 
 def test_the_first_pass_over_the_data_is_what_counts_as_at_once(planted_steps):

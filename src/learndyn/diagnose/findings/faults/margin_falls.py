@@ -12,17 +12,15 @@ from learndyn.diagnose.findings.signs.chosen_peak import stop_at_peak
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import number
 from learndyn.diagnose.paths import Paths
+from learndyn.diagnose.state import DELTA
 
-
-_MATTERS = 0.01
-"""Nats per token of chosen: 1 % of a token's probability."""
 
 _EXPLAINS = (Exchanged, Reference, Truncated, StepsTooLarge)
 """Faults that make a margin fall: where one is there, it says more."""
 
 
 class MarginFalls(Finding):
-    """The mean margin is surely below zero, by more than `_MATTERS` per token."""
+    """The mean margin is surely below zero, by more than `DELTA` per token."""
 
     name = "margin_falls"
     section = "kinds"
@@ -78,5 +76,5 @@ def _matters(margin: Interval, facts: Facts) -> bool:
     """Whether the fall is large, per token of chosen; 1 nat per response if unknown."""
     tokens = Paths.of(facts.trajectory, facts.split).n_tokens["chosen"]
     known = tokens[np.isfinite(tokens) & (tokens > 0)]
-    limit = _MATTERS * float(known.mean()) if len(known) else 1.0
+    limit = DELTA * float(known.mean()) if len(known) else 1.0
     return abs(margin.mean) > limit

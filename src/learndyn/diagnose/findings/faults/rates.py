@@ -47,11 +47,16 @@ def _usual_rates(info: RunInfo) -> _Usual | None:
     return _FULL.get(name)
 
 
-def far_above(info: RunInfo, rate: float) -> bool:
-    """Whether a rate is 10 times above the range, after the allowance for small models:
-    the root of 1e8 / parameters."""
+def above(info: RunInfo, rate: float) -> bool:
+    """Whether a rate is above the range, after the allowance for small models: the root
+    of 1e8 / parameters."""
     usual = _usual_rates(info)
-    return usual is not None and rate > _FAR * usual.high * _allowance(info)
+    return usual is not None and rate > usual.high * _allowance(info)
+
+
+def far_above(info: RunInfo, rate: float) -> bool:
+    """Whether it is so 10 times over."""
+    return above(info, rate / _FAR)
 
 
 def far_below(info: RunInfo, rate: float) -> bool:

@@ -5,8 +5,8 @@ import numpy as np
 from learndyn.diagnose.advice import smaller_steps
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.faults.log import Series, logged, short
-from learndyn.diagnose.findings.faults.rates import far_above, in_words
-from learndyn.diagnose.findings.faults.trouble import Trouble
+from learndyn.diagnose.findings.faults.rates import above, far_above, in_words
+from learndyn.diagnose.findings.faults.trouble import MUCH, Trouble
 from learndyn.diagnose.findings.finding import SIGN, Advice, Finding, Place, limits_of
 
 
@@ -107,8 +107,11 @@ def _damaged(facts: Facts, trouble: Trouble, rate: float | None) -> bool:
         return True
     if damage is None:
         return False
-    far = rate is not None and far_above(facts.trajectory.run.info, rate)
-    return far or jumps or damage.at_once
+    # with steps that fit, DPO's chosen hardly moves in the first pass
+    info, first = facts.trajectory.run.info, -damage.first
+    large = rate is not None and above(info, rate)
+    far = rate is not None and far_above(info, rate)
+    return far or jumps or first >= MUCH or (large and 2 * first >= -damage.per_token)
 
 
 def _says(facts: Facts, trouble: Trouble) -> str:

@@ -8,18 +8,13 @@ import numpy as np
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.faults.log import Series, short
 from learndyn.diagnose.findings.finding import Advice
-from learndyn.diagnose.paths import Paths
+from learndyn.diagnose.paths import LAST, Paths
+from learndyn.diagnose.state import DELTA
 from learndyn.record.run_info import RunInfo
 
 
-_MATTERS = 0.01
-"""Nats per token: 1 % of a token's probability."""
-
 _MATTERS_RESPONSE = 1.0
 """Nats per response, where token counts are not known."""
-
-_LAST = 0.2
-"""Share of the observations, from the end, that changes are a mean over."""
 
 _TINY_GRADIENT = 1e-5
 """A gradient norm at or below this is rounding: of fp32 sums over all weights."""
@@ -54,7 +49,7 @@ class Stillness:
     def of(cls, facts: Facts) -> "Stillness":
         """Measure the changes of a run of two observations or more."""
         paths = Paths.of(facts.trajectory, facts.split).common()
-        last = max(1, min(round(_LAST * len(paths.steps)), len(paths.steps) - 1))
+        last = max(1, min(round(LAST * len(paths.steps)), len(paths.steps) - 1))
         largest, sizes, counted_ = [], [], True
         for kind, path in paths.with_greedy().items():
             moved = path - path[0]
@@ -73,7 +68,7 @@ class Stillness:
             size = max(change / total for change, total, _ in sizes)
         else:
             size = max(change / answers for change, _, answers in sizes)
-        limit = _MATTERS if counted_ else _MATTERS_RESPONSE
+        limit = DELTA if counted_ else _MATTERS_RESPONSE
         finite = top if np.isfinite(top) else float("nan")
         return cls(facts, finite, float(size), bool(size < limit))
 

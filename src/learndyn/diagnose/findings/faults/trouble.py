@@ -34,8 +34,11 @@ fit lowers it; unlike batches alone do not hold half of the rows there."""
 _ROWS = 8
 """Rows that a rise needs."""
 
-_LOST = 0.5
-"""Nats per token: chosen's tokens are on average less than 0.6 times as likely."""
+_LOST = 0.3
+"""Nats per token: chosen's tokens are on average less than 0.75 times as likely."""
+
+MUCH = 0.5
+"""The same at any learning rate: 0.6 times as likely."""
 
 _FIRST_PART = 0.2
 """Share of the updates that are the first ones, where the log has no epochs."""
@@ -59,12 +62,6 @@ class Damage:
     first: float
     """The same up to `step`: one pass over the data, or the first fifth of the run."""
     step: int
-
-    @property
-    def at_once(self) -> bool:
-        """Whether the first pass did it. With steps that fit, DPO's chosen hardly moves
-        at first, and falls later or not at all."""
-        return self.first <= -_LOST
 
 
 @dataclass(frozen=True, slots=True)
