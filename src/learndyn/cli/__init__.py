@@ -1,8 +1,8 @@
 """The command line: one command, one subcommand per job.
 
 Answers go to standard output, progress and errors to standard error. Exit status: 0
-done, 2 bad input (also a command that lacks its subcommand, which prints help), 1
-anything else.
+done, 2 bad input (also a command that lacks its subcommand, which prints help), 3 a run
+has what `learndyn diagnose --fail-on` names, 1 anything else.
 """
 
 import os
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown and not chosen.get_default("takes_others"):
             chosen.error(f"unknown words: {' '.join(unknown)}")
         with plain_warnings(lambda text: in_shell_form(text, flags)):
-            job(known)
+            return job(known) or 0
     except BadInput as error:
         print(f"learndyn: {in_shell_form(str(error), flags)}", file=sys.stderr)
         return 2
@@ -77,4 +77,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = "; continue this run with --resume" if job is run.run else ""
         print(f"learndyn: stopped{hint}", file=sys.stderr)
         return 1
-    return 0

@@ -68,13 +68,16 @@ class Parser(argparse.ArgumentParser):
 def subcommand(
     commands: Any,
     name: str,
-    job: Callable[[argparse.Namespace], None],
+    job: Callable[[argparse.Namespace], int | None],
     about: str,
     example: str,
     *,
     hidden: bool = False,
 ) -> Parser:
-    """Add a command that runs `job`, with `--json`; a hidden one is not listed."""
+    """Add a command that runs `job`, with `--json`; a hidden one is not listed.
+
+    `job` returns the exit status; None is 0.
+    """
     parser = commands.add_parser(
         name,
         description=about[:1].upper() + about[1:] + ".",

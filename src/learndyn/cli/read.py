@@ -1,17 +1,30 @@
 """`learndyn diagnose`, `compare` and `report`: from run directories, without torch."""
 
 import argparse
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from learndyn.cli.model import OF_FORESIGHT, flags_of, foresee_pairs
 from learndyn.cli.parser import add_reading, add_trust, subcommand
 from learndyn.cli.parts import answer, print_json
-from learndyn.errors import BadInput
+from learndyn.errors import BadInput, nearest
 from learndyn.train.settings import DTYPES
 
 
-def _diagnose(args: argparse.Namespace) -> None:
+if TYPE_CHECKING:
+    from learndyn.diagnose.verdict import Diagnosis
+
+
+_FAULT = "fault"
+_FAIL_ON = ("squeeze", "displaced", "collapse", _FAULT)
+"""What `diagnose --fail-on` may name: states, and any finding that is a problem."""
+
+_FAILED = 3
+"""Exit status of a run that has what `--fail-on` names."""
+
+
+def _diagnose(args: argparse.Namespace) -> int:
     """`learndyn diagnose`."""
     if (args.run is None) == (args.model is None):
         raise BadInput(
@@ -24,20 +37,53 @@ def _diagnose(args: argparse.Namespace) -> None:
                 "--baseline needs a RUN to compare with it; --model is judged before "
                 "any training."
             )
-        result = foresee_pairs(args)
-    else:
-        given = _of_foresight(args)
-        if given:
+        if args.fail_on is not None:
             raise BadInput(
-                f"{given} cannot be used with a RUN: what happened in it is recorded. "
-                "Leave the RUN out to judge pairs before any training of --model."
+                "--fail-on needs a RUN to judge; --model is judged before any training."
             )
-        from learndyn.diagnose.verdict import diagnose as of_run
-        from learndyn.record.trajectory import Trajectory
+        answer(args, foresee_pairs(args))
+        return 0
+    given = _of_foresight(args)
+    if given:
+        raise BadInput(
+            f"{given} cannot be used with a RUN: what happened in it is recorded. "
+            "Leave the RUN out to judge pairs before any training of --model."
+        )
+    fail_on = _fail_on(args.fail_on)
+    from learndyn.diagnose.verdict import diagnose as of_run
+    from learndyn.record.trajectory import Trajectory
 
-        baseline = None if args.baseline is None else Trajectory.load(args.baseline)
-        result = of_run(Trajectory.load(args.run), baseline, split=args.split)
+    baseline = None if args.baseline is None else Trajectory.load(args.baseline)
+    result = of_run(Trajectory.load(args.run), baseline, split=args.split)
     answer(args, result)
+    why = _why_failed(result, fail_on)
+    if why:
+        print(f"learndyn: --fail-on: {'; '.join(why)}", file=sys.stderr)
+    return _FAILED if why else 0
+
+
+def _fail_on(text: str | None) -> tuple[str, ...]:
+    """The names of `--fail-on`, separated by commas; none where it is not given."""
+    if text is None:
+        return ()
+    names = tuple(name.strip().lower() for name in text.split(","))
+    for name in names:
+        if name not in _FAIL_ON:
+            raise BadInput(
+                f"--fail-on: {name!r} is none of {', '.join(_FAIL_ON)}."
+                f"{nearest(name, _FAIL_ON, 1)}"
+            )
+    return names
+
+
+def _why_failed(result: "Diagnosis", names: tuple[str, ...]) -> list[str]:
+    """What the run has of `names`. A state that is not sure does not count."""
+    problems = [item.name for item in result.findings if item.severity == "problem"]
+    why = [f"fault: {', '.join(problems)}"] if problems and _FAULT in names else []
+    state = result.state
+    if state is not None and state.sure and state.state.lower() in names:
+        why.insert(0, f"the state is {state.state}, surely")
+    return why
 
 
 def _of_foresight(args: argparse.Namespace) -> str:
@@ -122,6 +168,13 @@ def _add_diagnose(commands: Any) -> None:
         "--split",
         help="only probes of this split (default: all); with --model, of the "
         "data (default: train)",
+    )
+    after.add_argument(
+        "--fail-on",
+        metavar="NAME[,NAME]",
+        help="exit with status 3, after the answer, if the state is surely one of "
+        f"{', '.join(_FAIL_ON[:-1])}, or for {_FAULT} if any finding is a problem "
+        "(default: none)",
     )
     before = job.add_argument_group("before any training, without a RUN")
     before.add_argument("--model", help="folder or hub id (default: none)")
