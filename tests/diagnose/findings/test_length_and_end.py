@@ -28,10 +28,11 @@ def test_end_of_text_that_falls_while_the_answer_rises_is_the_headline(tmp_path)
     assert (finding.severity, finding.numbers["manner"]) == ("problem", "falls")
     assert finding.numbers["end_of_text"][0] == pytest.approx(-0.3, abs=0.02)
     assert finding.numbers["others"][0] == pytest.approx(1.0, abs=0.05)
-    first, bug, *rest = diagnose(run).sentences
-    assert first.startswith("The model unlearns to stop: at the end of chosen the end")
+    first, bug, numbers, *_ = diagnose(run).sentences
+    assert first.startswith("The model unlearns to stop: end-of-text after chosen went")
+    assert len(first.split()) <= 20
     assert "masked from the loss" in bug
-    assert not any("unlearns to stop" in text for text in rest)
+    assert numbers == finding.says
     assert diagnose(run).advice[0] == EosUnlearned.mend
 
 
@@ -127,7 +128,9 @@ def test_chosen_that_is_much_longer_and_rises_is_a_length_bias(tmp_path):
     assert finding.numbers["times"][0] == pytest.approx(2.5)
     assert "chosen is 2.5 [2.5, 2.5] times as long as rejected" in finding.says
     assert "at the end of rejected changed by −0.7" in finding.says
-    assert diagnose(run).sentences[0] == finding.says
+    first = diagnose(run).sentences[0]
+    assert first.endswith("(length bias): chosen is 2.5 times as long as rejected.")
+    assert len(first.split()) <= 20
     assert "no bug in the code" in diagnose(run).sentences[1]
 
 

@@ -11,7 +11,7 @@ watching and no fault by itself.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -80,11 +80,13 @@ class EosUnlearned(Finding):
 
     def headline(self, facts: Facts) -> str | None:
         """That the model unlearns to stop, or does not learn it."""
-        return self.says if self.severity == "problem" else None
-
-    def sentence(self, facts: Facts, findings: Sequence[Finding]) -> str:
-        """Nothing where it is the headline."""
-        return "" if self.is_first(findings) else self.says
+        if self.severity != "problem":
+            return None
+        before, after = (_percent(self.numbers[name]) for name in ("start", "end"))
+        return (
+            f"The model {_VERBS[self.numbers['manner']]} to stop: end-of-text after "
+            f"chosen went from {before} to {after}."
+        )
 
     def bug(self, facts: Facts) -> str:
         """Where the end is lost."""

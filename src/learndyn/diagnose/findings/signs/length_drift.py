@@ -6,7 +6,6 @@ all rejected ones lack, their length, is learned first (length bias). Losses tha
 by the number of tokens, or leave out what is beyond the shorter answer, do not.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,12 +76,15 @@ class LengthDrift(Finding):
         return cls("problem" if much else "watch", says, numbers)
 
     def headline(self, facts: Facts) -> str | None:
-        """How many times as long chosen is, and what end-of-text did."""
-        return self.says if self.severity == "problem" else None
-
-    def sentence(self, facts: Facts, findings: Sequence[Finding]) -> str:
-        """Nothing where it is the headline."""
-        return "" if self.is_first(findings) else self.says
+        """How many times as long the longer answer is."""
+        if self.severity != "problem":
+            return None
+        times = self.numbers["times"][0]
+        towards = "long" if times > 1 else "short"
+        return (
+            f"The loss pushes towards {towards} answers (length bias): chosen is "
+            f"{figures(times)} times as long as rejected."
+        )
 
     def bug(self, facts: Facts) -> str:
         """It is in the data, and in a loss of sums."""
