@@ -14,6 +14,7 @@ from typing import Any
 
 from learndyn.errors import BadInput
 from learndyn.probes.panel import Panel
+from learndyn.probes.trained import Trained
 from learndyn.record.method import FAMILIES, Family, Method, as_losses
 
 
@@ -40,6 +41,10 @@ class RunInfo(Mapping[str, Any]):
     has_reference: bool | None = None
     """Whether the loss compares the policy with a reference model: true of DPO and KTO,
     false of SFT, SimPO, CPO and ORPO; None where not known."""
+    trained: Trained | None = None
+    """What the run trained on, and which probes are among it; None of older runs."""
+    train_rows: int | None = None
+    """Training examples of one epoch; None where not known."""
     model: str = ""
     """Folder or hub id that training started from; empty where not known."""
     dtype: str = "float32"
@@ -93,11 +98,15 @@ class RunInfo(Mapping[str, Any]):
         read = _Entries(entries)
         trainer, imported = read.group("trainer"), read.group("imported")
         method = _method(read, trainer)
+        trained = Trained.of_info(entries.get("trained"))
+        rows = None if trained is None else trained.rows
         return cls(
             entries.entries if isinstance(entries, RunInfo) else entries,
             method=method.name,
             family=method.family,
             has_reference=method.has_reference,
+            trained=trained,
+            train_rows=rows or read.count("train_rows"),
             model=read.text("model") or "",
             dtype=read.text("dtype") or "float32",
             extend=bool(entries.get("extend")),

@@ -16,6 +16,7 @@ from learndyn.probes.notebook import table_html
 from learndyn.probes.panel import Panel
 from learndyn.record.observation import PROBE_COLUMNS, Observation, Sums, read_tokens
 from learndyn.record.run_directory import RunDirectory
+from learndyn.record.training import Training
 
 
 if TYPE_CHECKING:
@@ -333,6 +334,17 @@ class Trajectory:
     def train_log(self) -> list[dict[str, Any]]:
         """What the trainer logged, one mapping per logged update."""
         return self.run.read_log()
+
+    @cached_property
+    def training(self) -> Training:
+        """What the run trained on: rows, epochs, and which probes are among them."""
+        return Training.of(self.run.info, self.probes, self.train_log)
+
+    @property
+    def trained_prompts(self) -> Bool[np.ndarray, " probe"] | None:
+        """Whether each probe's prompt was trained on, by the trainer's own rows; None
+        where not known. `split_of` is what the probe file says."""
+        return self.training.prompts
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Long table: one row per (step, probe) that was scored, texts left out.

@@ -31,7 +31,12 @@ from learndyn.record.observation import Observation
 from learndyn.record.run_directory import RunDirectory, is_run
 from learndyn.train.presets import MAX_LENGTH
 from learndyn.train.progress import progress_bar
-from learndyn.train.provenance import describe_run, method_of, running_trainer
+from learndyn.train.provenance import (
+    describe_run,
+    method_of,
+    rows_trained_on,
+    running_trainer,
+)
 from learndyn.train.recorder import ForceRecorder
 from learndyn.train.resume import Attempt, reopen
 from learndyn.train.schedule import Subset, is_full
@@ -153,7 +158,8 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
         self._panel = self._plan.draw(self._tokenized.probes)
         # On every process: the forwards of a sharded model (FSDP, ZeRO-3) are
         # collective and would wait forever for the others.
-        method = method_of(args, self._trainer or running_trainer())
+        trainer = self._trainer or running_trainer()
+        method = method_of(args, trainer)
         asked = (method, self._attach(model), self._plan, self._panel, self._limits)
         described = {**describe_run(model, args, *asked), **(self.info or {})}
         continues = is_run(self._path) and (self.resume or step > 0 or again)
@@ -168,6 +174,11 @@ class LearningDynamicsCallback(WatchConfig, TrainerCallback):
                 self.run.rewind(-1 if step == 0 and self._trained else step)
                 self.run.update_info(finished=False)
             else:
+                if "trained" not in described:  # a recipe knows it better
+                    rows = rows_trained_on(
+                        trainer, method.family, self._tokenized, tokenizer
+                    )
+                    described["trained"] = rows.to_info()
                 self.run = RunDirectory.create(
                     self._path,
                     self._tokenized.to_table(),

@@ -11,11 +11,14 @@ from typing import Any
 
 from torch import nn
 from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from learndyn.measure.load import weights_hash
 from learndyn.measure.neutral import is_sharded, random_state_kept
 from learndyn.probes.panel import Panel
+from learndyn.probes.tokenize import TokenizedProbes
+from learndyn.probes.trained import Trained
+from learndyn.probes.trainer_data import trained_on
 from learndyn.record.method import Method, as_losses
 from learndyn.train.schedule import Schedule
 from learndyn.train.scoring import Scoring
@@ -154,6 +157,23 @@ def method_of(
         if any("LanguageModeling" in kind.__name__ for kind in kinds):
             return Method.named("sft")
     return method
+
+
+def rows_trained_on(
+    trainer: Trainer | None,
+    family: str,
+    probes: TokenizedProbes,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Trained:
+    """Which probes are among the trainer's rows. It never fails, and draws nothing."""
+    dataset = getattr(trainer, "train_dataset", None)
+    if dataset is None:
+        return Trained(why_unknown="the trainer keeps no data set of its own")
+    try:
+        with random_state_kept():
+            return trained_on(dataset, probes, family, tokenizer)
+    except Exception as error:  # of columns that nobody foresaw
+        return Trained(why_unknown=f"its rows were not read: {error!r:.200}")
 
 
 def _columns(dataset: Any) -> list[str]:

@@ -118,7 +118,8 @@ def sft(
     # after the fact: TRL's __init__ knows neither, and both are read only in training
     trainer.summed = config.preset == "paper"
     trainer.warmup = _paper_schedule(config, args)
-    return session.train(trainer, {"summed_loss": trainer.summed, "kinds": kinds})
+    info = {"summed_loss": trainer.summed, "kinds": kinds}
+    return session.train(trainer, info, raised=kinds)
 
 
 def dpo(
@@ -179,7 +180,8 @@ def dpo(
         batch_size=config.score_batch_size,
         progress=progress_bar("checking the reference", args),
     )
-    return session.train(trainer, {"reference_gap": gap, "beta": args.beta})
+    info = {"reference_gap": gap, "beta": args.beta}
+    return session.train(trainer, info, raised=["chosen"], lowered=["rejected"])
 
 
 def extend(

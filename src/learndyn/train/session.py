@@ -2,7 +2,7 @@
 
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from learndyn.measure.load import load_model, load_tokenizer
 from learndyn.probes.data import Data
 from learndyn.probes.probe import ProbeSet
 from learndyn.probes.tokenize import PairTokenizer, TokenizedPair
+from learndyn.probes.trained import LOWERED, RAISED, Trained, trained_on_texts
 from learndyn.record.run_directory import RunDirectory, is_run, refuse_taken
 from learndyn.train.callback import LearningDynamicsCallback
 from learndyn.train.presets import PRESETS, coerce_fields, renamed_checkpointing
@@ -229,7 +230,15 @@ class Session:
                 stacklevel=3,
             )
 
-    def train(self, trainer: Any, info: dict[str, Any]) -> RunDirectory:
+    def train(
+        self,
+        trainer: Any,
+        info: dict[str, Any],
+        *,
+        raised: Sequence[str],
+        lowered: Sequence[str] = (),
+    ) -> RunDirectory:
+        """Train and watch, on kinds of answers that the loss raises and lowers."""
         config = self.config
         # the trainer's __init__ made out/checkpoints, and a folder with something in it
         # that is not a run is never written to
@@ -244,6 +253,7 @@ class Session:
                 "model": config.model,
                 "data": {"source": self.data.source, "sha256": self.data.sha256},
                 "train_rows": len(self.data.rows),
+                "trained": self._trained_on(raised, lowered).to_info(),
                 **info,
                 **self.info,
             },
@@ -259,6 +269,19 @@ class Session:
         self._save_model(trainer)
         # processes other than the first have written nothing, and read what it wrote
         return run or RunDirectory.open(config.out)
+
+    def _trained_on(self, raised: Sequence[str], lowered: Sequence[str]) -> Trained:
+        """Which probes are among the rows, by texts: the trainer has ids alone."""
+
+        def texts(kind: str) -> list[str]:
+            return [row.responses[kind] for row in self.data.rows]
+
+        prompts = [row.prompt for row in self.data.rows]
+        # SFT makes an example of each kind, DPO one of each pair
+        batches = [{"prompt": prompts, RAISED: texts(kind)} for kind in raised]
+        if lowered:
+            batches[0][LOWERED] = texts(*lowered)
+        return trained_on_texts(self.probes, batches, str(self.tokenizer.eos_token))
 
     def _save_model(self, trainer: Any) -> None:
         """Save to `out/model`, whole or not at all: `extend` starts DPO from it."""
