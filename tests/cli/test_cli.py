@@ -19,7 +19,9 @@ from small_tokenizers import CHATML
 from synthetic import write_run
 
 from learndyn.cli import main
+from learndyn.probes.probe import ProbeSet
 from learndyn.record.run_directory import RunDirectory
+from learndyn.record.trajectory import Trajectory
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -106,6 +108,26 @@ def test_probes_are_built_then_checked(tmp_path, world, capsys):
     assert answer(capsys, counted) != checked
     assert main(counted) == 0
     assert "chosen" in capsys.readouterr().out
+
+
+def test_a_run_trains_on_the_rows_that_a_probe_set_was_drawn_from(
+    tmp_path, world, capsys
+):
+    """`--limit` draws rows at random, by `--seed`, and both manifests keep which."""
+    out, drawn = tmp_path / "p.parquet", ["--limit", "5", "--seed", "1"]
+    build = ["probes", "build", str(world / "data.jsonl"), "--out", str(out)]
+    answer(capsys, [*build, *drawn])
+    (source,) = ProbeSet.load(out).manifest["sources"]
+    assert (source["rows"], source["sample"]["limit"]) == (5, 5)
+    flags = [*dpo(world, tmp_path / "r", probes=str(out)), *drawn]
+    answer(capsys, flags)
+    run = Trajectory.load(tmp_path / "r")
+    assert run.run.info.data_sample == source["sample"]
+    assert run.training.rows == 5
+    assert run.training.prompts.all()
+    (tmp_path / "r" / "model").rename(tmp_path / "gone")  # as of a run that was killed
+    message = refused(capsys, [*flags[:-1], "2", "--resume"])
+    assert "other rows than the 5" in message
 
 
 def test_a_run_answers_with_its_folder_steps_and_report(tmp_path, world, capsys):

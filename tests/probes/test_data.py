@@ -13,7 +13,7 @@ from small_tokenizers import byte_level, chatml, message
 from trl.data_utils import extract_prompt
 
 from learndyn.errors import BadInput
-from learndyn.probes.data import read_data
+from learndyn.probes.data import Sample, read_data
 from learndyn.probes.kinds import AUTHORS_KINDS
 
 
@@ -119,7 +119,25 @@ def test_columns_without_text_are_no_kinds_and_are_named(tmp_path):
     assert [d.names for d in data.dropped if d.what == "column"] == [("margin",)]
 
 
-def test_limit_reads_the_first_rows(tmp_path):
+def test_limit_draws_rows_by_the_seed_and_keeps_which(tmp_path):
+    rows = [{**WIDE[0], "prompt": f"ask {i}"} for i in range(60)]
+    path = jsonl(tmp_path, rows)
+    data = read_data(path, limit=20, seed=3)
+    drawn = [int(row.prompt.removeprefix("ask ")) for row in data.rows]
+    assert len(set(drawn)) == 20
+    assert drawn == sorted(drawn) != list(range(20))
+    assert data.sample == Sample(20, 3, 60, tuple(drawn))
+    assert read_data(path, limit=20, seed=3) == data
+    assert read_data(path, limit=20, seed=4).sample != data.sample
+    assert read_data(path, limit=60).sample is None
+
+
+def test_the_rows_of_a_sample_are_kept_as_ranges():
+    info = Sample(6, 0, 50, (3, 17, 20, 21, 22, 40)).to_info()
+    assert info == {"limit": 6, "seed": 0, "of": 50, "rows": "3, 17, 20-22, 40"}
+
+
+def test_a_limit_below_one_is_refused(tmp_path):
     assert len(read_data(jsonl(tmp_path, WIDE), limit=1).rows) == 1
     assert "limit is 0" in refused(jsonl(tmp_path, WIDE), limit=0)
 

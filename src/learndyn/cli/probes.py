@@ -22,7 +22,8 @@ def _build(args: argparse.Namespace) -> None:
         "mismatched": args.mismatched,
         "tokenizer": tokenizer_of(args.tokenizer),
     }
-    train = read_data(args.data, split=args.split, **options)
+    drawn = {"limit": args.limit, "seed": args.seed}
+    train = read_data(args.data, split=args.split, **drawn, **options)
     test = None
     if args.test_data is not None or args.test_split is not None:
         source = args.test_data or args.data
@@ -82,6 +83,12 @@ def _add_build(commands: Any) -> None:
     data.add_argument("data", metavar="DATA", help="file, folder or hub id")
     data.add_argument("--split", default="train", help="split to take prompts from")
     data.add_argument(
+        "--limit",
+        type=int,
+        help="rows to use, drawn with --seed; `learndyn run` draws the same (default: "
+        "all)",
+    )
+    data.add_argument(
         "--test-data", help="held-out data, for irrelevant_test (default: none)"
     )
     data.add_argument("--test-split", help="split of the held-out data (default: test)")
@@ -100,7 +107,7 @@ def _add_build(commands: Any) -> None:
         help="kinds of response to make (default: all)",
     )
     probes.add_argument(
-        "--seed", type=int, default=0, help="seed that draws the prompts"
+        "--seed", type=int, default=0, help="seed that draws the rows and prompts"
     )
     output = job.add_argument_group("output")
     output.add_argument(

@@ -366,6 +366,7 @@ def _source(data: Data) -> dict[str, Any]:
         "split": data.split,
         "sha256": data.sha256,
         "rows": len(data.rows),
+        **({} if data.sample is None else {"sample": data.sample.to_info()}),
         "dropped": [
             {"what": d.what, "reason": d.reason, "names": list(d.names)}
             for d in data.dropped

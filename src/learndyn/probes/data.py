@@ -4,11 +4,12 @@ Rows are read whole, one error names all that is wrong with them, and nothing is
 out in silence: `Data.dropped` lists it.
 """
 
+import random
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from learndyn.errors import BadInput, listed
 from learndyn.probes.formats import (
@@ -55,6 +56,28 @@ class Dropped:
     """Row ids or column names."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Rows of a source that were drawn at random."""
+
+    limit: int
+    seed: int
+    of: int
+    """Rows that there were to draw from."""
+    rows: tuple[int, ...]
+    """Their positions in the source, ascending, from 0."""
+
+    def to_info(self) -> dict[str, Any]:
+        """The entry of a manifest: seed and numbers, and the rows as "3, 17, 20-22"."""
+        drawn = set(self.rows)
+        first = (row for row in self.rows if row - 1 not in drawn)
+        last = (row for row in self.rows if row + 1 not in drawn)
+        runs = zip(first, last, strict=True)
+        parts = (str(a) if a == b else f"{a}-{b}" for a, b in runs)
+        numbers = {"limit": self.limit, "seed": self.seed, "of": self.of}
+        return {**numbers, "rows": ", ".join(parts)}
+
+
 @dataclass(frozen=True)
 class Data:
     """The rows of one split of one source."""
@@ -65,6 +88,8 @@ class Data:
     sha256: str
     """Of the file's bytes, or of a dataset's rows."""
     dropped: tuple[Dropped, ...] = ()
+    sample: Sample | None = None
+    """Which rows were drawn, if not all."""
 
     @property
     def kinds(self) -> list[str]:
@@ -82,6 +107,7 @@ def read_data(
     empty: Literal["error", "keep", "drop"] = "error",
     mismatched: Literal["error", "drop"] = "error",
     limit: int | None = None,
+    seed: int = 0,
 ) -> Data:
     r"""Read prompts and responses.
 
@@ -101,7 +127,7 @@ def read_data(
     messages, is written "Human: ...\nAssistant:" without one. `empty` says what to do
     with empty responses: "keep" scores end-of-text alone, "drop" leaves the response
     out. `mismatched` is for rows whose chosen and rejected answer different prompts.
-    `limit` reads only the first rows.
+    `limit` reads that many rows, drawn at random with `seed`; their order stays.
 
     Raises:
         BadInput: if the source cannot be read or rows cannot be used; all are counted,
@@ -113,7 +139,7 @@ def read_data(
         )
     records = _renamed(read_records(source, split), rename or {}, aliases or {})
     records = _of_split(records, split)
-    records = replace(records, rows=records.rows[:limit])
+    records, sample = _sampled(records, limit, seed)
     columns = read_columns(records)
     ids = _row_ids(records, split)
     parse = parser(columns, tokenizer, records.source)
@@ -129,7 +155,19 @@ def read_data(
     dropped = collector.dropped()
     if columns.left_out:
         dropped += (Dropped("column", "holds no response text", columns.left_out),)
-    return Data(rows, records.source, split, records.sha256, dropped)
+    return Data(rows, records.source, split, records.sha256, dropped, sample)
+
+
+def _sampled(
+    records: Records, limit: int | None, seed: int
+) -> tuple[Records, Sample | None]:
+    count = len(records.rows)
+    if limit is None or limit >= count:
+        return records, None
+    drawn = sorted(random.Random(seed).sample(range(count), limit))
+    rows = tuple(records.rows[i] for i in drawn)
+    sample = Sample(limit, seed, count, tuple(row.position for row in rows))
+    return replace(records, rows=rows), sample
 
 
 class _Collector:

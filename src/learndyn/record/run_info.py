@@ -63,6 +63,8 @@ class RunInfo(Mapping[str, Any]):
     tokenizer_sha256: str | None = None
     data_sha256: str | None = None
     """Of the content of the training data."""
+    data_sample: Mapping[str, Any] | None = None
+    """Which rows of them were drawn (--limit); None where all were taken."""
     max_length: int | None = None
     """Tokens of prompt and response together."""
     max_prompt_length: int | None = None
@@ -117,6 +119,7 @@ class RunInfo(Mapping[str, Any]):
             probe_fingerprint=read.text("probe_fingerprint"),
             tokenizer_sha256=read.text("tokenizer_sha256"),
             data_sha256=read.group("data").text("sha256"),
+            data_sample=read.group("data").group("sample").entries or None,
             max_length=read.count("max_length"),
             max_prompt_length=read.count("max_prompt_length"),
             beta=read.number("beta") or trainer.number("beta"),

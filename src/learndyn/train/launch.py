@@ -52,7 +52,8 @@ def read_inputs(config: RunConfig) -> tuple[Data, Data | None]:
         "empty": config.empty,
         "mismatched": config.mismatched,
     }
-    data = read_data(config.data, split=config.split, limit=config.limit, **options)
+    drawn = {"limit": config.limit, "seed": config.seed}
+    data = read_data(config.data, split=config.split, **drawn, **options)
     if config.test_data is None and config.test_split is None:
         return data, None
     source = config.test_data or config.data

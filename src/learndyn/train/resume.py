@@ -80,6 +80,11 @@ def refuse_other_settings(config: RunConfig, data: Data, probes: ProbeSet) -> No
             f"data: their content began as SHA-256 {str(content)[:12]}, now "
             f"{data.sha256[:12]}"
         )
+    if info.data_sample != (data.sample and data.sample.to_info()):
+        differ.append(
+            f"data: it began on other rows than the {len(data.rows)} that --limit and "
+            "--seed draw now"
+        )
     if differ:
         raise BadInput(
             f"cannot continue {out} with other settings:\n{listed(differ)}\n"

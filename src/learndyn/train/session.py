@@ -239,7 +239,7 @@ class Session:
         lowered: Sequence[str] = (),
     ) -> RunDirectory:
         """Train and watch, on kinds of answers that the loss raises and lowers."""
-        config = self.config
+        config, sample = self.config, self.data.sample
         # the trainer's __init__ made out/checkpoints, and a folder with something in it
         # that is not a run is never written to
         remove_empty_folders(config.out)
@@ -251,7 +251,11 @@ class Session:
                 "preset": config.preset,
                 "lora": config.lora,
                 "model": config.model,
-                "data": {"source": self.data.source, "sha256": self.data.sha256},
+                "data": {
+                    "source": self.data.source,
+                    "sha256": self.data.sha256,
+                    **({} if sample is None else {"sample": sample.to_info()}),
+                },
                 "train_rows": len(self.data.rows),
                 "trained": self._trained_on(raised, lowered).to_info(),
                 **info,

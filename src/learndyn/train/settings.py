@@ -195,7 +195,7 @@ class RunConfig(WatchConfig):
     )
     split: str = _setting("train", "data", "split to train on")
     limit: int | None = _setting(
-        None, "data", "train on the first rows only (default: all)"
+        None, "data", "rows to train on, drawn with --seed (default: all)"
     )
     test_data: str | None = _setting(
         None, "data", "held-out data, for probes alone (default: none)"
@@ -232,7 +232,9 @@ class RunConfig(WatchConfig):
         "settings of the trainer to begin with: the paper's, or TRL's own",
         choices=tuple(PRESETS),
     )
-    seed: int = _setting(0, "training", "seed of training and of built probes")
+    seed: int = _setting(
+        0, "training", "seed of training, of built probes and of --limit"
+    )
     dtype: str = _setting(
         "float32",
         "training",
