@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from learndyn.cli import main
+from learndyn.diagnose.squeeze_index import squeeze_index
 from learndyn.diagnose.state import state_of
 from learndyn.errors import BadInput
 from learndyn.paper.authors.import_folder import import_folder
@@ -198,20 +199,24 @@ def test_no_array_is_needed_to_tell_these_runs_apart(shared_data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("folder", "states", "index"),
+    ("folder", "state", "sure", "sq", "index"),
     [
-        ("prob_pythia410m_dpo", {"SQUEEZE"}, 0.316),
-        ("pythia410_baseline_dpo_checkbug", {"SQUEEZE", "COLLAPSE"}, 0.1978),
-        ("qwen05_baseline_sft_checkbug", {"FIT"}, -0.128),
-        ("pythia410_baseline_sft_verify_argmax_bug", {"FIT"}, -0.101),
-        ("extend_sft_qwen18_observe", {"FIT"}, -0.153),
+        ("prob_pythia410m_dpo", "SQUEEZE", True, 34.5, 0.316),
+        ("pythia410_baseline_dpo_checkbug", "SQUEEZE", True, 27.8, 0.1978),
+        ("qwen05_baseline_sft_checkbug", "FIT", True, -32.2, -0.128),
+        ("pythia410_baseline_sft_verify_argmax_bug", "FIT", True, -39.8, -0.101),
+        ("extend_sft_qwen18_observe", "FIT", False, -14.9, -0.153),  # means alone
     ],
     ids=["dpo-probes", "dpo-large-lr", "qwen-sft", "pythia-sft", "extend"],
 )
-def test_runs_are_in_the_published_states(published, folder, states, index):
-    report = state_of(published[folder][1])
-    assert report.state in states
-    assert report.sx.mean == pytest.approx(index, abs=2e-3)
+def test_runs_have_the_name_that_their_numbers_bear(
+    published, folder, state, sure, sq, index
+):
+    run = published[folder][1]
+    report = state_of(run)
+    assert (report.state, report.sure) == (state, sure)
+    assert report.sq.nats.mean == pytest.approx(sq, abs=0.05)
+    assert squeeze_index(run).end.mean == pytest.approx(index, abs=2e-3)
 
 
 def test_texts_and_ids_come_from_the_probe_file(shared_data, tmp_path):

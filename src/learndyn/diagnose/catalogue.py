@@ -2,6 +2,7 @@
 
 from learndyn.diagnose.findings import cautions
 from learndyn.diagnose.findings.baseline import Baseline
+from learndyn.diagnose.findings.consistency import Consistency
 from learndyn.diagnose.findings.faults.exchanged import Exchanged
 from learndyn.diagnose.findings.faults.margin_falls import MarginFalls
 from learndyn.diagnose.findings.faults.not_training import NotTraining
@@ -34,6 +35,7 @@ FINDINGS: tuple[type[Finding], ...] = (
     *(AboveZero, NotTraining, OneLabel, StepsTooLarge, Reference, Truncated),
     *(Exchanged, MarginFalls, Saturated),
     *(RunState, PerToken, UnreadLog, ChosenPeak),
+    Consistency,
     *(EosUnlearned, LengthDrift, Overfit, SplitDisagrees, Hallucination, Peakiness),
     *(cautions.Defects, cautions.Unreadable, cautions.Missing, cautions.LateStart),
     *(cautions.Approximate, cautions.MeansOnly, cautions.FewPrompts),

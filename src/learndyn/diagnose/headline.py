@@ -23,25 +23,28 @@ from learndyn.diagnose.state import DELTA, Move, StateReport
 _SQUEEZED = "onto tokens the model already favoured"
 
 
-def answer(facts: Facts) -> str:
-    """The first sentence of a run without a fault."""
+def answer(facts: Facts, *, faulty: bool = False) -> str:
+    """What happened to chosen: the first sentence of a run without a fault. Where a
+    fault stands before it (`faulty`), nothing is called as it should be."""
     state = facts.state
     if state.reason is not None:
         return f"What happened to chosen cannot be judged: {state.reason}"
     chosen = state.chosen
     assert chosen is not None  # it is judged
     if state.state == "STILL":
+        if chosen.nats.mean == chosen.nats.low == chosen.nats.high == 0:
+            return "Nothing moved: chosen has the log-probability that it began with."
         return f"Nothing moved by a size that counts: chosen changed by {_size(facts)}."
     if state.state == "COLLAPSE":
         return _collapse(facts, state)
     if chosen.matters and chosen.nats.below_zero:
         return f"Chosen fell: {_size(facts)}{_whither(facts, state)}."
     if chosen.matters:
-        return _rose(facts, state)
+        return _rose(facts, state, faulty)
     if not known(chosen.nats):
         verb = "fell" if chosen.nats.mean < 0 else "rose"
         return f"Chosen {verb}: {_size(facts)}, a mean without an interval."
-    return _held(facts, state)
+    return _held(facts, state, faulty)
 
 
 def _collapse(facts: Facts, state: StateReport) -> str:
@@ -99,14 +102,14 @@ def _because(facts: Facts) -> str | None:
     return "probably because"
 
 
-def _rose(facts: Facts, state: StateReport) -> str:
+def _rose(facts: Facts, state: StateReport, faulty: bool) -> str:
     if state.state == "SQUEEZE" and state.sq is not None:
         return (
             f"Chosen rose: {_size(facts)}, but the model's own favourites gained "
             f"{number(state.sq.nats)} nats more: probability moves {_SQUEEZED}."
         )
     wanted = "Training does what it should: chosen rose by "
-    if facts.trajectory.run.info.family in ("online", "unknown"):
+    if faulty or facts.trajectory.run.info.family in ("online", "unknown"):
         wanted = "Chosen rose: "
     text = f"{wanted}{_size(facts)}"
     margin = state.margin
@@ -118,24 +121,24 @@ def _rose(facts: Facts, state: StateReport) -> str:
     return f"{text}, and the margin grew by {number(margin.nats)} nats."
 
 
-def _held(facts: Facts, state: StateReport) -> str:
+def _held(facts: Facts, state: StateReport, faulty: bool) -> str:
     """Chosen did not clearly change."""
     chosen, margin = state.chosen, state.margin
     assert chosen is not None
-    held = "Chosen did not clearly change: "
-    if chosen.still:
-        held = f"Chosen stayed within {DELTA:g} nats per token of its start: "
-    text = f"{held}{_size(facts)}"
-    if state.state == "SQUEEZE":
-        return f"{text}; probability moved {_SQUEEZED}."
-    if facts.trajectory.run.info.family == "preference" and margin is not None:
-        if margin.up:
-            return (
-                f"The margin grew by {number(margin.nats)} nats while chosen "
-                f"{'held' if chosen.still else 'did not clearly change'}: "
-                f"{_size(facts)}."
-            )
-        return f"{text}; the margin changed by {number(margin.nats)}."
+    held = "did not clearly change"
+    if chosen.still or chosen.nats.excludes_zero:
+        held = f"changed by less than {DELTA:g} nats per token"
+    moved = f"; some probability moved {_SQUEEZED}" if state.state == "SQUEEZE" else ""
+    preference = facts.trajectory.run.info.family == "preference"
+    if preference and margin is not None and margin.up:
+        should = "T" if faulty else "Training does what it should: t"
+        return (
+            f"{should}he margin grew by {number(margin.nats)} nats, and chosen {held}, "
+            f"{_size(facts)}{moved}."
+        )
+    text = f"Chosen {held}: {_size(facts)}{moved}"
+    if preference and margin is not None:
+        text += f"; the margin changed by {number(margin.nats)}"
     return text + "."
 
 
@@ -177,7 +180,8 @@ def is_it_a_bug(facts: Facts, findings: Sequence[Finding]) -> str:
     if state.state == "STILL":
         return "No sign of a bug, and no effect yet."
     if not (chosen.matters and chosen.nats.below_zero):
-        return "No sign of a bug."
+        doubts = [f.doubt for f in findings if f.severity == "watch" and f.doubt]
+        return f"No sign of a bug{f', but look at {doubts[0]}' if doubts else ''}."
     if info.family == "preference":
         if margin is not None and margin.up:
             return (
@@ -215,14 +219,14 @@ def in_units(facts: Facts) -> str | None:
     text += f", the margin by {number(margin.nats)}"
     if not margin.matters or margin.nats.below_zero:
         return text + "."
-    if chosen.nats.mean < 0:
+    if chosen.matters and chosen.nats.below_zero:
         times = rejected.nats.mean / chosen.nats.mean
         more = f"{times:.0f} times as much as" if times >= 1.95 else "more than"
         return f"{text}: it grew only because rejected fell {more} chosen."
     share = -rejected.nats.mean / margin.nats.mean
     if share <= 0:
         return f"{text}: chosen rose more than rejected."
-    return f"{text}, {100 * share:.0f} % of it by the fall of rejected."
+    return f"{text}, {min(100 * share, 100):.0f} % of it by the fall of rejected."
 
 
 def where_it_went(facts: Facts) -> str | None:

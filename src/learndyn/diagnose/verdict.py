@@ -197,28 +197,32 @@ def _sentences(facts: Facts, findings: Sequence[Finding]) -> list[str]:
     ordered = sorted(findings, key=lambda finding: finding.severity != "problem")
     headlines = (finding.headline(facts) for finding in ordered)
     first = next(filter(None, headlines))
-    parts: list[tuple[Place, str]] = [
+    parts: list[tuple[Place, str | None]] = [
         (ANSWER, first),
         (BUG, is_it_a_bug(facts, ordered)),
-        (KINDS, how_many(facts) or ""),
-        (GREEDY, where_it_went(facts) or ""),
-        (MOVED, in_units(facts) or ""),
     ]
-    if facts.state.reason is None and (said := answer(facts)) != first:
-        parts.append((CHOSEN, said))
+    if facts.state.state != "STILL":  # one sentence says it of all
+        parts += [
+            (KINDS, how_many(facts)),
+            (GREEDY, where_it_went(facts)),
+            (MOVED, in_units(facts)),
+        ]
+    if facts.state.reason is None and first != answer(facts):
+        parts.append((CHOSEN, answer(facts, faulty=True)))
     parts += [
         (finding.place, finding.sentence(facts, findings))
         for finding in findings
         if finding.place is not None
     ]
-    parts = sorted((part for part in parts if part[1]), key=lambda part: part[0].order)
+    known = [(place, text) for place, text in parts if text]
+    known.sort(key=lambda part: part[0].order)
     chosen: set[int] = set()
     room = _MOST
-    for i in sorted(range(len(parts)), key=lambda i: parts[i][0].rank):
-        if (size := _sentence_count(parts[i][1])) <= room:
+    for i in sorted(range(len(known)), key=lambda i: known[i][0].rank):
+        if (size := _sentence_count(known[i][1])) <= room:
             chosen.add(i)
             room -= size
-    return [text for i, (_, text) in enumerate(parts) if i in chosen]
+    return [text for i, (_, text) in enumerate(known) if i in chosen]
 
 
 def _sentence_count(text: str) -> int:

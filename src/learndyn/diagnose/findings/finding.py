@@ -85,6 +85,8 @@ class Finding:
     """Whether a run that has it is judged no further."""
     fault: ClassVar[str | None] = None
     """The headline where it is a problem that matters more than any state."""
+    doubt: ClassVar[str | None] = None
+    """What to look at where it is only to be watched and may yet be a fault."""
     mend: ClassVar[Advice | None] = None
     """What to do first where it is a problem."""
 

@@ -89,6 +89,9 @@ class RunState(Finding):
         if _sft_that_lowers(facts):
             return [look_for_faults(facts), smaller_steps(facts)]
         if state.state in ("SQUEEZE", "DISPLACED", "COLLAPSE"):
+            chosen = state.chosen
+            if chosen is None or not (chosen.matters and chosen.nats.below_zero):
+                return stop
             given = stop
             if info.family == "preference":
                 given = given + keep_chosen_up(facts)

@@ -54,6 +54,7 @@ class Reference(Finding):
     """Policy and reference differ before the first update."""
 
     name = "reference"
+    doubt = "the reference model, which differs a little from where training began"
     section = "training"
     fault = (
         "Policy and reference differ before the first update, so the margin does not "
