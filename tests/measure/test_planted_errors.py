@@ -57,7 +57,7 @@ def refuse_masks(inputs: dict[str, Any]) -> None:
 
 def plant_siblings(monkeypatch, _model):
     def flat(module, query, key, value, mask=None, scaling=None, **_):
-        tree_module._LAYOUT.get().calls += 1
+        tree_module._PACK.get().calls += 1
         seen = scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling
         )

@@ -19,10 +19,10 @@ from learndyn.paper.digits import (
     page as digits_page,
 )
 from learndyn.paper.digits.claims import digits_claims
-from learndyn.paper.digits.figures import digit_plates
+from learndyn.paper.digits.figures import digit_figures
 from learndyn.paper.digits.images import Digits, _read_idx, load_digits, split
 from learndyn.paper.digits.measure import (
-    _HELD,
+    _OBSERVED,
     _SETS,
     measure_digits,
 )
@@ -99,7 +99,7 @@ def test_an_idx_file_gives_its_values_back(tmp_path, end):
     np.testing.assert_array_equal(np.rint(255 * found.images), images)
     np.testing.assert_array_equal(found.labels, labels)
     assert found.trainable.all()
-    assert found.held.all()
+    assert found.observed.all()
 
 
 WHOLE = idx(np.zeros((2, 8, 8)))
@@ -143,7 +143,7 @@ def wrong_folders(tmp_path):
     alone = tmp_path / "alone"
     write_folder(alone, "t10k", images, labels)
     (alone / "t10k-labels-idx1-ubyte").unlink()
-    yield "has no partner", alone
+    yield "lacks its partner", alone
     yield (
         "20 images, t10k-labels-idx1-ubyte has 19 labels",
         write_folder(tmp_path / "apart", "t10k", images, labels[:-1]),
@@ -171,7 +171,7 @@ def test_without_scikit_learn_it_is_said_how_to_get_it(monkeypatch):
 def test_sets_are_disjoint_of_equal_classes_and_follow_from_the_seed(tmp_path):
     write_folder(tmp_path, "t10k", *some_images(900))
     digits = load_digits(tmp_path)
-    found = split(digits, _SETS, _HELD, seed=5)
+    found = split(digits, _SETS, _OBSERVED, seed=5)
     rows = np.concatenate([rows.ravel() for rows in found.values()])
     assert len(set(rows.tolist())) == len(rows)
     for mine in found.values():
@@ -179,8 +179,8 @@ def test_sets_are_disjoint_of_equal_classes_and_follow_from_the_seed(tmp_path):
         np.testing.assert_array_equal(
             digits.labels[mine], np.broadcast_to(labels, mine.shape)
         )
-    again = split(digits, _SETS, _HELD, seed=5)
-    other = split(digits, _SETS, _HELD, seed=6)
+    again = split(digits, _SETS, _OBSERVED, seed=5)
+    other = split(digits, _SETS, _OBSERVED, seed=6)
     assert all(np.array_equal(found[name], again[name]) for name in _SETS)
     assert not np.array_equal(found["kernel"], other["kernel"])
 
@@ -189,9 +189,9 @@ def test_training_images_are_learnt_and_test_images_observed(tmp_path):
     write_folder(tmp_path, "t10k", *some_images(300))
     write_folder(tmp_path, "train", *some_images(500, seed=1))
     digits = load_digits(tmp_path)
-    found = split(digits, _SETS, _HELD, seed=0)
+    found = split(digits, _SETS, _OBSERVED, seed=0)
     for name, rows in found.items():
-        assert ((rows < 300) == (name in _HELD)).all()
+        assert ((rows < 300) == (name in _OBSERVED)).all()
 
 
 def test_too_few_images_of_a_digit_are_counted(tmp_path):
@@ -200,7 +200,7 @@ def test_too_few_images_of_a_digit_are_counted(tmp_path):
     labels[0] = 7
     write_folder(tmp_path, "t10k", images, labels)
     with pytest.raises(BadInput, match=r"30, 30, 30, 30, 30, 30, 1, 30, 30|30, 1, 30"):
-        split(load_digits(tmp_path), _SETS, _HELD, seed=0)
+        split(load_digits(tmp_path), _SETS, _OBSERVED, seed=0)
 
 
 # The network and the kernel
@@ -422,9 +422,9 @@ def test_a_zig_zag_rises_above_both_its_ends(result):
 
 def test_claims_are_named_once_and_have_a_figure(result):
     claims = digits_claims([result, replace(result, seed=1)])
-    names = {plate.name for plate in digit_plates([result])}
+    names = {figure.name for figure in digit_figures([result])}
     assert len({claim.name for claim in claims}) == len(claims) == 7
-    assert {claim.plate for claim in claims} <= names
+    assert {claim.figure for claim in claims} <= names
     assert all([one.seed for one in claim.measured] == [0, 1] for claim in claims)
     none = digits_claims([])
     assert [claim.outcome for claim in none] == ["N-A"] * 7
@@ -520,15 +520,15 @@ def written(result, tmp_path_factory):
 
 def test_every_figure_is_drawn_alike_again_and_tells_its_data(written):
     found, _ = written
-    plates = digit_plates(found.results)
+    figures = digit_figures(found.results)
     page = found.page.read_text(encoding="utf-8")
-    assert len(plates) == 6
-    for plate in plates:
-        kept = found.page.parent / "figures" / f"{plate.name}.svg"
-        assert kept.read_text(encoding="utf-8") == svg_of(plate.draw(WIDE))
-        assert found.results[0].source in plate.about
-        assert digits_page.text(plate.wide.title) in page
-    titles = {plate.name: plate.wide.title for plate in plates}
+    assert len(figures) == 6
+    for figure in figures:
+        kept = found.page.parent / "figures" / f"{figure.name}.svg"
+        assert kept.read_text(encoding="utf-8") == svg_of(figure.draw(WIDE))
+        assert found.results[0].source in figure.about
+        assert digits_page.text(figure.wide.title) in page
+    titles = {figure.name: figure.wide.title for figure in figures}
     rank = f"{found.results[0].accumulated['predicted, actual']:.2f}"
     assert f"{rank}, {rank}" in titles["digits_influence"]
     moved = abs(found.results[0].one_update.actual[1, 4])
@@ -547,8 +547,8 @@ def test_every_figure_is_drawn_alike_again_and_tells_its_data(written):
 def test_a_title_tells_of_a_peak_only_where_there_is_one(result, path, said):
     softmax = np.full((3, 10, 10), 0.01)
     softmax[:, 4, 9] = path
-    plates = digit_plates([replace(result, softmax=softmax)])
-    titles = {plate.name: plate.wide.title for plate in plates}
+    figures = digit_figures([replace(result, softmax=softmax)])
+    titles = {figure.name: figure.wide.title for figure in figures}
     assert titles["digits_paths"] == f"On images of 4, π(9) {said}"
 
 

@@ -204,7 +204,7 @@ def test_a_claim_that_holds_on_some_seeds_only_has_failed(tmp_path, good):
     spoilt = write(tmp_path, "sft", SFT | {"chosen": DOWN})
     seeds = [world(tmp_path, good=good), world(tmp_path, {"sft": spoilt}, good=good)]
     claim = next(c for c in paper_claims(seeds) if c.name == "sft-chosen-rises")
-    assert (claim.outcome, claim.held, len(claim.measured)) == ("FAIL", 1, 2)
+    assert (claim.outcome, claim.holding, len(claim.measured)) == ("FAIL", 1, 2)
 
 
 def test_without_runs_every_claim_says_why_it_is_not_applicable():

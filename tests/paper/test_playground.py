@@ -24,7 +24,7 @@ from learndyn.paper.softmax.figures import (
     _between,
     _power_of_ten,
     _written,
-    softmax_plates,
+    softmax_figures,
 )
 from learndyn.paper.softmax.playground import _SCRIPT, _with_script, write_playground
 from learndyn.paper.softmax.scenes import paper_scenes
@@ -39,13 +39,13 @@ from learndyn.show.chart import NARROW, WIDE, svg_of
 from learndyn.show.page import POLICY, document
 
 
-PLATES = {plate.name: plate for plate in softmax_plates()}
+FIGURES = {figure.name: figure for figure in softmax_figures()}
 
 
 @cache
 def drawn(name, width):
     """A figure; drawn once for all tests."""
-    return PLATES[name].draw(width)
+    return FIGURES[name].draw(width)
 
 
 class Reader(HTMLParser):
@@ -129,9 +129,9 @@ def test_the_page_is_complete_without_the_script(html):
         f"{len(_STATEMENTS) - 1} of {len(_STATEMENTS)} statements of Appendix E hold"
         in words
     )
-    assert read.tags.count("picture") == len(PLATES)
+    assert read.tags.count("picture") == len(FIGURES)
     alts = [value for tag, name, value in read.attributes if name == "alt"]
-    assert alts == [drawn(name, WIDE).title for name in PLATES]
+    assert alts == [drawn(name, WIDE).title for name in FIGURES]
     assert "needs its scripts" in words
     assert ("div", "hidden", None) in read.attributes  # the part to play with
 
@@ -163,11 +163,11 @@ def test_every_control_has_a_name_and_is_native(html):
 
 def test_figures_lie_beside_the_page(page):
     files = {path.name for path in (page.parent / "figures").iterdir()}
-    assert files == {name + end for name in PLATES for end in (".png", ".svg")}
+    assert files == {name + end for name in FIGURES for end in (".png", ".svg")}
 
 
 def test_a_page_of_ours_is_replaced_and_another_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(playground, "softmax_plates", list)
+    monkeypatch.setattr(playground, "softmax_figures", list)
     monkeypatch.setattr(playground, "_SEEDS", (0,))
     page = write_playground(tmp_path)
     first = page.read_bytes()
@@ -208,16 +208,16 @@ def ticks(axis):
     ]
 
 
-@pytest.mark.parametrize("name", PLATES)
+@pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("width", [WIDE, NARROW])
 def test_no_text_of_a_figure_leaves_it_or_lies_on_another(name, width):
-    sheet = drawn(name, width)
-    assert sheet.width == width
-    canvas = FigureCanvasAgg(sheet.figure)
+    chart = drawn(name, width)
+    assert chart.width == width
+    canvas = FigureCanvasAgg(chart.figure)
     canvas.draw()  # only then do labels of axes have their places
     renderer = canvas.get_renderer()
-    shown = list(sheet.figure.texts)
-    for axes in sheet.figure.axes:
+    shown = list(chart.figure.texts)
+    for axes in chart.figure.axes:
         shown += [*axes.texts, axes.xaxis.label, *ticks(axes.xaxis), *ticks(axes.yaxis)]
     boxes = [
         (text.get_text(), text.get_window_extent(renderer))
@@ -228,7 +228,7 @@ def test_no_text_of_a_figure_leaves_it_or_lies_on_another(name, width):
         assert box.x0 >= -1, words
         assert box.x1 <= width + 1, words
         assert box.y0 >= -1, words
-        assert box.y1 <= sheet.height + 1, words
+        assert box.y1 <= chart.height + 1, words
     for index, (words, box) in enumerate(boxes):
         for other, beside in boxes[index + 1 :]:
             across = min(box.x1, beside.x1) - max(box.x0, beside.x0)
@@ -237,14 +237,14 @@ def test_no_text_of_a_figure_leaves_it_or_lies_on_another(name, width):
 
 
 def test_plates_have_names_of_their_own_and_claims_point_to_them():
-    assert len(PLATES) == len(softmax_plates()) == 6
-    assert {claim.plate for claim in _STATEMENTS} <= set(PLATES)
-    plate = PLATES["softmax_peakiness"]
-    assert svg_of(plate.wide) == svg_of(plate.wide)
+    assert len(FIGURES) == len(softmax_figures()) == 6
+    assert {claim.figure for claim in _STATEMENTS} <= set(FIGURES)
+    figure = FIGURES["softmax_peakiness"]
+    assert svg_of(figure.wide) == svg_of(figure.wide)
 
 
 def test_titles_say_what_the_numbers_are():
-    titles = {name: drawn(name, NARROW).title for name in PLATES}
+    titles = {name: drawn(name, NARROW).title for name in FIGURES}
     assert "moves 22 % of all probability" in titles["softmax_scenes"]
     assert "lifts 1: y* goes from 0.51 to 1.00" in titles["softmax_vocabulary"]
     assert "SGD squeezes (+9.7 nats)" in titles["softmax_optimizers"]

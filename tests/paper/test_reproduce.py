@@ -14,7 +14,7 @@ from test_theory import good
 from learndyn.errors import BadInput
 from learndyn.paper.authors.claims import imported
 from learndyn.paper.claims import Claim, Measured
-from learndyn.paper.finetuning.chapters import paper_plates
+from learndyn.paper.finetuning.chapters import paper_figures
 from learndyn.paper.finetuning.learning_one_kind import _influence
 from learndyn.paper.finetuning.recorded import Recorded
 from learndyn.paper.page import write_page
@@ -138,13 +138,13 @@ def test_seeds_whose_theory_was_refused_are_named(tmp_path):
         path = tmp_path / "seeds" / str(seed) / "theory.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(found))
-    claims, plates = _theory(tmp_path, (0, 1))
-    assert plates
+    claims, figures = _theory(tmp_path, (0, 1))
+    assert figures
     left = "Not measured on 1 of 2: no tied head"
     assert all(claim.note.endswith(left) for claim in claims)
     assert {len(claim.measured) for claim in claims} == {1}
-    claims, plates = _theory(tmp_path, (1,))
-    assert not plates
+    claims, figures = _theory(tmp_path, (1,))
+    assert not figures
     assert {claim.note for claim in claims} == {"no tied head"}
 
 
@@ -213,32 +213,32 @@ def seeds(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def plates(seeds):
+def figures(seeds):
     """All figures of these seeds; each is drawn once at its full width."""
-    return paper_plates(seeds)
+    return paper_figures(seeds)
 
 
-def test_every_figure_is_drawn_at_both_widths(plates):
-    assert len({plate.name for plate in plates}) == len(plates) >= 18
-    for plate in plates:
-        for sheet, width in ((plate.wide, WIDE), (plate.narrow, NARROW)):
-            assert sheet.width == width, plate.name
-            assert sheet.title, plate.name
-            box = sheet.figure.get_tightbbox()
-            assert box.x1 <= width / 96 + 0.05, f"{plate.name} at {width}"
-            assert box.x0 >= -0.05, f"{plate.name} at {width}"
+def test_every_figure_is_drawn_at_both_widths(figures):
+    assert len({figure.name for figure in figures}) == len(figures) >= 18
+    for figure in figures:
+        for chart, width in ((figure.wide, WIDE), (figure.narrow, NARROW)):
+            assert chart.width == width, figure.name
+            assert chart.title, figure.name
+            box = chart.figure.get_tightbbox()
+            assert box.x1 <= width / 96 + 0.05, f"{figure.name} at {width}"
+            assert box.x0 >= -0.05, f"{figure.name} at {width}"
 
 
 def test_a_figure_of_kinds_that_no_run_has_is_not_drawn(tmp_path):
     result_folder(tmp_path / "in" / "pythia410m_dpo")
     found = imported(tmp_path / "in", tmp_path / "runs")
-    drawn = {plate.name for plate in paper_plates(found.seeds)}
+    drawn = {figure.name for figure in paper_figures(found.seeds)}
     assert "dpo_chosen_and_rejected" in drawn
     assert not drawn & {"dpo_rephrases", "dpo_irrelevant_and_random"}
 
 
-def test_titles_say_what_the_runs_did(plates):
-    titles = {plate.name: plate.wide.title for plate in plates}
+def test_titles_say_what_the_runs_did(figures):
+    titles = {figure.name: figure.wide.title for figure in figures}
     assert "In 7 of 7 SFT runs the trained kind gains most" in titles["heat_map"]
     assert re.match(r"DPO: 5 of 5 irrelevant", titles["dpo_irrelevant_and_random"])
     assert "40% of the answers are right, with extend 85%" in titles["table_1"]
@@ -263,13 +263,13 @@ def test_a_claim_stands_on_the_page_once_and_links_to_what_is_drawn(tmp_path):
     assert "href='#" not in page
 
 
-def test_against_extend_the_baseline_is_plain(plates):
-    sheets = {plate.name: plate.wide for plate in plates}
+def test_against_extend_the_baseline_is_plain(figures):
+    charts = {figure.name: figure.wide for figure in figures}
     for name, wanted, other in (
         ("extend_dpo", "plain", "off-policy"),
         ("dpo_on_policy", "off-policy", "plain"),
     ):
-        drawn = svg_of(sheets[name])
+        drawn = svg_of(charts[name])
         assert f">{wanted}" in drawn
         assert f">{other}" not in drawn
 

@@ -26,7 +26,7 @@ from learndyn.paper.theory import (
     steps as theory_steps,
 )
 from learndyn.paper.theory.claims import theory_claims
-from learndyn.paper.theory.figures import theory_plates
+from learndyn.paper.theory.figures import theory_figures
 from learndyn.paper.theory.kernel import (
     _look,
     _tiny_bounds,
@@ -46,8 +46,8 @@ from learndyn.paper.theory.result import (
     KernelPath,
     Kernels,
     Order,
-    Peak,
     Residuals,
+    RunPeakiness,
     SignRule,
     TheoryResult,
     Walk,
@@ -81,7 +81,7 @@ def good(seed: int = 0) -> TheoryResult:
         "one", 1.0, 0.95, 0.9, 0.9, 0.6, 0.9, 0.1, [-1.0, 1.0], [0.0, 1.0], 10
     )
     steps, line = [0, 10, 20], [1.0, 2.0, 3.0]
-    flat = Peak(
+    flat = RunPeakiness(
         "sft", steps, line, line, line, [2.0, 1.0, 3.0], line, line[::-1], -1.0, 1.0
     )
     up = Walk(
@@ -219,7 +219,7 @@ def test_every_claim_can_pass_and_each_has_a_way_to_fail():
     assert {claim.name for claim in claims} == set(BROKEN)
     assert len({claim.name for claim in claims}) == len(claims)
     assert [c.name for c in claims if c.outcome != "PASS"] == []
-    assert all(claim.held == 2 for claim in claims)
+    assert all(claim.holding == 2 for claim in claims)
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -228,7 +228,7 @@ def test_a_claim_fails_alone_where_its_number_does_not_hold(name):
         claims = theory_claims([good(0), broken])
         failed = [c.name for c in claims if c.outcome == "FAIL"]
         assert failed == [name]
-        assert next(c for c in claims if c.name == name).held == 1
+        assert next(c for c in claims if c.name == name).holding == 1
 
 
 def test_claims_without_a_seed_are_not_applicable_and_say_why():
@@ -245,8 +245,8 @@ def test_a_claim_about_a_kind_that_is_not_probed_is_not_applicable():
 
 
 def test_every_claim_names_a_figure_that_there_is():
-    named = {claim.plate for claim in theory_claims([good()])}
-    assert named == {plate.name for plate in theory_plates([good()])}
+    named = {claim.figure for claim in theory_claims([good()])}
+    assert named == {figure.name for figure in theory_figures([good()])}
 
 
 def test_a_result_comes_back_from_json_unchanged():
@@ -581,7 +581,7 @@ def test_a_short_run_trains_and_begins_where_it_was_put(runs, monkeypatch):
 
 
 def test_missing_runs_and_weights_are_refused(runs, tmp_path):
-    with pytest.raises(BadInput, match="no run 'dpo' among sft"):
+    with pytest.raises(BadInput, match=r"the runs .sft. lack 'dpo'"):
         measure_theory(0, {"sft": runs["sft"]}, model=runs["model"])
     bare = {"sft": runs["sft"], "dpo": tmp_path}
     with pytest.raises(BadInput, match="no weights in model/"):
@@ -592,21 +592,21 @@ def test_missing_runs_and_weights_are_refused(runs, tmp_path):
 def test_every_figure_is_drawn_at_both_widths(which, request):
     result = good() if which == "good" else request.getfixturevalue("measured")
     results = [result, replace(result, seed=1)]
-    plates = theory_plates(results)
-    assert len(plates) == len({plate.name for plate in plates}) == 9
-    for plate in plates:
-        wide, narrow = plate.wide, plate.narrow
+    figures = theory_figures(results)
+    assert len(figures) == len({figure.name for figure in figures}) == 9
+    for figure in figures:
+        wide, narrow = figure.wide, figure.narrow
         assert (wide.width, narrow.width) == (WIDE, NARROW)
         assert wide.title
         assert "nan" not in wide.title.split()
         assert "mathdefault" not in svg_of(wide)
-    assert theory_plates([]) == []
+    assert theory_figures([]) == []
 
 
 def test_titles_say_what_is_seen_and_not_what_is_hoped_for():
     def title(result: TheoryResult, name: str) -> str:
-        plates = {plate.name: plate for plate in theory_plates([result])}
-        return plates[name].wide.title
+        figures = {figure.name: figure for figure in theory_figures([result])}
+        return figures[name].wide.title
 
     assert "raises the greedy path" in title(good(), "theory_two_kernels")
     lowered = changed("kernels", greedy_push=-0.1)

@@ -44,7 +44,7 @@ def test_the_first_run_is_the_baseline_of_all_others(runs):
     assert found.page is None
     text = found.to_text()
     assert text.index("extend against dpo") < text.index("gentle against dpo")
-    chosen = found.pairs[0].found["updates"].kinds["chosen"]
+    chosen = found.pairs[0].results["updates"].kinds["chosen"]
     assert chosen.difference.mean == pytest.approx(B["chosen"] - A["chosen"], abs=0.5)
 
 
@@ -112,7 +112,7 @@ def test_two_sft_runs_are_compared_at_equal_updates_alone(tmp_path):
         for name, rise in (("short", 5.0), ("long", 9.0))
     ]
     (pair,) = compare_runs(*runs).pairs
-    assert list(pair.found) == ["updates"]
+    assert list(pair.results) == ["updates"]
 
 
 def test_without_a_margin_nothing_is_drawn_along_one(tmp_path):
@@ -121,12 +121,12 @@ def test_without_a_margin_nothing_is_drawn_along_one(tmp_path):
         write_run(tmp_path / name, drift=drift, info=info, seed=seed)
         for seed, name in enumerate(("one", "two"))
     ]
-    sheets = [
+    charts = [
         comparison_figure(*map(Trajectory.load, paths), width=width)
         for width in (WIDE, NARROW)
     ]
-    for sheet in sheets:
-        assert [axes.get_xlabel() for axes in sheet.figure.axes] == ["evaluations"]
+    for chart in charts:
+        assert [axes.get_xlabel() for axes in chart.figure.axes] == ["evaluations"]
     told = compare_runs(*paths).to_dict()["comparisons"][0]
     assert told["by"]["updates"]["title"] == "At equal evaluations"
     assert told["sentences"][0].startswith("At equal evaluations (100)")

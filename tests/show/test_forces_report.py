@@ -338,8 +338,8 @@ def test_the_page_is_safe_and_its_figures_are_beside_it(good):
 
 def test_the_tables_show_the_numbers_of_diagnose(good):
     rows = {row[0]: row[1:] for row in Reader(good.page).rows if len(row) == 9}
-    scale = good.found.scale
-    for kind in good.found.kinds:
+    scale = good.explanation.scale
+    for kind in good.explanation.kinds:
         assert rows[kind.kind] == [
             f"{scale.value(kind.actual.mean)} {scale.limits(kind.actual)}",
             scale.value(kind.predicted.mean),
@@ -347,8 +347,8 @@ def test_the_tables_show_the_numbers_of_diagnose(good):
             "6",
         ]
     top = [row for row in Reader(good.page).rows if row and "lowered it" in row]
-    finer = scale.finer(token.change for token in good.found.influence.top)
-    lowered = [token for token in good.found.influence.top if not token.raised]
+    finer = scale.finer(token.change for token in good.explanation.influence.top)
+    lowered = [token for token in good.explanation.influence.top if not token.raised]
     assert [row[0] for row in top] == [finer.value(t.change) for t in lowered]
 
 
@@ -375,7 +375,7 @@ def test_the_table_of_updates_has_every_recorded_one(good):
 
 def test_every_sentence_is_on_the_page_and_in_the_terminal(good):
     words = Reader(good.page).words
-    for sentence in good.said:
+    for sentence in good.sentences:
         assert sentence in words
         assert sentence in good.to_text()
     assert good.to_text().endswith(f"page: {good.page}")
@@ -386,10 +386,10 @@ def test_the_dictionary_is_json_and_in_nats(good):
     found = json.loads(json.dumps(good.to_dict(), allow_nan=False))
     assert found["step"] == 75
     assert found["fit"]["trusted"] is True
-    chosen = good.found.of("chosen")
+    chosen = good.explanation.of("chosen")
     assert found["kinds"][0]["actual"]["mean"] == chosen.actual.mean
     assert set(found["kinds"][0]["parts"]) == set(PARTS)
-    assert found["top_tokens"][0]["change"] == good.found.influence.top[0].change
+    assert found["top_tokens"][0]["change"] == good.explanation.influence.top[0].change
 
 
 def test_each_token_stands_on_the_colour_of_its_change(run):
@@ -455,8 +455,8 @@ def test_figures_are_drawn_for_both_widths_and_any_names(probes):
 
 def test_parts_that_are_not_to_be_trusted_are_drawn_faint(probes):
     def opacities(**changes):
-        sheet = parts_figure(explain(make_forces(probes, **changes), probes))
-        return {bar.get_alpha() for axes in sheet.figure.axes for bar in axes.patches}
+        chart = parts_figure(explain(make_forces(probes, **changes), probes))
+        return {bar.get_alpha() for axes in chart.figure.axes for bar in axes.patches}
 
     assert opacities() == {1.0}
     assert max(opacities(error=1.2)) < 0.5
@@ -557,12 +557,12 @@ def test_the_report_has_the_last_recorded_update_and_all_of_them_in_a_table(good
     words = " ".join(read.words)
     assert "Why: the forces of the update to step 75" in words
     assert "All recorded updates" in words
-    for sentence in good.said:
+    for sentence in good.sentences:
         assert sentence in read.words
     assert (page.parent / "figures" / "forces_parts.svg").exists()
     numbers = summaries([page.parent])[0]["forces"]
     assert [one["step"] for one in numbers] == [25, 50, 75]
-    assert numbers[2]["shares"] == good.found.shares
+    assert numbers[2]["shares"] == good.explanation.shares
 
 
 def test_a_run_without_forces_has_no_such_section(run):

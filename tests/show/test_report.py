@@ -237,10 +237,10 @@ def test_a_run_without_counts_of_tokens_is_shown_without_them(tmp_path, page):
     drawn = {picture.stem for picture in (path / "figures").iterdir()}
     assert drawn == {"curves"}
     assert "tokens per response" in " ".join(Reader(page).words)
-    sheet = curves_figure(Trajectory.load(path))
-    said = [text.get_text() for text in sheet.figure.texts]
+    chart = curves_figure(Trajectory.load(path))
+    said = [text.get_text() for text in chart.figure.texts]
     assert any("since evaluation 0" in text for text in said)
-    assert [axes.get_xlabel() for axes in sheet.figure.axes] == ["evaluations"]
+    assert [axes.get_xlabel() for axes in chart.figure.axes] == ["evaluations"]
 
 
 def test_a_run_of_means_alone_has_no_prompts_and_no_intervals(tmp_path):
@@ -256,8 +256,8 @@ def test_a_run_of_means_alone_has_no_prompts_and_no_intervals(tmp_path):
     rows = {row[0]: row[1:] for row in read.rows if len(row) == 7}
     for kind in (*kinds, "greedy path"):
         assert rows[kind][-2:] == ["unknown", "mean"]
-    sheet = curves_figure(Trajectory.load(path))
-    said = " ".join(text.get_text() for text in sheet.figure.texts)
+    chart = curves_figure(Trajectory.load(path))
+    said = " ".join(text.get_text() for text in chart.figure.texts)
     assert "2 kinds, without intervals: chosen −9" in said
     assert "bands" not in said
 

@@ -84,7 +84,7 @@ def _unwrapped(optimizer: Any) -> Optimizer:
     return inner
 
 
-def _held_parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
+def _own_parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
     """The optimizer's parameters by the model's names, in the model's order.
 
     Without those that are frozen and have no gradient; tied ones once.
@@ -298,7 +298,7 @@ class StepRecording:
                 does not have, or none that train.
         """
         inner = _unwrapped(optimizer)
-        return cls(inner, _held_parameters(inner, model))
+        return cls(inner, _own_parameters(inner, model))
 
     @property
     def step(self) -> Step:

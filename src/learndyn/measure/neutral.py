@@ -24,7 +24,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     model.eval()
     try:
         with (
-            random_state_kept(),
+            preserved_random_state(),
             _own_forward(model),
             _full_float32(),
             _uncompiled(model),
@@ -104,7 +104,7 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def random_state_kept() -> Iterator[None]:
+def preserved_random_state() -> Iterator[None]:
     """Whatever is drawn within, all random states are put back afterwards."""
     # All of them: dropout, data order and TRL's sampling each draw from another.
     python, numpy = random.getstate(), np.random.get_state()

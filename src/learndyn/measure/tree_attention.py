@@ -26,7 +26,7 @@ _NAME = "learndyn_tree"
 
 
 @dataclass(eq=False)
-class _Layout:
+class _PackInUse:
     """The pack that is being read, and what its layers share."""
 
     pack: Pack
@@ -39,11 +39,11 @@ class _Layout:
         return self.masks[key]
 
 
-_LAYOUT: ContextVar[_Layout] = ContextVar("learndyn_tree_layout")
+_PACK: ContextVar[_PackInUse] = ContextVar("learndyn_tree_layout")
 
 
 @contextmanager
-def attending(model: nn.Module, pack: Pack) -> Iterator[_Layout]:
+def attending(model: nn.Module, pack: Pack) -> Iterator[_PackInUse]:
     """Within the block, `model` reads the packed sequence `pack`.
 
     Yields what counts the calls: 0 afterwards means that the model does not look its
@@ -53,8 +53,8 @@ def attending(model: nn.Module, pack: Pack) -> Iterator[_Layout]:
         AttentionInterface.register(_NAME, _tree_attention)
     configs = _configs(model)
     own = [config._attn_implementation for config in configs]
-    layout = _Layout(pack)
-    token = _LAYOUT.set(layout)
+    layout = _PackInUse(pack)
+    token = _PACK.set(layout)
     try:
         for config in configs:
             # Past the property, whose setter writes to all sub-configs too: they may
@@ -64,7 +64,7 @@ def attending(model: nn.Module, pack: Pack) -> Iterator[_Layout]:
     finally:
         for config, name in zip(configs, own, strict=True):
             config._attn_implementation_internal = name
-        _LAYOUT.reset(token)
+        _PACK.reset(token)
 
 
 def _configs(model: nn.Module) -> list[Any]:
@@ -95,7 +95,7 @@ def _tree_attention(
     `scaling`, `sliding_window`, `softcap` and `s_aux` (attention sinks) are what the
     layer asks its attention function for.
     """
-    layout = _LAYOUT.get()
+    layout = _PACK.get()
     layout.calls += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     groups = query.shape[1] // key.shape[1]
@@ -131,7 +131,7 @@ def _before(states: Tensor, segment: Segment) -> Tensor:
 
 
 def _mask(
-    layout: _Layout, segment: Segment, dtype: torch.dtype, window: int | None
+    layout: _PackInUse, segment: Segment, dtype: torch.dtype, window: int | None
 ) -> Tensor | None:
     """What is added to the scores; None for plain causal attention of a prompt."""
     own = segment.own.stop - segment.own.start
@@ -190,7 +190,7 @@ def _written_out(
 
 
 def _flex(
-    layout: _Layout,
+    layout: _PackInUse,
     query: Tensor,
     key: Tensor,
     value: Tensor,

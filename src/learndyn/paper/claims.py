@@ -48,7 +48,7 @@ class Claim:
     """When it holds: quantity, direction, tolerance."""
     unit: str
     measured: tuple[Measured, ...] = ()
-    plate: str = ""
+    figure: str = ""
     """Name of the figure that shows it."""
     note: str = ""
     """Why it is not applicable, or what the reader should know."""
@@ -61,7 +61,7 @@ class Claim:
         return "PASS" if all(one.holds for one in self.measured) else "FAIL"
 
     @property
-    def held(self) -> int:
+    def holding(self) -> int:
         """Seeds on which it holds, of `len(measured)`."""
         return sum(one.holds for one in self.measured)
 
@@ -74,10 +74,10 @@ class Claim:
             "says": self.says,
             "rule": self.rule,
             "unit": self.unit,
-            "held": self.held,
+            "held": self.holding,
             "seeds": len(self.measured),
             "measured": [one.to_dict() for one in self.measured],
-            "plate": self.plate,
+            "plate": self.figure,
             "note": self.note,
         }
 
@@ -96,7 +96,7 @@ class Statement(Generic[T]):
     rule: str
     measure: Callable[[T], Measured]
     """Tests one seed; raises `Absent`."""
-    plate: str
+    figure: str
     unit: str = "nats"
     note: str = ""
 
@@ -122,7 +122,7 @@ class Statement(Generic[T]):
             self.rule,
             self.unit,
             tuple(measured),
-            self.plate,
+            self.figure,
             note.strip(),
         )
 

@@ -17,11 +17,11 @@ from learndyn.diagnose.numbers import nats
 from learndyn.show.chart import (
     NARROW,
     WIDE,
+    Chart,
     EndLabel,
     Grid,
     Heading,
     Pixels,
-    Sheet,
     Style,
     changes_axis,
     draw_line,
@@ -61,7 +61,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Panel:
+class LinePanel:
     """One chart of a figure."""
 
     title: str
@@ -81,11 +81,11 @@ def small_multiples(
     width: int,
     title: str,
     unit: str,
-    panels: Sequence[Panel],
+    panels: Sequence[LinePanel],
     *,
     columns: int = 2,
     tall: Pixels = 250,
-) -> Sheet:
+) -> Chart:
     """Panels in rows; on a phone one below the other. Those without lines are left out.
 
     Raises:
@@ -116,10 +116,10 @@ def small_multiples(
             axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: plain(v)))
         end_at_labels(axes)
         grid.end_labels(axes, labels, size=10.5 if narrow else 12)
-    return grid.sheet
+    return grid.chart
 
 
-def _drawn(axes: Axes, panel: Panel, line: Line, narrow: bool) -> EndLabel:
+def _drawn(axes: Axes, panel: LinePanel, line: Line, narrow: bool) -> EndLabel:
     """Draw a line; its label. On a phone there is room for a name or a number."""
     style = replace(line.style, width=line.style.width + 0.4)
     if len(line.runs) > 1:
@@ -141,25 +141,25 @@ def plain(value: float, digits: int | None = None) -> str:
 
 
 @dataclass(frozen=True)
-class Plate:
+class PaperFigure:
     """One figure, and which of the paper's it answers to."""
 
     name: str
     """Stem of its files, such as `dpo_chosen_and_rejected`; unique."""
     paper: str
     """The paper's figure or section, such as "Figure 4"."""
-    draw: Callable[[int], Sheet]
+    draw: Callable[[int], Chart]
     """Draws it at a width in CSS pixels; its title says what is seen, from the data."""
     about: str = ""
     """What is shown and from which data, for the line below the figure."""
 
     @cached_property
-    def wide(self) -> Sheet:
+    def wide(self) -> Chart:
         """For a desktop page and for print."""
         return self.draw(WIDE)
 
     @property
-    def narrow(self) -> Sheet:
+    def narrow(self) -> Chart:
         """For a phone."""
         return self.draw(NARROW)
 
@@ -172,14 +172,14 @@ class Plate:
             return True
 
 
-def embedded(plate: Plate, folder: Path) -> str:
+def embedded(paper_figure: PaperFigure, folder: Path) -> str:
     """A figure as HTML, for both widths; its files go to `folder`, which must exist."""
-    wide = plate.wide
-    save(wide, folder / plate.name)
-    return figure(wide, plate.narrow, wide.title)
+    wide = paper_figure.wide
+    save(wide, folder / paper_figure.name)
+    return figure(wide, paper_figure.narrow, wide.title)
 
 
-def drawn(plate: Plate, folder: Path) -> str:
+def drawn(paper_figure: PaperFigure, folder: Path) -> str:
     """`embedded`, and what the figure is below it."""
-    about = f"{text(plate.paper)}. {text(plate.about)}"
-    return f"{embedded(plate, folder)}<p class='muted'>{about}</p>"
+    about = f"{text(paper_figure.paper)}. {text(paper_figure.about)}"
+    return f"{embedded(paper_figure, folder)}<p class='muted'>{about}</p>"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from learndyn.diagnose.numbers import figures
 from learndyn.paper.claims import Claim, Measured, Outcome
-from learndyn.paper.figures import Plate, embedded, plain
+from learndyn.paper.figures import PaperFigure, embedded, plain
 from learndyn.record.files import write_whole
 from learndyn.show.chart import INK, LINE, MUTED, TEXT
 from learndyn.show.page import (
@@ -32,20 +32,20 @@ _COLOURS: dict[Outcome, str] = {
 def write_page(
     out: Path,
     claims: Sequence[Claim],
-    plates: Sequence[Plate],
+    paper_figures: Sequence[PaperFigure],
     facts: Sequence[tuple[str, str]],
 ) -> Path:
     """Write `reproduction.html` and `figures/` into `out`; returns the page."""
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    named = {plate.name for plate in plates}
-    lost = [c for c in claims if c.measured and c.plate not in named]
+    named = {paper_figure.name for paper_figure in paper_figures}
+    lost = [c for c in claims if c.measured and c.figure not in named]
     parts = [
-        _summary(claims, plates),
+        _summary(claims, paper_figures),
         _every(claims, named),
         "<section><h2>Figures</h2>",
     ]
-    parts += [_plate(plate, claims, folder) for plate in plates]
+    parts += [_figure(paper_figure, claims, folder) for paper_figure in paper_figures]
     parts.append("</section>")
     if lost:
         parts.append(_without_figure(lost))
@@ -65,12 +65,12 @@ def write_page(
     return page
 
 
-def _summary(claims: Sequence[Claim], plates: Sequence[Plate]) -> str:
+def _summary(claims: Sequence[Claim], paper_figures: Sequence[PaperFigure]) -> str:
     counts = {o: sum(claim.outcome == o for claim in claims) for o in _COLOURS}
     return (
         f"<p class='lead'>{counts['PASS']} of {len(claims)} claims reproduced, "
         f"{counts['FAIL']} failed, {counts['N-A']} not applicable.</p>"
-        f"<p class='muted'>{len(plates)} figures, as PNG and SVG in the folder "
+        f"<p class='muted'>{len(paper_figures)} figures, as PNG and SVG in the folder "
         "figures; the claims as JSON in claims.json.</p>"
     )
 
@@ -103,7 +103,7 @@ def _row(claim: Claim, drawn: Set[str]) -> list[str | Markup]:
     return [
         _chip(claim.outcome),
         Markup(_named(claim, drawn) + source, running=True),
-        f"{claim.held} of {len(claim.measured)}",
+        f"{claim.holding} of {len(claim.measured)}",
         Markup("; ".join(_one(claim, one) for one in claim.measured), running=True),
     ]
 
@@ -119,9 +119,9 @@ def _chip(outcome: Outcome) -> Markup:
 
 def _named(claim: Claim, drawn: Set[str]) -> str:
     """What a claim says, a link to its figure where that was drawn."""
-    if claim.plate not in drawn:
+    if claim.figure not in drawn:
         return text(claim.says)
-    return f"<a href='#{text(claim.plate)}' style='color:{INK}'>{text(claim.says)}</a>"
+    return f"<a href='#{text(claim.figure)}' style='color:{INK}'>{text(claim.says)}</a>"
 
 
 def _one(claim: Claim, one: Measured) -> str:
@@ -157,13 +157,15 @@ def _digits(claim: Claim) -> int | None:
     return next((d for d, least in ((1, 10.0), (2, 1.0)) if largest >= least), 3)
 
 
-def _plate(plate: Plate, claims: Sequence[Claim], folder: Path) -> str:
+def _figure(paper_figure: PaperFigure, claims: Sequence[Claim], folder: Path) -> str:
     """One figure with the claims that it shows."""
-    about = f"<p class='muted'>{text(plate.about)}</p>" if plate.about else ""
-    shown = "".join(_beside(one) for one in claims if one.plate == plate.name)
+    about = (
+        f"<p class='muted'>{text(paper_figure.about)}</p>" if paper_figure.about else ""
+    )
+    shown = "".join(_beside(one) for one in claims if one.figure == paper_figure.name)
     return (
-        f"<h3 id='{text(plate.name)}'>{text(plate.paper)}</h3>"
-        f"{embedded(plate, folder)}{about}{shown}"
+        f"<h3 id='{text(paper_figure.name)}'>{text(paper_figure.paper)}</h3>"
+        f"{embedded(paper_figure, folder)}{about}{shown}"
     )
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from learndyn.errors import BadInput
 from learndyn.paper.authors.claims import anchor_claims
 from learndyn.paper.claims import Claim
-from learndyn.paper.figures import Plate
+from learndyn.paper.figures import PaperFigure
 from learndyn.paper.finetuning.chapters import paper_claims
 from learndyn.paper.finetuning.recorded import Recorded
 from learndyn.paper.finetuning.runs import (
@@ -129,7 +129,7 @@ def _prepare(settings: ReproduceSettings, overwrite: bool) -> None:
         )
     if marker.is_file():
         if not overwrite:
-            before = _kept(marker).get("settings")
+            before = _read_marker(marker).get("settings")
             if before != settings.key:
                 raise BadInput(
                     f"{out} holds a reproduction with other settings: {before}. Choose "
@@ -159,17 +159,17 @@ def _spare_inputs(settings: ReproduceSettings) -> None:
             )
 
 
-def _kept(marker: Path) -> dict[str, Any]:
+def _read_marker(marker: Path) -> dict[str, Any]:
     try:
-        kept = json.loads(marker.read_text(encoding="utf-8"))
+        state = json.loads(marker.read_text(encoding="utf-8"))
     except ValueError:  # bytes that are no UTF-8, too
-        kept = None
-    if not isinstance(kept, dict):
+        state = None
+    if not isinstance(state, dict):
         raise BadInput(
             f"{marker} cannot be read: it is cut off or not JSON. Start anew with "
             "overwrite=True, or choose another out=."
         )
-    return kept
+    return state
 
 
 def _read_times(settings: ReproduceSettings) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _read_times(settings: ReproduceSettings) -> dict[str, Any]:
     Raises:
         BadInput: if the marker of `out` cannot be read.
     """
-    return _kept(settings.out / _MARKER).get("times", {})
+    return _read_marker(settings.out / _MARKER).get("times", {})
 
 
 def _write_state(settings: ReproduceSettings, times: dict[str, Any]) -> None:
@@ -202,8 +202,8 @@ class Reproduction:
     @property
     def counts(self) -> dict[str, int]:
         """Claims by outcome."""
-        found = [claim.outcome for claim in self.claims]
-        return {outcome: found.count(outcome) for outcome in ("PASS", "FAIL", "N-A")}
+        outcomes = [claim.outcome for claim in self.claims]
+        return {outcome: outcomes.count(outcome) for outcome in ("PASS", "FAIL", "N-A")}
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -220,7 +220,7 @@ class Reproduction:
         wide = max((len(claim.name) for claim in self.claims), default=0)
         lines = [
             f"{claim.outcome:4}  {claim.name:{wide}}  "
-            + (f"{claim.held} of {len(claim.measured)}" if claim.measured else "—")
+            + (f"{claim.holding} of {len(claim.measured)}" if claim.measured else "—")
             for claim in self.claims
         ]
         counts = self.counts
@@ -246,23 +246,23 @@ def reproduce(settings: ReproduceSettings, *, overwrite: bool = False) -> Reprod
     begin = time.monotonic()
     _check(settings)
     _prepare(settings, overwrite)
-    found = _Found(settings)
+    reproducer = _Reproducer(settings)
     own = settings.authors is None
-    seeds = found.made() if own else found.imported(overwrite)
-    claims, plates = found.drawn(seeds)
+    seeds = reproducer.make_runs() if own else reproducer.import_runs(overwrite)
+    claims, figures = reproducer.draw(seeds)
     from learndyn.paper.page import write_page
 
-    page = write_page(settings.out, claims, plates, found.facts(seeds))
+    page = write_page(settings.out, claims, figures, reproducer.facts(seeds))
     text = dumps({"claims": [claim.to_dict() for claim in claims]}, indent=1)
     write_whole(
         settings.out / "claims.json",
         lambda path: path.write_text(text, encoding="utf-8"),
     )
     seconds = time.monotonic() - begin
-    return Reproduction(page, tuple(claims), len(plates), seconds)
+    return Reproduction(page, tuple(claims), len(figures), seconds)
 
 
-class _Found:
+class _Reproducer:
     """All that one reproduction finds, part by part."""
 
     def __init__(self, settings: ReproduceSettings) -> None:
@@ -282,7 +282,7 @@ class _Found:
             for seed in settings.seeds
         ]
 
-    def made(self) -> list[Recorded]:
+    def make_runs(self) -> list[Recorded]:
         """Train and measure what is missing."""
         settings = self.settings
         jobs = self._run_jobs() if "runs" in settings.parts else []
@@ -300,23 +300,23 @@ class _Found:
         _write_state(settings, _read_times(settings) | new)
         return [recorded(one) for one in self.experiments if "runs" in settings.parts]
 
-    def imported(self, overwrite: bool) -> list[Recorded]:
+    def import_runs(self, overwrite: bool) -> list[Recorded]:
         """Read the authors' runs."""
         from learndyn.paper.authors.claims import imported
 
         settings = self.settings
         assert settings.authors is not None
-        found = imported(settings.authors, settings.out / "runs", overwrite=overwrite)
-        self.refused = found.refused
-        return found.seeds
+        imports = imported(settings.authors, settings.out / "runs", overwrite=overwrite)
+        self.refused = imports.refused
+        return imports.seeds
 
-    def drawn(self, seeds: Sequence[Recorded]) -> tuple[list[Claim], list[Plate]]:
-        """Every claim and every figure that there is something to draw in."""
-        from learndyn.paper.finetuning.chapters import paper_plates
+    def draw(self, seeds: Sequence[Recorded]) -> tuple[list[Claim], list[PaperFigure]]:
+        """Every claim, and every figure for which there are numbers."""
+        from learndyn.paper.finetuning.chapters import paper_figures
 
         settings, own = self.settings, self.settings.authors is None
         claims = list(paper_claims(seeds))
-        plates = paper_plates(seeds) if seeds else []
+        figures = paper_figures(seeds) if seeds else []
         if not own:
             claims += anchor_claims(seeds)
         parts = settings.parts if own else ()
@@ -333,8 +333,8 @@ class _Found:
                 else one
                 for one in some
             ]
-            plates += more
-        return claims, plates
+            figures += more
+        return claims, figures
 
     def facts(self, seeds: Sequence[Recorded]) -> list[tuple[str, str]]:
         """Settings, versions and times, for the foot of the page."""
@@ -394,7 +394,7 @@ def _order(name: str) -> int:
     return order.index(stage) if stage in order else len(order)
 
 
-_Part = tuple[list[Claim], list[Plate]]
+_Part = tuple[list[Claim], list[PaperFigure]]
 
 _REASON = "reason"
 """Key of a file that says why there is no measurement."""
@@ -409,10 +409,10 @@ def _measure_theory_of(seed: int, folder: Path, model: Path, path: Path) -> None
 
     runs = {role: folder / role for role in ("sft", "dpo")}
     try:
-        found = measure_theory(seed, runs, model=model).to_dict()
+        result = measure_theory(seed, runs, model=model).to_dict()
     except BadInput as error:  # a model of one's own may not have what it takes
-        found = {_REASON: str(error)}
-    _keep(found, path)
+        result = {_REASON: str(error)}
+    _keep(result, path)
 
 
 def _measure_digits_of(seed: int, images: Path | None, path: Path) -> None:
@@ -429,18 +429,18 @@ def _theory(out: Path, seeds: Sequence[int]) -> _Part:
 
     paths = [out / "seeds" / str(seed) / "theory.json" for seed in seeds]
     given = _read(paths)
-    found = [TheoryResult.from_dict(one) for one in given if _REASON not in one]
+    results = [TheoryResult.from_dict(one) for one in given if _REASON not in one]
     refused = [one[_REASON] for one in given if _REASON in one]
-    said = "; ".join(dict.fromkeys(refused))
-    claims = list(theory_claims(found))
-    if not found:
-        return [replace(c, note=said) if said else c for c in claims], []
-    from learndyn.paper.theory.figures import theory_plates
+    reasons = "; ".join(dict.fromkeys(refused))
+    claims = list(theory_claims(results))
+    if not results:
+        return [replace(c, note=reasons) if reasons else c for c in claims], []
+    from learndyn.paper.theory.figures import theory_figures
 
     if refused:
-        left = f"Not measured on {len(refused)} of {len(given)}: {said}"
+        left = f"Not measured on {len(refused)} of {len(given)}: {reasons}"
         claims = [replace(c, note=f"{c.note} {left}".strip()) for c in claims]
-    return claims, theory_plates(found)
+    return claims, theory_figures(results)
 
 
 def _digits(out: Path, seeds: Sequence[int]) -> _Part:
@@ -449,12 +449,12 @@ def _digits(out: Path, seeds: Sequence[int]) -> _Part:
     from learndyn.paper.digits.result import DigitsResult
 
     paths = [out / "digits" / f"{seed}.json" for seed in seeds]
-    found = [DigitsResult.from_dict(one) for one in _read(paths)]
-    if not found:
-        return list(digits_claims(found)), []
-    from learndyn.paper.digits.figures import digit_plates
+    results = [DigitsResult.from_dict(one) for one in _read(paths)]
+    if not results:
+        return list(digits_claims(results)), []
+    from learndyn.paper.digits.figures import digit_figures
 
-    return list(digits_claims(found)), digit_plates(found)
+    return list(digits_claims(results)), digit_figures(results)
 
 
 def _softmax(out: Path, seeds: Sequence[int]) -> _Part:
@@ -463,14 +463,14 @@ def _softmax(out: Path, seeds: Sequence[int]) -> _Part:
 
     if not seeds:
         return list(softmax_claims(seeds)), []
-    from learndyn.paper.softmax.figures import softmax_plates
+    from learndyn.paper.softmax.figures import softmax_figures
 
-    return list(softmax_claims(seeds)), softmax_plates()
+    return list(softmax_claims(seeds)), softmax_figures()
 
 
-def _keep(found: dict[str, Any], path: Path) -> None:
+def _keep(result: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(found)  # NaN stays NaN
+    text = json.dumps(result)  # NaN stays NaN
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from learndyn.errors import BadInput, listed
 from learndyn.probes.formats import (
     ID_COLUMNS,
-    Layout,
     Mismatched,
     Parsed,
+    SourceColumns,
     Unusable,
     parser,
     read_columns,
@@ -184,7 +184,7 @@ class _Collector:
         self.mismatches = 0
         self.left_out: dict[tuple[str, str], list[str]] = {}
 
-    def add(self, record: Record, parsed: Parsed, columns: Layout) -> None:
+    def add(self, record: Record, parsed: Parsed, columns: SourceColumns) -> None:
         row_id = self.ids[record.position]
         responses = parsed.responses
         for kind in columns.kinds:

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 ID_COLUMNS = ("row_id", "prompt_id", "id")
-"""Layout that may name a row; the first that a source has is used."""
+"""Columns that may name a row; the first that a source has is used."""
 
 _RESERVED = frozenset(
     {*ID_COLUMNS, "split", "source", "rendered"}
     | {"messages", "tools", "chat_template_kwargs"}
 )
-"""Layout that are never kinds; nor are those whose names begin `score_`."""
+"""Columns that are never kinds; nor are those whose names begin `score_`."""
 
 Format = Literal["messages", "dialogues", "shared start", "wide"]
 
@@ -63,13 +63,13 @@ class Parsed:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class SourceColumns:
     """What the columns of a source mean."""
 
     format: Format
     kinds: tuple[str, ...]
     left_out: tuple[str, ...]
-    """Layout that hold no text and are neither reserved nor kinds."""
+    """Columns that hold no text and are neither reserved nor kinds."""
 
 
 def _is_messages(value: Any) -> bool:
@@ -82,7 +82,7 @@ def _is_messages(value: Any) -> bool:
     )
 
 
-def read_columns(records: Records) -> Layout:
+def read_columns(records: Records) -> SourceColumns:
     """Decide the format of a source, and which of its columns are kinds."""
     names = records.column_names
     layout = _format(records, names)
@@ -106,7 +106,7 @@ def read_columns(records: Records) -> Layout:
             f"{', '.join(names)} holds an answer's text. Needed: at least one, such as "
             'chosen. If it has another name, give rename={"output": "chosen"}.'
         )
-    return Layout(layout, tuple(kinds), tuple(left_out))
+    return SourceColumns(layout, tuple(kinds), tuple(left_out))
 
 
 def _is_reserved(name: str) -> bool:
@@ -150,7 +150,7 @@ def _is_kind(layout: Format, name: str, rows: Sequence[Record]) -> bool:
 
 
 def parser(
-    columns: Layout, tokenizer: "PreTrainedTokenizerBase | None", source: str
+    columns: SourceColumns, tokenizer: "PreTrainedTokenizerBase | None", source: str
 ) -> Callable[[Mapping[str, Any]], Parsed]:
     """The function that reads one row of this format."""
     if columns.format == "wide":

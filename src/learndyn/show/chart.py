@@ -167,7 +167,7 @@ _RC: dict[Any, Any] = {
 }
 
 
-class Sheet:
+class Chart:
     """A figure measured in CSS pixels, `y` growing downwards as on a page."""
 
     def __init__(self, width: int, body: Pixels, title: str, unit: str) -> None:
@@ -315,7 +315,7 @@ class EndLabel:
 
 
 def end_labels(
-    sheet: Sheet,
+    chart: Chart,
     axes: Axes,
     labels: Sequence[EndLabel],
     *,
@@ -332,25 +332,25 @@ def end_labels(
     labels = [label for label in labels if math.isfinite(label.at)]
     if not labels:
         return
-    _, top, right, bottom = sheet.box(axes)
+    _, top, right, bottom = chart.box(axes)
     last = axes.get_xlim()[1]
     axes.get_ylim()  # settles the limits, which `transData` alone does not
     pixels = [axes.transData.transform((last, label.at))[1] for label in labels]
-    ends = np.clip(sheet.height - np.array(pixels), top, bottom)
+    ends = np.clip(chart.height - np.array(pixels), top, bottom)
     begin = right + 11 + sample
     places = _spread_labels(ends, 1.4 * size, top, bottom)
     for label, end, y in zip(labels, ends.tolist(), places.tolist(), strict=True):
         style, base = label.style, y + 0.35 * size
-        sheet.stroke([right + 1, right + 8], [end, y], hairline(style.line), 0.5)
+        chart.stroke([right + 1, right + 8], [end, y], hairline(style.line), 0.5)
         if sample:
             width = points(style.width)
-            sheet.stroke([right + 8, begin - 5], [y, y], style, width)
+            chart.stroke([right + 8, begin - 5], [y, y], style, width)
         name, bold = label.name, style.width > 2.2
         if edge is not None:
-            sheet.write(edge, base, label.value, size=size, align="right")
+            chart.write(edge, base, label.value, size=size, align="right")
             room = edge - begin - 0.6 * size * len(label.value)
             name = shortened(name, int(room / (0.57 * size)))
-        sheet.write(begin, base, name, size=size, colour=style.text, bold=bold)
+        chart.write(begin, base, name, size=size, colour=style.text, bold=bold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,29 +393,29 @@ class Grid:
         self.head = 20 + max(18 * len(a) + 17 * len(b) for a, b in lines)
         self.row = self.head + tall + foot
         rows = math.ceil(len(headings) / self.columns)
-        self.sheet = Sheet(width, self.row * rows, title, unit)
+        self.chart = Chart(width, self.row * rows, title, unit)
 
     def axes(self, index: int, x: str = "") -> Axes:
         """The axes of one panel below its heading; `x` names what runs across."""
         row, column = divmod(index, self.columns)
         left = column * (self.each + 36)
-        top = self.sheet.top + row * self.row
+        top = self.chart.top + row * self.row
         heading = self.headings[index]
         findings, below = self._lines(heading)
         end = left + self.each
-        self.sheet.write(
+        self.chart.write(
             end, top + 20, heading.value, size=self.size, colour=MUTED, align="right"
         )
         y: Pixels = top + 2
         for line in findings:
             y += 18
-            self.sheet.write(left, y, line, size=self.size, bold=True)
+            self.chart.write(left, y, line, size=self.size, bold=True)
         for line in below:
             y += 17
-            self.sheet.write(left, y, line, size=12, colour=MUTED)
+            self.chart.write(left, y, line, size=12, colour=MUTED)
         right = end - max(self.right, 10)  # half of the last tick's label
         top += self.head
-        axes = self.sheet.axes(left + 52, top, right, top + self.tall)
+        axes = self.chart.axes(left + 52, top, right, top + self.tall)
         axes.set_xlabel(x, color=MUTED, fontsize=points(12))
         return axes
 
@@ -423,8 +423,8 @@ class Grid:
         self, axes: Axes, labels: Sequence[EndLabel], **options: Pixels
     ) -> None:
         """`end_labels` in the room that this grid has for them."""
-        edge = self.sheet.box(axes)[2] + self.right
-        end_labels(self.sheet, axes, labels, edge=edge, **options)
+        edge = self.chart.box(axes)[2] + self.right
+        end_labels(self.chart, axes, labels, edge=edge, **options)
 
     def _lines(self, heading: Heading) -> tuple[list[str], list[str]]:
         return wrapped(heading.finding, int(self.each), self.size), wrapped(
@@ -464,31 +464,31 @@ def signed(value: float, figures: int = 6) -> str:
     return text if value == 0 else ("+" if value > 0 else "−") + text
 
 
-def svg_of(sheet: Sheet) -> str:
+def svg_of(chart: Chart) -> str:
     """The figure as SVG text; the reader's own sans serif, no date, stable ids.
 
     Rendered once, when first asked for: a figure stands in a file and on a page.
     """
-    if sheet.rendered is None:
+    if chart.rendered is None:
         buffer = io.BytesIO()
         with matplotlib.rc_context(_RC):
-            sheet.figure.savefig(buffer, format="svg", metadata={"Date": None})
+            chart.figure.savefig(buffer, format="svg", metadata={"Date": None})
         text = buffer.getvalue().decode("utf-8")
-        sheet.rendered = text.replace("'DejaVu Sans'", _FONTS)
-    return sheet.rendered
+        chart.rendered = text.replace("'DejaVu Sans'", _FONTS)
+    return chart.rendered
 
 
-def save(sheet: Sheet, stem: Path) -> tuple[Path, Path]:
+def save(chart: Chart, stem: Path) -> tuple[Path, Path]:
     """Write `stem`.png, at twice the size for print, and `stem`.svg, each whole."""
     png, svg = (stem.with_name(stem.name + end) for end in (".png", ".svg"))
 
     def write_png(path: Path) -> None:
         with matplotlib.rc_context(_RC):
-            sheet.figure.savefig(
+            chart.figure.savefig(
                 path, format="png", dpi=2 * _DPI, metadata={"Software": None}
             )
 
     write_whole(png, write_png)
-    text = svg_of(sheet)
+    text = svg_of(chart)
     write_whole(svg, lambda path: path.write_text(text, encoding="utf-8"))
     return png, svg

@@ -51,7 +51,7 @@ def comparisons(loaded: list[Trajectory], folder: Path) -> str:
     baseline, parts = candidates[0], []
     for index, other in enumerate(candidates[1:], start=2):
         try:
-            found = compare_all(baseline, other)
+            results = compare_all(baseline, other)
         except BadInput as error:
             one, two = names(baseline, other)
             parts.append(
@@ -59,17 +59,17 @@ def comparisons(loaded: list[Trajectory], folder: Path) -> str:
                 f"<p class='note'>{escaped(error)}</p></section>"
             )
             continue
-        said = compare_in_words(baseline, other, found)
+        in_words = compare_in_words(baseline, other, results)
         stem = folder / f"comparison_{index}"
-        parts.append(_compared_section(baseline, other, found, said, stem))
+        parts.append(_compared_section(baseline, other, results, in_words, stem))
     return "".join(parts)
 
 
 def _compared_section(
     baseline: Trajectory,
     other: Trajectory,
-    found: dict[By, Comparison],
-    said: list[str],
+    results: dict[By, Comparison],
+    in_words: list[str],
     stem: Path,
 ) -> str:
     """One run against another: sentences, curves and a table for each way of matching.
@@ -83,9 +83,9 @@ def _compared_section(
     return "".join(
         [
             f"<section><h2>{escaped(two)} against {escaped(one)}</h2>",
-            sentences(said),
+            sentences(in_words),
             figure(wide, narrow, f"{two} against {one}"),
-            *(_comparison(result, baseline, other) for result in found.values()),
+            *(_comparison(result, baseline, other) for result in results.values()),
             "</section>",
         ]
     )
@@ -99,8 +99,8 @@ def _comparison(result: Comparison, baseline: Trajectory, other: Trajectory) -> 
         )
     one, two = names(baseline, other)
     what = "logp" if result.by == "gap" else "change"
-    found: dict[str, Difference | None] = dict(result.kinds)
-    found |= {GREEDY: result.greedy, _OFF_TARGET: result.off_target}
+    items: dict[str, Difference | None] = dict(result.kinds)
+    items |= {GREEDY: result.greedy, _OFF_TARGET: result.off_target}
     rows = [
         [
             coloured(name),
@@ -108,7 +108,7 @@ def _comparison(result: Comparison, baseline: Trajectory, other: Trajectory) -> 
             nats(item.a, 2 if name == _OFF_TARGET else 1),
             nats(item.b, 2 if name == _OFF_TARGET else 1),
         ]
-        for name, item in found.items()
+        for name, item in items.items()
         if item is not None
     ]
     head = ("kind", "difference [95 %]", f"{what}, {one}", f"{what}, {two}")
@@ -137,8 +137,8 @@ class Compared:
 
     baseline: Trajectory
     run: Trajectory
-    found: dict[By, Comparison]
-    said: list[str]
+    results: dict[By, Comparison]
+    sentences: list[str]
 
     @property
     def names(self) -> tuple[str, str]:
@@ -151,17 +151,17 @@ class Compared:
             "baseline": str(self.baseline.run.path),
             "run": str(self.run.run.path),
             "by": {
-                by: {"title": _title(by, self.baseline), **_numbers(found)}
-                for by, found in self.found.items()
+                by: {"title": _title(by, self.baseline), **_numbers(result)}
+                for by, result in self.results.items()
             },
             "curves": _curves(self.baseline, self.run),
-            "sentences": self.said,
+            "sentences": self.sentences,
         }
 
     def to_text(self) -> str:
         """For people."""
         one, two = self.names
-        return "\n".join([f"{two} against {one}", *(f"  {s}" for s in self.said)])
+        return "\n".join([f"{two} against {one}", *(f"  {s}" for s in self.sentences)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +181,7 @@ class ComparedRuns:
 
     def _repr_html_(self) -> str:
         return "".join(
-            sentences_html(f"{pair.names[1]} against {pair.names[0]}", pair.said)
+            sentences_html(f"{pair.names[1]} against {pair.names[0]}", pair.sentences)
             for pair in self.pairs
         )
 
@@ -245,13 +245,13 @@ def _resolved(paths: Sequence[Path]) -> set[Path]:
 
 
 def _compared(baseline: Trajectory, other: Trajectory) -> Compared:
-    found = compare_all(baseline, other)
-    said = compare_in_words(baseline, other, found)
+    results = compare_all(baseline, other)
+    in_words = compare_in_words(baseline, other, results)
     for name, trajectory in zip(names(baseline, other), (baseline, other), strict=True):
-        said += [f"{name}: {left_out}" for left_out in trajectory.unreadable]
+        in_words += [f"{name}: {left_out}" for left_out in trajectory.unreadable]
         gaps = missing_in_words(trajectory)
-        said += [] if gaps is None else [f"{name}: {gaps}"]
-    return Compared(baseline, other, found, said)
+        in_words += [] if gaps is None else [f"{name}: {gaps}"]
+    return Compared(baseline, other, results, in_words)
 
 
 def _write(pairs: Sequence[Compared], folder: Path, overwrite: bool) -> Path:
@@ -260,7 +260,7 @@ def _write(pairs: Sequence[Compared], folder: Path, overwrite: bool) -> Path:
     figures.mkdir(parents=True, exist_ok=True)
     parts = [
         _compared_section(
-            p.baseline, p.run, p.found, p.said, figures / f"comparison_{index}"
+            p.baseline, p.run, p.results, p.sentences, figures / f"comparison_{index}"
         )
         for index, p in enumerate(pairs, start=2)
     ]
@@ -279,18 +279,18 @@ def _write(pairs: Sequence[Compared], folder: Path, overwrite: bool) -> Path:
     return page
 
 
-def _numbers(found: Comparison) -> dict[str, Any]:
+def _numbers(result: Comparison) -> dict[str, Any]:
     return {
-        "at": found.at,
-        "step_a": found.step_a,
-        "step_b": found.step_b,
-        "kinds": {kind: _difference(item) for kind, item in found.kinds.items()},
-        "greedy": _difference(found.greedy),
-        "off_target": _difference(found.off_target),
-        "prompts": found.prompts,
-        "of": found.of,
-        "lost_share": found.lost_share,
-        "reason": found.reason,
+        "at": result.at,
+        "step_a": result.step_a,
+        "step_b": result.step_b,
+        "kinds": {kind: _difference(item) for kind, item in result.kinds.items()},
+        "greedy": _difference(result.greedy),
+        "off_target": _difference(result.off_target),
+        "prompts": result.prompts,
+        "of": result.of,
+        "lost_share": result.lost_share,
+        "reason": result.reason,
     }
 
 

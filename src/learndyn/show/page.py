@@ -25,7 +25,7 @@ from learndyn.show.chart import (
     PAPER,
     TEXT,
     UP,
-    Sheet,
+    Chart,
     mixed,
     style_of,
     svg_of,
@@ -220,7 +220,7 @@ def link(anchor: str, name: str) -> Markup:
     return Markup(f"<a href='#{text(anchor)}'>{text(name)}</a>")
 
 
-def figure(wide: Sheet, narrow: Sheet, alt: str) -> str:
+def figure(wide: Chart, narrow: Chart, alt: str) -> str:
     """One figure in two drawings; the browser shows the one that fits."""
     return (
         "<figure><picture>"
@@ -284,6 +284,6 @@ def _style(running: bool) -> str:
     return " class='said'" if running else ""
 
 
-def _address(sheet: Sheet) -> str:
-    data = base64.b64encode(svg_of(sheet).encode("utf-8")).decode("ascii")
+def _address(chart: Chart) -> str:
+    data = base64.b64encode(svg_of(chart).encode("utf-8")).decode("ascii")
     return f"data:image/svg+xml;base64,{data}"

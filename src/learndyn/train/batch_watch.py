@@ -27,7 +27,7 @@ from learndyn.forces.direction import parameters_of
 from learndyn.forces.explain import Gradients
 from learndyn.forces.gradients import TokenLogps
 from learndyn.forces.optimizers import wide
-from learndyn.measure.neutral import random_state_kept
+from learndyn.measure.neutral import preserved_random_state
 from learndyn.probes.tokenize import TokenizedPair
 
 
@@ -129,7 +129,7 @@ def _labels(inputs: dict[str, Any]) -> Int[Tensor, "batch time"]:
 
 
 @dataclass(eq=False)
-class Forward:
+class TrainingForward:
     """One forward of the training, in which a gradient was to flow."""
 
     args: tuple[Any, ...]
@@ -149,7 +149,7 @@ class BatchWatch:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.forwards: list[Forward] = []
+        self.forwards: list[TrainingForward] = []
         self.trouble = ""
         """The first error in a hook; training never sees it."""
         self._random: tuple[Tensor, list[Tensor]] | None = None
@@ -197,7 +197,7 @@ class BatchWatch:
         inputs = _inputs_by_name(args, kwargs)
         with torch.no_grad():  # the training's graph must not grow by ours
             logp = _logp_of(output, inputs).detach()
-        forward = Forward(args, kwargs, random, self.model.training, logp)
+        forward = TrainingForward(args, kwargs, random, self.model.training, logp)
         self.forwards.append(forward)
         push_of = _push_reader(output, inputs)
 
@@ -258,7 +258,7 @@ class BatchWatch:
         return Gradients(pull, push, batch)
 
     def _by_sign(
-        self, forwards: list[Forward]
+        self, forwards: list[TrainingForward]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Pull and push, which sum to the whole pullback.
 
@@ -275,7 +275,7 @@ class BatchWatch:
         return pull, {name: wide(part) - pull[name] for name, part in whole.items()}
 
     def _pullback(
-        self, forwards: list[Forward], asked: list[Tensor]
+        self, forwards: list[TrainingForward], asked: list[Tensor]
     ) -> dict[str, Tensor]:
         parameters = parameters_of(self.model)
         total = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -300,7 +300,7 @@ class BatchWatch:
 
 
 @contextmanager
-def _as_then(model: nn.Module, then: Forward) -> Iterator[None]:
+def _as_then(model: nn.Module, then: TrainingForward) -> Iterator[None]:
     """Within the block random states and mode are as they were at an earlier forward.
 
     With other dropout masks this would be another function than training's.
@@ -308,7 +308,7 @@ def _as_then(model: nn.Module, then: Forward) -> Iterator[None]:
     # Per module: a trainer may keep parts of a model, frozen ones, in eval mode.
     flags = {module: module.training for module in model.modules()}
     cpu, cuda = then.random
-    with random_state_kept():
+    with preserved_random_state():
         torch.set_rng_state(cpu)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
@@ -323,7 +323,7 @@ def _as_then(model: nn.Module, then: Forward) -> Iterator[None]:
 
 
 def _batch(
-    forwards: list[Forward], roles: str
+    forwards: list[TrainingForward], roles: str
 ) -> tuple[Batch, Float[np.ndarray, " token"]]:
     """The training responses, and the log-probabilities that training had for them.
 

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from learndyn.measure.load import weights_hash
-from learndyn.measure.neutral import is_sharded, random_state_kept
+from learndyn.measure.neutral import is_sharded, preserved_random_state
 from learndyn.probes.panel import Panel
 from learndyn.probes.tokenize import TokenizedProbes
 from learndyn.probes.trained import Trained
@@ -170,7 +170,7 @@ def rows_trained_on(
     if dataset is None:
         return Trained(why_unknown="the trainer keeps no data set of its own")
     try:
-        with random_state_kept():
+        with preserved_random_state():
             return trained_on(dataset, probes, family, tokenizer)
     except Exception as error:  # of columns that nobody foresaw
         return Trained(why_unknown=f"its rows were not read: {error!r:.200}")
@@ -184,7 +184,7 @@ def _columns(dataset: Any) -> list[str]:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         return []  # its first row would be missing from the training
     try:
-        with random_state_kept():  # a row may be drawn, as of a masked text
+        with preserved_random_state():  # a row may be drawn, as of a masked text
             row = dataset[0]
     except Exception:  # of somebody else's code: a run must not fail for its name
         return []

@@ -215,8 +215,8 @@ def _replayable(
     """
     if config.data:  # from the command line: its own words replay it
         # the default is left unsaid, as in the configs of older runs
-        said = config.kinds if kinds in (None, ["chosen"]) else kinds
-        return replace(config, method=method, kinds=said)
+        written = config.kinds if kinds in (None, ["chosen"]) else kinds
+        return replace(config, method=method, kinds=written)
     return replace(
         config,
         method=method,

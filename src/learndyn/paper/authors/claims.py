@@ -115,8 +115,8 @@ def _at_start(one: Recorded) -> Measured:
         raise Absent("no known number for any kind of the run")
     apart = [abs(float(_mean(run, kind)[0]) - known[kind]) for kind in kinds]
     worst = _largest(apart)
-    told = one.seed in _PATHS or run.run.info.method in ("sft", "extend-sft")
-    if worst > _ELSEWHERE and not told:
+    starts_there = one.seed in _PATHS or run.run.info.method in ("sft", "extend-sft")
+    if worst > _ELSEWHERE and not starts_there:
         raise Absent("the run probably starts from another checkpoint")
     return Measured(one.seed, worst, worst <= _TOLERANCE)
 
@@ -211,19 +211,19 @@ def imported(folder: Path, out: Path, *, overwrite: bool = False) -> Imports:
     inside = sorted(path for path in folder.iterdir() if path.is_dir())
     if inside:  # then it need not be a result itself
         refused = []
-    found: list[Recorded] = []
+    seeds: list[Recorded] = []
     for source in inside:
         try:
-            found.append(_imported(source, out, overwrite))
+            seeds.append(_imported(source, out, overwrite))
         except BadInput as error:
             refused.append(f"{source.name}: {error}")
-    if not found:
+    if not seeds:
         raise BadInput(
             f"{folder} holds no readable result of the authors:\n" + "\n".join(refused)
         )
     for each in refused:
         warnings.warn(f"left out because it cannot be read: {each}", stacklevel=2)
-    return Imports(found, refused)
+    return Imports(seeds, refused)
 
 
 def _imported(source: Path, out: Path, overwrite: bool) -> Recorded:

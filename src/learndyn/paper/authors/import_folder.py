@@ -25,55 +25,55 @@ from learndyn.paper.authors.probes import (
     table_of,
     vocabulary,
 )
-from learndyn.paper.authors.runs import Found, find_runs, ranges
+from learndyn.paper.authors.runs import FolderRun, find_runs, ranges
 from learndyn.probes.kinds import NOT_AS_NAMED
 from learndyn.record.files import visible
 from learndyn.record.run_directory import RunDirectory, refuse_taken
 
 
-def _defects_of(found: Found) -> list[dict[str, Any]]:
+def _defects_of(run: FolderRun) -> list[dict[str, Any]]:
     """Columns with the values of something else: `column`, `what`, `evidence`."""
-    wrong = _greedy(found)
-    outside = impossible(found.layout, found.means)
+    wrong = _greedy(run)
+    outside = impossible(run.layout, run.means)
     if outside:
         named = ", ".join(column.name for column in outside)
         what = f"{named} has values that this quantity cannot have"
         wrong.append(_entry(_ours(outside), what, columns=len(outside)))
-    if found.layout.split == "train":
+    if run.layout.split == "train":
         wrong += [
             _entry(kind, NOT_AS_NAMED[kind])
-            for kind in found.layout.kinds
+            for kind in run.layout.kinds
             if kind in NOT_AS_NAMED
         ]
     return wrong
 
 
-def _remarks_on(found: Found) -> list[str]:
+def _remarks_on(run: FolderRun) -> list[str]:
     """What is known of columns that are what they say, but not exactly."""
-    said = []
-    place = found.layout.place("rest_logp")
+    remarks = []
+    place = run.layout.place("rest_logp")
     if place is not None:
-        values = found.values[:, place]
+        values = run.values[:, place]
         lost = int(np.sum(~np.isfinite(values)))
         if lost:
-            said.append(
+            remarks.append(
                 f"rest_logp: {lost} of {values.size} values are not finite. It was "
                 "taken as log(1 - max pi) in float32, where 1 - max pi can be 0."
             )
-    if any(column.quantity == "a_norm" for column in found.layout.columns):
-        said.append(
+    if any(column.quantity == "a_norm" for column in run.layout.columns):
+        remarks.append(
             "p_norm2 comes from ||A||: it is the square of the mean over tokens of "
             "||pi||, which is below the mean of its square."
         )
-    return said
+    return remarks
 
 
-def _greedy(found: Found) -> list[dict[str, Any]]:
-    layout = found.layout
+def _greedy(run: FolderRun) -> list[dict[str, Any]]:
+    layout = run.layout
     place, chosen = layout.place("argmax_logp"), layout.place("logp", "chosen")
     if place is None or chosen is None:
         return []
-    top, label = found.values[:, place], found.values[:, chosen]
+    top, label = run.values[:, place], run.values[:, chosen]
     both = np.isfinite(top) & np.isfinite(label)
     below = int(np.sum(top[both] < label[both]))
     what = "argmax_logp is below chosen's own logp, which no largest one can be"
@@ -163,7 +163,7 @@ class Imported:
         """For a terminal, at most 88 columns wide."""
         parts = [f"{self.folder}: {_count(len(self.runs), 'run')}"]
         for run in self.runs:
-            parts += ["", *_told(run)]
+            parts += ["", *_run_in_words(run)]
         if self.left_out:
             parts += ["", "left out:"]
             parts += [line for what in self.left_out for line in _wrapped(what)]
@@ -193,17 +193,18 @@ def import_folder(
             f"{folder} is not a folder. Give the folder of one experiment, which holds "
             "prob_train_metrics.json or logp_npy_all_chosen.npy, or both."
         )
-    found, left_out = find_runs(folder)
+    in_folder, left_out = find_runs(folder)
     given = None if probes is None else Path(probes)
-    watched = [probes_of(run, given) for run in found]  # refused before any is written
-    names = [out.name] + [f"{out.name}-{i}" for i in range(2, len(found) + 1)]
+    # these refuse probe files that do not fit, before anything is written
+    watched = [probes_of(run, given) for run in in_folder]
+    names = [out.name] + [f"{out.name}-{i}" for i in range(2, len(in_folder) + 1)]
     paths = [out.with_name(name) for name in names]
     for path in paths:  # all, before any is written
         refuse_taken(path, overwrite, resume=None)
     runs = []
-    for run, path, texts in zip(found, paths, watched, strict=True):
+    for run, path, texts in zip(in_folder, paths, watched, strict=True):
         size = vocabulary(run, folder.name)
-        told = ImportedRun(
+        imported = ImportedRun(
             run=str(path),
             layout=run.layout.letter,
             observations=len(run.values),
@@ -218,7 +219,7 @@ def import_folder(
             columns_left_out=run.layout.left_out,
             notes=[*run.notes, *_of_probes(run, given), *_remarks_on(run)],
         )
-        info = _info(folder.name, told, run, size) | {
+        info = _info(folder.name, imported, run, size) | {
             "probe_fingerprint": texts.fingerprint
         }
         made = RunDirectory.create(path, table_of(texts), info, overwrite=overwrite)
@@ -226,8 +227,8 @@ def import_folder(
             made.write_observation(observation_of(run, step, texts, size))
         if run.array is not None:  # the authors write it at the end
             made.update_info(finished=True)
-        runs.append(told)
-    return Imported(str(folder), runs, [*left_out, *_older(out, len(found))])
+        runs.append(imported)
+    return Imported(str(folder), runs, [*left_out, *_older(out, len(in_folder))])
 
 
 def _older(out: Path, made: int) -> list[str]:
@@ -246,44 +247,44 @@ def _named(out: Path) -> Path:
 
 
 def _info(
-    folder: str, told: ImportedRun, run: Found, size: int | None
+    folder: str, imported: ImportedRun, run: FolderRun, size: int | None
 ) -> dict[str, Any]:
     """What run.json keeps. Names that were guessed say so."""
     known: dict[str, Any] = {"step_unit": "evaluation"}
-    if told.method is not None:
-        known["method"] = told.method
-    if told.model is not None:
-        known["model"] = f"{told.model} (guessed)"
+    if imported.method is not None:
+        known["method"] = imported.method
+    if imported.model is not None:
+        known["model"] = f"{imported.model} (guessed)"
     if size is not None:
         # Token ids are not known: what can be said of the tokenizer is its V.
         known["tokenizer_sha256"] = f"vocab {size}"
     supervised = re.fullmatch(r"logp_npy_all_(.+)\.npy", run.array or "")
     if run.means_only:
-        known["means_only"] = told.kinds
+        known["means_only"] = imported.kinds
     others = norms_of_others(run)
     if others:
         known["a_norm"] = others
     return known | {
         "imported": {
             "folder": folder,
-            "layout": told.layout,
-            "observations": told.observations,
-            "metrics": told.metrics,
-            "array": told.array,
+            "layout": imported.layout,
+            "observations": imported.observations,
+            "metrics": imported.metrics,
+            "array": imported.array,
             "trained_on": supervised.group(1) if supervised else None,
-            "lines": ranges(told.lines),
+            "lines": ranges(imported.lines),
             "greedy_path_along": run.layout.along,
             "vocabulary": size,
-            "columns_left_out": told.columns_left_out,
-            "notes": told.notes,
+            "columns_left_out": imported.columns_left_out,
+            "notes": imported.notes,
         },
-        "guessed": [n for n in ("method", "model") if getattr(told, n) is not None],
-        "defects": told.defects,
+        "guessed": [n for n in ("method", "model") if getattr(imported, n) is not None],
+        "defects": imported.defects,
         "versions": {"learndyn": importlib.metadata.version("learndyn")},
     }
 
 
-def _of_probes(run: Found, given: Path | None) -> list[str]:
+def _of_probes(run: FolderRun, given: Path | None) -> list[str]:
     if given is None or not run.means_only:
         return []
     return [
@@ -294,8 +295,8 @@ def _of_probes(run: Found, given: Path | None) -> list[str]:
 def _method(name: str) -> str | None:
     """What a folder's name says was done, as `learndyn run` calls it."""
     words = set(re.split(r"[^a-z]+", name.lower()))
-    found = next((w for w in ("dpo", "ipo", "sft") if w in words), None)
-    return "extend-sft" if found == "sft" and "extend" in words else found
+    method = next((w for w in ("dpo", "ipo", "sft") if w in words), None)
+    return "extend-sft" if method == "sft" and "extend" in words else method
 
 
 def _model(name: str) -> str | None:
@@ -303,7 +304,7 @@ def _model(name: str) -> str | None:
     return next(hits, None)
 
 
-def _told(run: ImportedRun) -> list[str]:
+def _run_in_words(run: ImportedRun) -> list[str]:
     values = "means alone" if run.prompts is None else _count(run.prompts, "prompt")
     parts = [
         f"{run.run}",

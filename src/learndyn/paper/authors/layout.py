@@ -80,9 +80,9 @@ class Layout:
 
     def place(self, quantity: str, kind: str | None = None) -> int | None:
         """Position of a column; None where the file has none."""
-        wanted = (quantity, kind)
+        key = (quantity, kind)
         for index, column in enumerate(self.columns):
-            if (column.quantity, column.kind) == wanted:
+            if (column.quantity, column.kind) == key:
                 return index
         return None
 
@@ -118,13 +118,13 @@ def layout_of_values(means: Float[np.ndarray, "step column"], where: str) -> Lay
         BadInput: if no layout fits, or more than one does.
     """
     width = means.shape[1]
-    fits = [found for found in _named() if len(found.columns) == width]
-    possible = [found for found in fits if _can_be(found, means)]
+    fits = [layout for layout in _named() if len(layout.columns) == width]
+    possible = [layout for layout in fits if _can_be(layout, means)]
     if len(possible) != 1:
-        told = ", ".join(found.letter for found in possible or fits) or "none"
+        letters = ", ".join(layout.letter for layout in possible or fits) or "none"
         raise BadInput(
             f"{where} has {width} columns without names, and {len(possible)} of the "
-            f"known layouts fit them (by their number alone: {told}). Put the run's "
+            f"known layouts fit them (by their number alone: {letters}). Put the run's "
             "prob_train_metrics.json beside it, which names them."
         )
     return possible[0]
@@ -181,8 +181,10 @@ def _named() -> list[Layout]:
     }
     orders["b"] += _each(others, logp, norm)
     orders["d"] += _each(others, norm, logp)
-    found = [layout_of_names(names, letter) for letter, names in orders.items()]
-    return [replace(f, letter=letter) for f, letter in zip(found, orders, strict=True)]
+    layouts = [layout_of_names(names, letter) for letter, names in orders.items()]
+    return [
+        replace(f, letter=letter) for f, letter in zip(layouts, orders, strict=True)
+    ]
 
 
 def _each(kinds: Sequence[str], *parts: dict[str, list[str]]) -> list[str]:

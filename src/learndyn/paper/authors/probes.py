@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from learndyn.errors import BadInput
 from learndyn.paper.authors.layout import Layout
-from learndyn.paper.authors.runs import Found
+from learndyn.paper.authors.runs import FolderRun
 from learndyn.probes.build import load_probes
 from learndyn.probes.kinds import AUTHORS_KINDS, in_paper_order
 from learndyn.probes.probe import COLUMNS, Probe, ProbeSet
@@ -25,7 +25,7 @@ _VOCABULARIES = {"pythia": 50304, "qwen": 151936}
 """Rows of the output layer of the authors' models: the V of ||A||."""
 
 
-def probes_of(found: Found, given: Path | None) -> ProbeSet:
+def probes_of(run: FolderRun, given: Path | None) -> ProbeSet:
     """The probes that a run's numbers are of, prompt after prompt.
 
     Without texts there is one probe a prompt and kind, p0000 and so on in the file's
@@ -34,12 +34,12 @@ def probes_of(found: Found, given: Path | None) -> ProbeSet:
     Raises:
         BadInput: if the given probes have another number of prompts, or lack a kind.
     """
-    kinds, split = in_paper_order(found.layout.kinds), found.layout.split
-    if given is not None and not found.means_only:
-        return _given(found, given, kinds)
-    prompts = found.values.shape[2]
+    kinds, split = in_paper_order(run.layout.kinds), run.layout.split
+    if given is not None and not run.means_only:
+        return _given(run, given, kinds)
+    prompts = run.values.shape[2]
     digits = max(4, len(str(prompts - 1)))
-    ids = [_MEAN] if found.means_only else [f"p{i:0{digits}d}" for i in range(prompts)]
+    ids = [_MEAN] if run.means_only else [f"p{i:0{digits}d}" for i in range(prompts)]
     return ProbeSet(
         tuple(Probe(i, kind, _UNKNOWN, _UNKNOWN, split) for i in ids for kind in kinds)
     )
@@ -61,7 +61,7 @@ def table_of(probes: ProbeSet) -> pa.Table:
     )
 
 
-def vocabulary(found: Found, folder: str) -> int | None:
+def vocabulary(run: FolderRun, folder: str) -> int | None:
     """The V of ||A||, from the folder's name or from the values alone; None if neither
     can tell, or they contradict each other.
 
@@ -69,8 +69,8 @@ def vocabulary(found: Found, folder: str) -> int | None:
     lies between the roots of V - 1 and 2 V - 2.
     """
     norms = [
-        found.values[:, index]
-        for index, column in enumerate(found.layout.columns)
+        run.values[:, index]
+        for index, column in enumerate(run.layout.columns)
         if column.quantity == "a_norm"
     ]
     known = np.concatenate([v[np.isfinite(v)] for v in norms]) if norms else np.empty(0)
@@ -89,25 +89,25 @@ def vocabulary(found: Found, folder: str) -> int | None:
 
 
 def observation_of(
-    found: Found, step: int, probes: ProbeSet, size: int | None
+    run: FolderRun, step: int, probes: ProbeSet, size: int | None
 ) -> Observation:
     """One evaluation as an observation; NaN for what the file does not hold.
 
     Columns without a kind belong to the probes of the kind that they are of. Where that
     is not chosen, the greedy path is kept along chosen too: see `defects_of`.
     """
-    layout, values = found.layout, found.values[step]
+    layout, values = run.layout, run.values[step]
     kinds = in_paper_order(layout.kinds)
     shape = (values.shape[1], len(kinds))
     columns = {name: np.full(shape, np.nan) for name in PROBE_COLUMNS}
     for place, kind in enumerate(kinds):
-        wanted = {"logp": layout.place("logp", kind)}
+        places = {"logp": layout.place("logp", kind)}
         if kind == layout.along:
             names = ("argmax_logp", "rest_logp", "p_gap", "energy")
-            wanted |= {name: layout.place(name) for name in names}
+            places |= {name: layout.place(name) for name in names}
         elif kind == "chosen":
-            wanted["argmax_logp"] = layout.place("argmax_logp")
-        for name, index in wanted.items():
+            places["argmax_logp"] = layout.place("argmax_logp")
+        for name, index in places.items():
             if index is not None:
                 columns[name][:, place] = _finite(values[index])
         norm = _norm_place(layout, kind)
@@ -139,12 +139,12 @@ def _mean_square(
     return np.asarray((np.asarray(norm, np.float64) ** 2 - size + 2) / size)
 
 
-def norms_of_others(found: Found) -> dict[str, list[float]]:
+def norms_of_others(run: FolderRun) -> dict[str, list[float]]:
     """Mean ||A|| at each evaluation of the kinds whose log-probability is not known."""
-    kinds, means = set(found.layout.kinds), found.means
+    kinds, means = set(run.layout.kinds), run.means
     return {
         column.kind: means[:, index].tolist()
-        for index, column in enumerate(found.layout.columns)
+        for index, column in enumerate(run.layout.columns)
         if column.quantity == "a_norm" and column.kind and column.kind not in kinds
     }
 
@@ -166,22 +166,22 @@ def _finite(values: Float[np.ndarray, " prompt"]) -> Float[np.ndarray, " prompt"
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _given(found: Found, path: Path, kinds: list[str]) -> ProbeSet:
-    split, prompts = found.layout.split, found.values.shape[2]
+def _given(run: FolderRun, path: Path, kinds: list[str]) -> ProbeSet:
+    split, prompts = run.layout.split, run.values.shape[2]
     whole = load_probes(path, aliases=AUTHORS_KINDS, empty="keep", split=split)
     texts = whole.select(kinds=[kind for kind in kinds if kind in whole.kinds])
     ids, count = whole.prompt_ids, len(whole.prompt_ids)
     if count != prompts:
         raise BadInput(
-            f"{path} has {count} prompts, and {found.array} has numbers for {prompts}. "
+            f"{path} has {count} prompts, and {run.array} has numbers for {prompts}. "
             "Give the probe file that this run watched, or leave probes= out."
         )
     of = {(probe.prompt_id, probe.kind): probe for probe in texts}
-    wanted = [(i, kind) for i in ids for kind in kinds]
-    lacking = [f"{kind} of {i}" for i, kind in wanted if (i, kind) not in of]
+    keys = [(i, kind) for i in ids for kind in kinds]
+    lacking = [f"{kind} of {i}" for i, kind in keys if (i, kind) not in of]
     if lacking:
         raise BadInput(
-            f"{path} lacks {len(lacking)} responses that {found.array} has numbers for "
+            f"{path} lacks {len(lacking)} responses that {run.array} has numbers for "
             f"({', '.join(lacking[:3])}). Give the probe file that this run watched."
         )
-    return ProbeSet(tuple(of[key] for key in wanted), whole.manifest)
+    return ProbeSet(tuple(of[key] for key in keys), whole.manifest)

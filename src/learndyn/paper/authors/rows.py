@@ -34,8 +34,8 @@ def match_rows(rows: Rows, array: Float[np.ndarray, "step column"]) -> list[int 
     choice with the fewest gaps is taken: what a crashed process wrote stays together.
     """
     size = len(rows) + 1  # the last row used, counted from 1; 0 is none so far
-    cost, seen = np.full(size, _NEVER), np.full(size, len(array))
-    cost[0], seen[0] = 0, 0
+    cost, reached = np.full(size, _NEVER), np.full(size, len(array))
+    cost[0], reached[0] = 0, 0
     parents = np.empty((len(array), size), dtype=np.int32)
     places = np.arange(size)
     for step, mean in enumerate(array):
@@ -49,13 +49,13 @@ def match_rows(rows: Rows, array: Float[np.ndarray, "step column"]) -> list[int 
         better = price < lost[equal]
         lost[equal[better]], parent[equal[better]] = price[better], way[better]
         cost, parents[step] = np.minimum(lost, _NEVER), parent
-        seen = np.where((seen == len(array)) & (cost < _NEVER), step, seen)
-    at = int(min(np.flatnonzero(cost == cost.min()), key=lambda place: seen[place]))
-    found: list[int | None] = []
+        reached = np.where((reached == len(array)) & (cost < _NEVER), step, reached)
+    at = int(min(np.flatnonzero(cost == cost.min()), key=lambda place: reached[place]))
+    matches: list[int | None] = []
     for parent in parents[::-1]:
-        found.append(None if parent[at] == at else at - 1)
+        matches.append(None if parent[at] == at else at - 1)
         at = int(parent[at])
-    return found[::-1]
+    return matches[::-1]
 
 
 def _first_least(cost: np.ndarray) -> np.ndarray:
@@ -201,12 +201,12 @@ class _Steps:
             for other in ahead
         )
         fee = _BEGIN * self.rows.shape[1]
-        found: list[tuple[bool | None, float]] = []
+        ways: list[tuple[bool | None, float]] = []
         if known is not True:
-            found.append((False, own))
+            ways.append((False, own))
         if known is not False:
-            found.append((True, again + (fee if known is None else 0.0)))
-        return found
+            ways.append((True, again + (fee if known is None else 0.0)))
+        return ways
 
 
 def _grown(steps: _Steps, guess: _Guess, index: int) -> list[_Guess]:
@@ -227,8 +227,8 @@ def _grown(steps: _Steps, guess: _Guess, index: int) -> list[_Guess]:
         preference = 0.5 * (-rank if turns else rank)
         runs = (*guess.runs[:k], (*run, index), *guess.runs[k + 1 :])
         for repeats, cost in steps.costs(guess, k, index, turns):
-            told = (*guess.repeats[:k], repeats, *guess.repeats[k + 1 :])
-            grown.append(_Guess(guess.cost + cost + preference, runs, told))
+            all_repeats = (*guess.repeats[:k], repeats, *guess.repeats[k + 1 :])
+            grown.append(_Guess(guess.cost + cost + preference, runs, all_repeats))
     return grown
 
 

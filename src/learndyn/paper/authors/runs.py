@@ -67,7 +67,7 @@ def _read_lines(path: Path) -> tuple[list[_Lines], list[str]]:
             f"{len(problems)} lines cannot be read). A result file has one object a "
             "line, one line an evaluation."
         )
-    found = [
+    by_columns = [
         _Lines(
             names,
             np.array([number for number, _ in rows]),
@@ -75,7 +75,7 @@ def _read_lines(path: Path) -> tuple[list[_Lines], list[str]]:
         )
         for names, rows in groups.items()
     ]
-    return found, problems
+    return by_columns, problems
 
 
 def _read_array(path: Path) -> Float[np.ndarray, "step column prompt"]:
@@ -137,7 +137,7 @@ def _short(error: Exception) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class FolderRun:
     """One run of a folder."""
 
     layout: Layout
@@ -164,7 +164,7 @@ class Found:
 
 
 @dataclass
-class _Group:
+class _LineGroup:
     """Lines of one JSON file with the same columns, and those that are not taken."""
 
     file: str
@@ -174,7 +174,7 @@ class _Group:
     """Rows that no array has."""
 
 
-def find_runs(folder: Path) -> tuple[list[Found], list[str]]:
+def find_runs(folder: Path) -> tuple[list[FolderRun], list[str]]:
     """All runs of a folder, the main one first, and what was left out and why.
 
     The main run is that of a .npy file, of `chosen` before others; without one it is
@@ -216,27 +216,27 @@ def _chosen_first(path: Path) -> tuple[bool, str]:
     return path.name != "logp_npy_all_chosen.npy", path.name
 
 
-def _groups(metrics: Sequence[Path], left_out: list[str]) -> list[_Group]:
+def _groups(metrics: Sequence[Path], left_out: list[str]) -> list[_LineGroup]:
     groups = []
     for path in metrics:
         try:
-            found, problems = _read_lines(path)
+            by_columns, problems = _read_lines(path)
         except BadInput as error:
             left_out.append(str(error))
             continue
         left_out += problems
-        for lines in found:
+        for lines in by_columns:
             try:
                 layout = layout_of_names(lines.names, path.name)
             except BadInput as error:
                 left_out.append(f"{len(lines.numbers)} lines: {error}")
                 continue
             rows = list(range(len(lines.numbers)))
-            groups.append(_Group(path.name, lines, layout, rows))
+            groups.append(_LineGroup(path.name, lines, layout, rows))
     return groups
 
 
-def _of_array(path: Path, groups: Sequence[_Group]) -> Found:
+def _of_array(path: Path, groups: Sequence[_LineGroup]) -> FolderRun:
     """The run of one .npy file, and the lines that it wrote.
 
     Raises:
@@ -247,8 +247,8 @@ def _of_array(path: Path, groups: Sequence[_Group]) -> Found:
     for group in groups:
         if len(group.lines.names) != array.shape[1]:
             continue
-        found = match_rows(group.lines.values[group.free], means)
-        rows = [None if at is None else group.free[at] for at in found]
+        matches = match_rows(group.lines.values[group.free], means)
+        rows = [None if at is None else group.free[at] for at in matches]
         taken = [row for row in rows if row is not None]
         if 2 * len(taken) < len(rows):
             continue
@@ -256,15 +256,15 @@ def _of_array(path: Path, groups: Sequence[_Group]) -> Found:
         numbers = [None if r is None else int(group.lines.numbers[r]) for r in rows]
         lost = len(rows) - len(taken)
         notes = [f"{lost} of its {len(rows)} evaluations have no line."] if lost else []
-        return Found(group.layout, array, numbers, group.file, path.name, notes)
+        return FolderRun(group.layout, array, numbers, group.file, path.name, notes)
     layout = layout_of_values(means, path.name)
     notes = [f"columns named by their order alone: layout {layout.letter}."]
     if groups:
         notes.append("the JSON files have no lines of this array's run.")
-    return Found(layout, array, [None] * len(array), None, path.name, notes)
+    return FolderRun(layout, array, [None] * len(array), None, path.name, notes)
 
 
-def _of_lines(group: _Group, left_out: list[str]) -> list[Found]:
+def _of_lines(group: _LineGroup, left_out: list[str]) -> list[FolderRun]:
     """The runs of the lines that no array has: means alone."""
     rows = group.lines.values[group.free]
     if not len(rows):
@@ -272,51 +272,53 @@ def _of_lines(group: _Group, left_out: list[str]) -> list[Found]:
     start = group.lines.values[0]
     runs = split_runs(rows, start)
     move = usual_move(group.lines.values)
-    told = [run for run in runs if len(run) > 1]
+    longer = [run for run in runs if len(run) > 1]
     only_starts = [run[0] for run in runs if len(run) == 1]
-    if not told and len(group.free) == len(group.lines.numbers):
-        told, only_starts = [only_starts[:1]], only_starts[1:]
+    if not longer and len(group.free) == len(group.lines.numbers):
+        longer, only_starts = [only_starts[:1]], only_starts[1:]
     if only_starts:
         again = [int(group.lines.numbers[group.free[row]]) for row in only_starts]
         left_out.append(
             f"{group.file}, {_lines(again)}: the first evaluation once more, by a "
             "process that wrote nothing else (or by a model that did not move)"
         )
-    several = len(told) > 1 or len(group.free) < len(group.lines.numbers)
-    found = []
-    for run in told:
-        kept = _without_repeats(rows, run, group, left_out)
+    several = len(longer) > 1 or len(group.free) < len(group.lines.numbers)
+    in_lines = []
+    for run in longer:
+        distinct = _without_repeats(rows, run, group, left_out)
         numbers: list[int | None] = [
-            int(group.lines.numbers[group.free[row]]) for row in kept
+            int(group.lines.numbers[group.free[row]]) for row in distinct
         ]
         notes = []
-        if len(told) > 1:
+        if len(longer) > 1:
             notes.append(
                 "the lines of several runs were told apart by how near they are to "
                 "each other: nothing in the file says which process wrote a line."
             )
         if several and distance(rows[run[0]], start, move) > 1e-3:
             notes.append("it does not begin with the first evaluation of the file.")
-        values = rows[kept][:, :, None]
-        found.append(Found(group.layout, values, numbers, group.file, None, notes))
-    return found
+        values = rows[distinct][:, :, None]
+        in_lines.append(
+            FolderRun(group.layout, values, numbers, group.file, None, notes)
+        )
+    return in_lines
 
 
 def _without_repeats(
     rows: Float[np.ndarray, "row column"],
     run: Sequence[int],
-    group: _Group,
+    group: _LineGroup,
     left_out: list[str],
 ) -> list[int]:
     """A run's rows without those that equal the one before in every digit."""
-    kept = [run[0]]
+    distinct = [run[0]]
     for row in run[1:]:
-        if np.array_equal(rows[row], rows[kept[-1]], equal_nan=True):
+        if np.array_equal(rows[row], rows[distinct[-1]], equal_nan=True):
             number = int(group.lines.numbers[group.free[row]])
             left_out.append(f"{group.file}, line {number}: the line before once more")
         else:
-            kept.append(row)
-    return kept
+            distinct.append(row)
+    return distinct
 
 
 def _lines(numbers: Sequence[int]) -> str:

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from learndyn.diagnose.numbers import nats
 from learndyn.paper.digits.claims import RISE, SIMILAR, pull_up
 from learndyn.paper.digits.result import DigitsResult, OneUpdate, off_diagonal
-from learndyn.paper.figures import Plate, plain
+from learndyn.paper.figures import PaperFigure, plain
 from learndyn.show.chart import (
     INK,
     LINE,
@@ -25,11 +25,11 @@ from learndyn.show.chart import (
     TEXT,
     UP,
     UP_AND_DOWN,
+    Chart,
     EndLabel,
     Grid,
     Heading,
     Pixels,
-    Sheet,
     contrast,
     hairline,
     points,
@@ -57,7 +57,7 @@ class _DigitMap:
     """By which the printed numbers are multiplied."""
 
 
-def _maps_figure(width: int, title: str, unit: str, maps: Sequence[_DigitMap]) -> Sheet:
+def _maps_figure(width: int, title: str, unit: str, maps: Sequence[_DigitMap]) -> Chart:
     """Maps side by side, on a phone one below the other.
 
     Colours stretch over different digits: the diagonal is drawn no darker than those.
@@ -71,24 +71,24 @@ def _maps_figure(width: int, title: str, unit: str, maps: Sequence[_DigitMap]) -
     head = 18 * lines + 52
     foot = 24
     row = head + 10 * tall + foot
-    sheet = Sheet(width, row * (len(maps) // columns), title, unit)
+    chart = Chart(width, row * (len(maps) // columns), title, unit)
     for index, one in enumerate(maps):
         x = (index % columns) * (each + gutter)
-        y = sheet.top + (index // columns) * row
+        y = chart.top + (index // columns) * row
         for place, line in enumerate(wrapped(one.heading, each, 13.5)):
-            sheet.write(x, y + 18 * (place + 1), line, size=13.5, bold=True)
-        _map(sheet, one, (x + left, y + head), (cell, tall))
-    return sheet
+            chart.write(x, y + 18 * (place + 1), line, size=13.5, bold=True)
+        _map(chart, one, (x + left, y + head), (cell, tall))
+    return chart
 
 
 def _map(
-    sheet: Sheet,
+    chart: Chart,
     one: _DigitMap,
     corner: tuple[Pixels, Pixels],
     cell: tuple[Pixels, Pixels],
 ) -> None:
     (left, top), (wide, tall) = corner, cell
-    axes = sheet.axes(left, top, left + 10 * wide, top + 10 * tall)
+    axes = chart.axes(left, top, left + 10 * wide, top + 10 * tall)
     axes.grid(visible=False)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -103,10 +103,10 @@ def _map(
         linewidth=0.8,
     )
     axes.set_ylim(10, 0)
-    sheet.write(left, top - 24, f"{one.columns} →", size=12, colour=MUTED)
-    sheet.figure.text(
-        (left - 34) / sheet.width,
-        1 - (top + 10 * tall) / sheet.height,
+    chart.write(left, top - 24, f"{one.columns} →", size=12, colour=MUTED)
+    chart.figure.text(
+        (left - 34) / chart.width,
+        1 - (top + 10 * tall) / chart.height,
         f"{one.rows} →",
         rotation=-90,
         fontsize=points(12),
@@ -114,13 +114,13 @@ def _map(
         horizontalalignment="left",
         verticalalignment="bottom",
     )
-    size = 9.5 if sheet.narrow else 12
+    size = 9.5 if chart.narrow else 12
     for i in range(10):
         y = top + tall * (i + 0.5) + 0.35 * size
-        sheet.write(left - 10, y, str(i), size=13, align="right")
-        sheet.write(left + wide * (i + 0.5), top - 6, str(i), size=13, align="center")
+        chart.write(left - 10, y, str(i), size=13, align="right")
+        chart.write(left + wide * (i + 0.5), top - 6, str(i), size=13, align="center")
         for j in range(10):
-            sheet.write(
+            chart.write(
                 left + wide * (j + 0.5),
                 y,
                 plain(one.scale * float(one.values[i, j]), one.digits),
@@ -153,12 +153,12 @@ _FAMILIES = ("chosen", "rejected", "irrelevant", "random")
 """Whose colours lines of digits borrow."""
 
 
-def digit_plates(results: Results) -> list[Plate]:
+def digit_figures(results: Results) -> list[PaperFigure]:
     """The figures of these results, at least one; means over seeds unless said."""
     source = results[0].source
     seeds = f"{source}; {len(results)} seed{'s' if len(results) > 1 else ''}"
     first = f"{source}; seed {results[0].seed}"
-    plates = (
+    figures = (
         ("one_update", _one_update, f"{first}. A K G is computed in float64."),
         (
             "first_order",
@@ -181,12 +181,12 @@ def digit_plates(results: Results) -> list[Plate]:
         ("pull_up", _pull_up, f"{seeds}. From a quarter of training on."),
     )
     return [
-        Plate(f"digits_{name}", "Figure 1", partial(draw, results), about)
-        for name, draw, about in plates
+        PaperFigure(f"digits_{name}", "Figure 1", partial(draw, results), about)
+        for name, draw, about in figures
     ]
 
 
-def _one_update(results: Results, width: int) -> Sheet:
+def _one_update(results: Results, width: int) -> Chart:
     one = results[0].one_update
     rows = range(len(one.classes))
     grid = Grid(
@@ -215,10 +215,10 @@ def _one_update(results: Results, width: int) -> Sheet:
             room = 0.12 * (high - low)
             axes.set_ylim(low - room, high + room)
         _zero(axes)
-        _, top, right, _ = grid.sheet.box(axes)
+        _, top, right, _ = grid.chart.box(axes)
         image = one.image if row == 0 else results[0].samples[one.classes[row]]
-        _thumbnail(grid.sheet, image, (right - 40, top - 46))
-    return grid.sheet
+        _thumbnail(grid.chart, image, (right - 40, top - 46))
+    return grid.chart
 
 
 def _observed(one: OneUpdate, row: int) -> str:
@@ -233,7 +233,7 @@ def _effect(one: OneUpdate, row: int) -> str:
     return f"log π({one.label}) moves by {nats(float(own), 4)}"
 
 
-def _first_order(results: Results, width: int) -> Sheet:
+def _first_order(results: Results, width: int) -> Chart:
     orders = ", ".join(f"{r.one_update.order:.2f}" for r in results)
     ranks = ", ".join(f"{r.accumulated['predicted, actual']:.2f}" for r in results)
     grid = Grid(
@@ -272,10 +272,10 @@ def _first_order(results: Results, width: int) -> Sheet:
         )
     axes.axline((0, 0), slope=1, color=INK, linestyle="--", linewidth=1)
     axes.set_ylabel("actual", color=MUTED, fontsize=points(12), labelpad=1)
-    return grid.sheet
+    return grid.chart
 
 
-def _influence(results: Results, width: int) -> Sheet:
+def _influence(results: Results, width: int) -> Chart:
     ranks = [r.accumulated["predicted, actual"] for r in results]
     return _maps_figure(
         width,
@@ -300,7 +300,7 @@ def _influence(results: Results, width: int) -> Sheet:
     )
 
 
-def _confusion(results: Results, width: int) -> Sheet:
+def _confusion(results: Results, width: int) -> Chart:
     answers = np.mean([r.final for r in results], axis=0)
     norms = np.mean([look.norms for r in results for look in r.looks], axis=0)
     both = answers + answers.T
@@ -334,7 +334,7 @@ def _confusion(results: Results, width: int) -> Sheet:
     )
 
 
-def _paths(results: Results, width: int) -> Sheet:
+def _paths(results: Results, width: int) -> Chart:
     nine = np.mean([r.softmax[:, 4, 9] for r in results], axis=0)
     grid = Grid(
         width,
@@ -362,13 +362,13 @@ def _paths(results: Results, width: int) -> Sheet:
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.12 * highest)
         axes.set_xticks([0.25, 0.5, 0.75, 1.0])
-        _, top, right, _ = grid.sheet.box(axes)
+        _, top, right, _ = grid.chart.box(axes)
         for place, (one, family) in enumerate(((a, "chosen"), (b, "rejected"))):
             other = b if one == a else a
             y = top + 14 + 17 * place
-            said, colour = f"π({other}) on {one}s", TEXT[family]
-            grid.sheet.write(right, y, said, size=12, colour=colour, align="right")
-    return grid.sheet
+            label, colour = f"π({other}) on {one}s", TEXT[family]
+            grid.chart.write(right, y, label, size=12, colour=colour, align="right")
+    return grid.chart
 
 
 def _walked(path: Float[np.ndarray, " epoch"]) -> str:
@@ -385,7 +385,7 @@ def _ends(results: Results, a: int, b: int) -> str:
     return f"π({b}) on {a}s: at most {peak:.2f}, {end:.2f} at the end"
 
 
-def _pull_up(results: Results, width: int) -> Sheet:
+def _pull_up(results: Results, width: int) -> Chart:
     digits = (4, 9, 3, 5)
     mean = {u: np.mean([pull_up(r, u) for r in results], axis=0) for u in digits}
     grid = Grid(
@@ -417,7 +417,7 @@ def _pull_up(results: Results, width: int) -> Sheet:
             for o in named
         ]
         grid.end_labels(axes, labels)
-    return grid.sheet
+    return grid.chart
 
 
 def _most(rises: np.ndarray, digit: int) -> list[int]:
@@ -436,9 +436,9 @@ def _zero(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: plain(v)))
 
 
-def _thumbnail(sheet: Sheet, image: np.ndarray, corner: tuple[Pixels, Pixels]) -> None:
+def _thumbnail(chart: Chart, image: np.ndarray, corner: tuple[Pixels, Pixels]) -> None:
     left, top = corner
-    axes = sheet.axes(left, top, left + 40, top + 40)
+    axes = chart.axes(left, top, left + 40, top + 40)
     axes.grid(visible=False)
     axes.set_xticks([])
     axes.set_yticks([])

@@ -39,7 +39,7 @@ class Digits:
     labels: Int[np.ndarray, " image"]
     trainable: Bool[np.ndarray, " image"]
     """Whether it may be learnt."""
-    held: Bool[np.ndarray, " image"]
+    observed: Bool[np.ndarray, " image"]
     """Whether it may be observed; never both for one image of a split."""
 
     @property
@@ -67,7 +67,7 @@ def load_digits(folder: Path | None = None) -> Digits:
     train = _pair(folder, "train")
     if train is not None:
         parts.append(train)
-    images, labels = (np.concatenate(found) for found in zip(*parts, strict=True))
+    images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     of_test = np.arange(len(labels)) < len(test[1])
     both = np.ones(len(labels), dtype=bool)
     return Digits(
@@ -75,19 +75,19 @@ def load_digits(folder: Path | None = None) -> Digits:
         images.astype(np.float32) / np.float32(255),
         labels.astype(np.int64),
         trainable=both if train is None else ~of_test,
-        held=both if train is None else of_test,
+        observed=both if train is None else of_test,
     )
 
 
 def split(
-    digits: Digits, wanted: Mapping[str, int], held: frozenset[str], seed: int
+    digits: Digits, per_class: Mapping[str, int], observed: frozenset[str], seed: int
 ) -> dict[str, Int[np.ndarray, "class image"]]:
     """Draw disjoint sets of images, each with equally many of every class.
 
     Args:
         digits: What to draw from.
-        wanted: Images per class of each set. Scaled down alike where there are too few.
-        held: Names of the sets that are observed; the others are learnt.
+        per_class: Images per class of each set; all are scaled down if too few.
+        observed: Names of the sets that are observed; the others are learnt.
         seed: Of the draw.
 
     Raises:
@@ -96,39 +96,39 @@ def split(
     chance = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(digits.labels), generator=chance).numpy()
     rows = [order[digits.labels[order] == label] for label in range(CLASSES)]
-    scale = min(1.0, *(_room(digits, mine, wanted, held) for mine in rows))
-    sizes = {name: int(count * scale) for name, count in wanted.items()}
+    scale = min(1.0, *(_room(digits, mine, per_class, observed) for mine in rows))
+    sizes = {name: int(count * scale) for name, count in per_class.items()}
     if min(sizes.values()) < 5:
         counts = [len(mine) for mine in rows]
         raise BadInput(
             f"{digits.name} has too few images of a digit: {counts} of 0 to 9, "
             f"{int(digits.trainable.sum())} of them to learn and "
-            f"{int(digits.held.sum())} to observe. Give {sum(wanted.values())} images "
-            f"of each digit, and at least a tenth of that."
+            f"{int(digits.observed.sum())} to observe. Give {sum(per_class.values())} "
+            "images of each digit, and at least a tenth of that."
         )
-    found: dict[str, list[np.ndarray]] = {name: [] for name in sizes}
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in sizes}
     for mine in rows:
         left = mine
         for name, count in sizes.items():
-            usable = (digits.held if name in held else digits.trainable)[left]
+            usable = (digits.observed if name in observed else digits.trainable)[left]
             taken = left[usable][:count]
-            found[name].append(taken)
+            drawn[name].append(taken)
             left = left[~np.isin(left, taken)]
-    return {name: np.stack(parts) for name, parts in found.items()}
+    return {name: np.stack(parts) for name, parts in drawn.items()}
 
 
 def _room(
     digits: Digits,
     rows: Int[np.ndarray, " image"],
-    wanted: Mapping[str, int],
-    held: frozenset[str],
+    per_class: Mapping[str, int],
+    observed: frozenset[str],
 ) -> float:
-    """What share of the wanted images one class has."""
-    observed = sum(count for name, count in wanted.items() if name in held)
-    learnt = sum(wanted.values()) - observed
+    """What share of the images that `per_class` asks for one class has."""
+    n_observed = sum(count for name, count in per_class.items() if name in observed)
+    learnt = sum(per_class.values()) - n_observed
     shares = (
-        len(rows) / (observed + learnt),
-        digits.held[rows].sum() / max(1, observed),
+        len(rows) / (n_observed + learnt),
+        digits.observed[rows].sum() / max(1, n_observed),
         digits.trainable[rows].sum() / max(1, learnt),
     )
     return float(min(shares))
@@ -142,15 +142,15 @@ def _from_scikit_learn() -> Digits:
             "scikit-learn, which carries the 8 x 8 digits, is not installed: "
             "pip install 'learndyn[paper]'. Or name a folder with MNIST's IDX files."
         ) from error
-    found = bundled(return_X_y=True)
-    images, labels = (np.asarray(part) for part in found)
+    arrays = bundled(return_X_y=True)
+    images, labels = (np.asarray(part) for part in arrays)
     usable = np.ones(len(labels), dtype=bool)
     return Digits(
         "scikit-learn's digits",
         images.reshape(-1, 8, 8).astype(np.float32) / np.float32(16),
         labels.astype(np.int64),
         trainable=usable,
-        held=usable,
+        observed=usable,
     )
 
 
@@ -187,8 +187,8 @@ def _pair(
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    found = [folder / name, folder / f"{name}.gz"]
-    return next((path for path in found if path.is_file()), None)
+    candidates = [folder / name, folder / f"{name}.gz"]
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
@@ -224,18 +224,18 @@ def _read(
     if len(head) < 4 * dimensions:
         raise BadInput(f"{path} ends within its head, after {4 + len(head)} bytes.")
     sizes = struct.unpack(f">{dimensions}I", head)
-    wanted = int(np.prod(sizes, dtype=object))
-    said = " x ".join(map(str, sizes))
-    if wanted > _MOST_BYTES:
+    count = int(np.prod(sizes, dtype=object))
+    shape = " x ".join(map(str, sizes))
+    if count > _MOST_BYTES:
         raise BadInput(
-            f"{path} says that it holds {said} = {wanted:,} values; at most "
+            f"{path} says that it holds {shape} = {count:,} values; at most "
             f"{_MOST_BYTES:,} are read."
         )
-    values = file.read(wanted + 1)
-    if len(values) != wanted:
-        has = "more" if len(values) > wanted else f"{len(values):,}"
+    values = file.read(count + 1)
+    if len(values) != count:
+        has = "more" if len(values) > count else f"{len(values):,}"
         raise BadInput(
-            f"{path} says that it holds {said} = {wanted:,} values, and has {has}. "
+            f"{path} says that it holds {shape} = {count:,} values, and has {has}. "
             "Download it again."
         )
     return np.frombuffer(values, dtype=np.uint8).reshape(sizes)

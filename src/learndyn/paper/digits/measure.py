@@ -32,8 +32,8 @@ from learndyn.paper.digits.network import (
     training_for,
 )
 from learndyn.paper.digits.result import (
+    ClassInfluence,
     DigitsResult,
-    Look,
     OneUpdate,
     off_diagonal,
 )
@@ -42,7 +42,7 @@ from learndyn.paper.digits.result import (
 _SETS = {"kernel": 100, "updates": 100, "kernel_held": 40, "observed": 120}
 """Images of each class. The network learns `kernel` and `updates`. The kernel's view is
 of learning `kernel` and observing `kernel_held`; the actual one of the other two."""
-_HELD = frozenset({"kernel_held", "observed"})
+_OBSERVED = frozenset({"kernel_held", "observed"})
 _LOOKS = (0.25, 0.5, 1.0)
 """Shares of the training after which influence is measured."""
 _UPDATES, _EVERY, _BATCH = 30, 5, 16
@@ -80,7 +80,7 @@ def measure_digits(
     begin = time.perf_counter()
     digits = load_digits(images)
     plan = training or training_for(digits.side)
-    rows = split(digits, _SETS, _HELD, seed)
+    rows = split(digits, _SETS, _OBSERVED, seed)
     sets = {name: _tensor(digits, chosen) for name, chosen in rows.items()}
     network = lenet(digits.side, seed)
     due = {max(1, round(share * plan.epochs)) for share in _LOOKS}
@@ -154,7 +154,7 @@ def _look(
     plan: Training,
     epoch: int,
     seed: int,
-) -> Look:
+) -> ClassInfluence:
     lr = _CAREFUL * plan.lr
     norms = kernel_norms(
         network,
@@ -174,7 +174,7 @@ def _look(
         seed=seed,
     )
     agreement = _agreement(norms, predicted, actual, answered)
-    return Look(epoch, norms, predicted, actual, paths, agreement)
+    return ClassInfluence(epoch, norms, predicted, actual, paths, agreement)
 
 
 def _agreement(
@@ -195,7 +195,7 @@ def _agreement(
         "actual, confused": (actual, confused),
         "norms, confused": (norms, confused),
     }
-    found = {
+    correlations = {
         name: spearman(off_diagonal(one), off_diagonal(other))
         for name, (one, other) in pairs.items()
     }
@@ -203,7 +203,7 @@ def _agreement(
     within = [
         spearman(predicted[u][others[u]], actual[u][others[u]]) for u in range(CLASSES)
     ]
-    return found | {"predicted, actual, rows": float(np.mean(within))}
+    return correlations | {"predicted, actual, rows": float(np.mean(within))}
 
 
 def _one_update(

@@ -130,8 +130,8 @@ def _jacobian(
         return functional_call(network, values, (image[None],))[0]
 
     each = vmap(jacrev(logits), in_dims=(None, 0), chunk_size=_AT_ONCE)
-    found = each(parameters, images)
-    return torch.cat([found[name].flatten(2) for name in parameters], dim=2)
+    derivatives = each(parameters, images)
+    return torch.cat([derivatives[name].flatten(2) for name in parameters], dim=2)
 
 
 def _kernel(
@@ -246,13 +246,13 @@ def class_paths(
         chance = torch.Generator().manual_seed(CLASSES * seed + label)
         moved = copy.deepcopy(network)
         optimizer = torch.optim.SGD(moved.parameters(), lr=lr)
-        seen = [_log_pi(moved, images)[:, label]]
+        answers = [_log_pi(moved, images)[:, label]]
         for update in range(1, updates + 1):
             rows = torch.randperm(len(mine), generator=chance)[:batch]
             _step(moved, optimizer, mine[rows], label)
             if update % every == 0:
-                seen.append(_log_pi(moved, images)[:, label])
-        path = torch.stack(seen).view(len(seen), len(observed), -1)
+                answers.append(_log_pi(moved, images)[:, label])
+        path = torch.stack(answers).view(len(answers), len(observed), -1)
         changes.append((path[-1] - path[0]).mean(1))
         paths.append(path.exp().mean(2))
     return (
@@ -267,8 +267,8 @@ def mean_softmax(
     """Mean pi(y | o) over the images of each class, and the share answered right."""
     pi = _log_pi(network, observed.flatten(0, 1)).exp()
     by_class = pi.view(len(observed), -1, CLASSES)
-    wanted = torch.arange(len(observed))[:, None]
-    right = (by_class.argmax(-1) == wanted).double().mean()
+    labels = torch.arange(len(observed))[:, None]
+    right = (by_class.argmax(-1) == labels).double().mean()
     return by_class.mean(1).double().numpy(), float(right)
 
 
@@ -278,8 +278,8 @@ def _log_pi(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def _loss(network: nn.Module, images: Tensor, label: int) -> Tensor:
-    wanted = torch.full((len(images),), label)
-    return nn.functional.cross_entropy(network(images), wanted)
+    labels = torch.full((len(images),), label)
+    return nn.functional.cross_entropy(network(images), labels)
 
 
 def _step(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from learndyn.paper.claims import Claim
-from learndyn.paper.digits.figures import digit_plates
+from learndyn.paper.digits.figures import digit_figures
 from learndyn.paper.digits.result import DigitsResult
 from learndyn.paper.figures import drawn, plain
 from learndyn.record.files import write_whole
@@ -57,7 +57,9 @@ class DigitsPage:
 
     def to_text(self) -> str:
         """For people."""
-        return "\n".join([*_said(self.results, self.claims), "", f"Page: {self.page}"])
+        return "\n".join(
+            [*_sentences(self.results, self.claims), "", f"Page: {self.page}"]
+        )
 
 
 def write_digits(
@@ -85,8 +87,8 @@ def write_digits(
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     body = "".join(
         [
-            f"<section>{sentences(_said(results, claims))}",
-            *(drawn(plate, folder / "figures") for plate in digit_plates(results)),
+            f"<section>{sentences(_sentences(results, claims))}",
+            *(drawn(figure, folder / "figures") for figure in digit_figures(results)),
             "</section><section><h2>Claims</h2>",
             _claims(claims),
             "</section><section><h2>Rank correlations</h2>",
@@ -113,19 +115,19 @@ def _writer(content: str) -> Any:
     return lambda path: path.write_text(content, encoding="utf-8")
 
 
-def _said(results: Sequence[DigitsResult], claims: Sequence[Claim]) -> list[str]:
-    held = sum(claim.outcome == "PASS" for claim in claims)
+def _sentences(results: Sequence[DigitsResult], claims: Sequence[Claim]) -> list[str]:
+    passed = sum(claim.outcome == "PASS" for claim in claims)
     ranks = ", ".join(f"{r.accumulated['predicted, actual']:.2f}" for r in results)
     right = np.mean([r.accuracy[-1] for r in results])
-    said = [
-        f"{held} of {len(claims)} claims of the paper's first figure hold on all "
+    lines = [
+        f"{passed} of {len(claims)} claims of the paper's first figure hold on all "
         f"{len(results)} seeds ({results[0].source}).",
         f"The kernel and real updates rank the influence of digit on digit alike: "
         f"Spearman {ranks} over 90 pairs.",
         f"{right:.0%} of the observed images are answered right at the end.",
     ]
     failed = [claim for claim in claims if claim.outcome == "FAIL"]
-    return said + [f"Not reproduced: {claim.says} ({claim.rule})" for claim in failed]
+    return lines + [f"Not reproduced: {claim.says} ({claim.rule})" for claim in failed]
 
 
 def _claims(claims: Sequence[Claim]) -> str:
@@ -133,7 +135,7 @@ def _claims(claims: Sequence[Claim]) -> str:
         [
             Markup(text(claim.says), running=True),
             claim.outcome,
-            f"{claim.held} of {len(claim.measured)}",
+            f"{claim.holding} of {len(claim.measured)}",
             ", ".join(plain(one.value, 2) for one in claim.measured),
             Markup(text(f"{claim.rule}. {claim.note}"), running=True),
         ]
@@ -146,8 +148,8 @@ def _agreements(results: Sequence[DigitsResult]) -> str:
     rows = []
     for result in results:
         moments = [(f"epoch {look.epoch}", look.agreement) for look in result.looks]
-        for moment, found in [*moments, ("summed", result.accumulated)]:
-            cells = [plain(found[name], 2) for name in _AGREEMENTS]
+        for moment, agreement in [*moments, ("summed", result.accumulated)]:
+            cells = [plain(agreement[name], 2) for name in _AGREEMENTS]
             rows.append([f"seed {result.seed}, {moment}", *cells])
     return table(("", *_AGREEMENTS.values()), rows) + (
         "<p class='muted'>Spearman, over the 90 pairs of different digits. All is of "

@@ -35,7 +35,7 @@ class OneUpdate:
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class ClassInfluence:
     """Influence of class on class at one moment of training.
 
     Rows are the class that is learnt, columns the class that is observed. Kernel and
@@ -71,7 +71,7 @@ class DigitsResult:
     accuracy: Float[np.ndarray, " epoch"]
     """Share of observed images that are answered right."""
     one_update: OneUpdate
-    looks: tuple[Look, ...]
+    looks: tuple[ClassInfluence, ...]
     accumulated: Mapping[str, float]
     """As `Look.agreement`, of the sums over all looks."""
 
@@ -99,7 +99,7 @@ class DigitsResult:
         """The result that `to_dict` wrote."""
         known = dict(given)
         known["one_update"] = _arrays(OneUpdate, given["one_update"])
-        known["looks"] = tuple(_arrays(Look, look) for look in given["looks"])
+        known["looks"] = tuple(_arrays(ClassInfluence, look) for look in given["looks"])
         return _arrays(cls, known)
 
 

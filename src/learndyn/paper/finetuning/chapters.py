@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from learndyn.diagnose.paths import GREEDY
 from learndyn.paper.claims import Claim, claims_of
-from learndyn.paper.figures import Plate
+from learndyn.paper.figures import PaperFigure
 from learndyn.paper.finetuning import (
     dpo as paper_dpo,
     extend as paper_exam,
@@ -17,45 +17,47 @@ from learndyn.paper.finetuning.dpo import DPO_STATEMENTS
 from learndyn.paper.finetuning.extend import EXTEND_STATEMENTS
 from learndyn.paper.finetuning.recorded import Recorded, learnt_by
 from learndyn.paper.finetuning.sft import SFT_STATEMENTS
-from learndyn.show.chart import Sheet
+from learndyn.show.chart import Chart
 
 
-_Draw = Callable[[Sequence[Recorded], int], Sheet]
+_Draw = Callable[[Sequence[Recorded], int], Chart]
 
 _PROBED = "Mean over the probed training prompts."
 
 
-def paper_plates(seeds: Sequence[Recorded]) -> list[Plate]:
+def paper_figures(seeds: Sequence[Recorded]) -> list[PaperFigure]:
     """Every figure that some seed's runs can fill, in the paper's order."""
-    plates = [*_of_sft(seeds), *_of_dpo(seeds), *_of_extend(seeds), *_of_learnt(seeds)]
+    figures = [*_of_sft(seeds), *_of_dpo(seeds), *_of_extend(seeds), *_of_learnt(seeds)]
     graded = [one for one in seeds if one.right]
     if graded:
         about = "Graded by code: the right facts, in a grammatical sentence, politely."
-        plates.append(_plate("table_1", "Table 1", paper_exam._exam, graded, about))
-    return [plate for plate in plates if not plate.is_empty]
+        figures.append(_figure("table_1", "Table 1", paper_exam._exam, graded, about))
+    return [figure for figure in figures if not figure.is_empty]
 
 
-def _of_sft(seeds: Sequence[Recorded]) -> list[Plate]:
+def _of_sft(seeds: Sequence[Recorded]) -> list[PaperFigure]:
     there = _with(seeds, "sft")
-    plates = []
+    figures = []
     if there:
-        plates.append(_groups("sft_groups", "Figure 3", "sft", there))
+        figures.append(_groups("sft_groups", "Figure 3", "sft", there))
     if _with(there, "sft", "irrelevant_train"):
         there = _with(there, "sft", "irrelevant_train")
         draw: _Draw = paper_sft.hallucination
-        plates.append(_plate("sft_hallucination", "Section 4.1", draw, there, _PROBED))
+        figures.append(
+            _figure("sft_hallucination", "Section 4.1", draw, there, _PROBED)
+        )
     both = [one for one in _with(seeds, "sft") if _splits(one, "sft") == 2]
     if both:
-        plates.append(_held_out("sft_train_and_test", "sft", both))
-    return plates
+        figures.append(_held_out("sft_train_and_test", "sft", both))
+    return figures
 
 
-def _of_dpo(seeds: Sequence[Recorded]) -> list[Plate]:
+def _of_dpo(seeds: Sequence[Recorded]) -> list[PaperFigure]:
     there = _with(seeds, "dpo")
     if not there:
         return []
-    plates = [
-        _plate(name, paper, draw, there, _PROBED)
+    figures = [
+        _figure(name, paper, draw, there, _PROBED)
         for name, paper, draw in (
             ("dpo_chosen_and_rejected", "Figure 4", paper_dpo._chosen_and_rejected),
             ("dpo_rephrases", "Figure 4", paper_dpo.rephrases),
@@ -66,7 +68,7 @@ def _of_dpo(seeds: Sequence[Recorded]) -> list[Plate]:
     ]
     both = [one for one in there if _splits(one, "dpo") == 2]
     if both:
-        plates.append(_held_out("dpo_held_out", "dpo", both))
+        figures.append(_held_out("dpo_held_out", "dpo", both))
     policies = _with(there, "on-policy")
     if policies:
         about = (
@@ -74,65 +76,67 @@ def _of_dpo(seeds: Sequence[Recorded]) -> list[Plate]:
             "the model after SFT. The probes are the same in both."
         )
         draw = paper_dpo._on_policy
-        plates.append(_plate("dpo_on_policy", "Section 3.3", draw, policies, about))
-    return plates
+        figures.append(_figure("dpo_on_policy", "Section 3.3", draw, policies, about))
+    return figures
 
 
-def _of_extend(seeds: Sequence[Recorded]) -> list[Plate]:
-    plates = []
+def _of_extend(seeds: Sequence[Recorded]) -> list[PaperFigure]:
+    figures = []
     first = _with(seeds, "extend-sft")
     if first:
         about = f"{_PROBED} Extend trains on both answers, so on twice as many updates."
         draw: _Draw = paper_extend.extend_sft
-        plates.append(_plate("extend_sft", "Figure 5", draw, first, about))
-        plates.append(_groups("extend_sft_groups", "Figures 3, 5", "extend-sft", first))
+        figures.append(_figure("extend_sft", "Figure 5", draw, first, about))
+        figures.append(
+            _groups("extend_sft_groups", "Figures 3, 5", "extend-sft", first)
+        )
     both = _with(_with(seeds, "dpo"), "extend-dpo")
     if both:
         for name, draw in (
             ("extend_dpo", paper_extend.extend_dpo),
             ("extend_matched", paper_extend.extend_matched),
         ):
-            plates.append(_plate(name, "Figure 5", draw, both, _PROBED))
-    return plates
+            figures.append(_figure(name, "Figure 5", draw, both, _PROBED))
+    return figures
 
 
-def _of_learnt(seeds: Sequence[Recorded]) -> list[Plate]:
-    plates = []
+def _of_learnt(seeds: Sequence[Recorded]) -> list[PaperFigure]:
+    figures = []
     sized = [one for one in seeds if one.vocabulary is not None]
     if sized and paper_proxies._roles_of(sized):
         for name, signs in (("lbk", False), ("sign_delta", True)):
             draw = _proxy(signs)
             about = "As in the authors' notebook, which is not what the paper defines."
-            plates.append(_plate(name, "Figure 8", draw, sized, about))
+            figures.append(_figure(name, "Figure 8", draw, sized, about))
     if len(learnt_by(seeds)) > 1:
         for name, normalised in (("heat_map", True), ("heat_map_nats", False)):
             draw = _map(normalised)
             about = "Ten epochs of SFT on one kind of answer to the probed prompts."
-            plates.append(_plate(name, "Appendix D", draw, seeds, about))
-    return plates
+            figures.append(_figure(name, "Appendix D", draw, seeds, about))
+    return figures
 
 
-def _plate(
+def _figure(
     name: str, paper: str, draw: _Draw, seeds: Sequence[Recorded], about: str
-) -> Plate:
-    return Plate(name, paper, lambda width: draw(seeds, width), about)
+) -> PaperFigure:
+    return PaperFigure(name, paper, lambda width: draw(seeds, width), about)
 
 
-def _groups(name: str, paper: str, role: str, seeds: Sequence[Recorded]) -> Plate:
-    def draw(those: Sequence[Recorded], width: int) -> Sheet:
+def _groups(name: str, paper: str, role: str, seeds: Sequence[Recorded]) -> PaperFigure:
+    def draw(those: Sequence[Recorded], width: int) -> Chart:
         return paper_sft._groups(those, role, width)
 
-    return _plate(name, paper, draw, seeds, _PROBED)
+    return _figure(name, paper, draw, seeds, _PROBED)
 
 
-def _held_out(name: str, role: str, seeds: Sequence[Recorded]) -> Plate:
+def _held_out(name: str, role: str, seeds: Sequence[Recorded]) -> PaperFigure:
     kinds = ("chosen", GREEDY, "rejected", "irrelevant_train")
     about = "Solid: probed training prompts. Dashed: prompts never trained on."
 
-    def draw(those: Sequence[Recorded], width: int) -> Sheet:
+    def draw(those: Sequence[Recorded], width: int) -> Chart:
         return paper_sft._held_out(those, role, kinds, width)
 
-    return _plate(name, "Section 4, D_probtest", draw, seeds, about)
+    return _figure(name, "Section 4, D_probtest", draw, seeds, about)
 
 
 def _proxy(signs: bool) -> _Draw:

@@ -16,13 +16,13 @@ from learndyn.paper.claims import Absent, Measured, Statement
 from learndyn.paper.figures import Line, small_multiples
 from learndyn.paper.finetuning.lines import (
     ends,
+    in_words,
     kinds_lines,
     line,
     lines,
     mean_line,
     panel,
     sentence,
-    told,
 )
 from learndyn.paper.finetuning.recorded import (
     Recorded,
@@ -40,7 +40,7 @@ from learndyn.paper.finetuning.statements import (
     run_of,
     values,
 )
-from learndyn.show.chart import LINE, TEXT, Sheet, Style
+from learndyn.show.chart import LINE, TEXT, Chart, Style
 
 
 FIGURE = "Section 4.2, Figure 4"
@@ -65,8 +65,8 @@ def step_zero(one: Recorded) -> Measured:
 
 def margin_grows(one: Recorded) -> Measured:
     """Change of log pi(chosen) - log pi(rejected) on the probes."""
-    found = change(values(one, "dpo", "chosen") - values(one, "dpo", "rejected"))
-    return measured(one, found, above(found))
+    moved = change(values(one, "dpo", "chosen") - values(one, "dpo", "rejected"))
+    return measured(one, moved, above(moved))
 
 
 def rejected_falls_fastest(one: Recorded) -> Measured:
@@ -80,22 +80,22 @@ def rejected_falls_fastest(one: Recorded) -> Measured:
     if not others:
         raise Absent("the dpo run probes only rejected")
     fastest = min(others.values(), key=lambda path: change(path).mean)
-    found = difference(rejected[-1] - rejected[0], fastest[-1] - fastest[0])
-    return measured(one, found, below(found))
+    between = difference(rejected[-1] - rejected[0], fastest[-1] - fastest[0])
+    return measured(one, between, below(between))
 
 
 def chosen_rises_first(one: Recorded) -> Measured:
     """Highest mean change of chosen after the start."""
-    found = change(values(one, "dpo", "chosen"), _top(one))
-    return measured(one, found, above(found))
+    moved = change(values(one, "dpo", "chosen"), _top(one))
+    return measured(one, moved, above(moved))
 
 
 def chosen_falls_later(one: Recorded) -> Measured:
     """Change of chosen from its highest mean to the end; a path that is highest at the
     start has no "later"."""
     path, top = values(one, "dpo", "chosen"), _top(one, start=0)
-    found = difference(path[-1], path[top])
-    return measured(one, found, top > 0 and below(found))
+    moved = difference(path[-1], path[top])
+    return measured(one, moved, top > 0 and below(moved))
 
 
 def _top(one: Recorded, start: int = 1) -> int:
@@ -124,10 +124,10 @@ def argmax_rises(split: str) -> Measure:
         path = values(one, "dpo", GREEDY, split)
         run = run_of(one, "dpo")
         known = split if split in set(run.split_of.tolist()) else None
-        found = squeeze_evidence(run, split=known).greedy_relative
-        if found is None or not np.isfinite(path).any():
+        gain = squeeze_evidence(run, split=known).greedy_relative
+        if gain is None or not np.isfinite(path).any():
             raise Absent("the dpo run has no greedy path")
-        return measured(one, found, above(found, _DELTA))
+        return measured(one, gain, above(gain, _DELTA))
 
     return measure
 
@@ -138,10 +138,10 @@ def is_squeezed(one: Recorded) -> Measured:
     run = run_of(one, "dpo")
     along_chosen(run)
     known = probed_split(run)
-    found = state_of(run, split=known)
-    if found.sq is None:
-        raise Absent(found.reason or "the dpo run cannot be judged")
-    return measured(one, found.sq.nats, found.state == "SQUEEZE")
+    report = state_of(run, split=known)
+    if report.sq is None:
+        raise Absent(report.reason or "the dpo run cannot be judged")
+    return measured(one, report.sq.nats, report.state == "SQUEEZE")
 
 
 def rest_falls(one: Recorded) -> Measured:
@@ -154,22 +154,22 @@ def rest_falls(one: Recorded) -> Measured:
     path = run.values("rest_logp", "chosen", known)
     if not np.isfinite(path[[0, -1]]).any():
         raise Absent("the dpo run did not record the log-probability of the rest")
-    found = change(path)
-    return measured(one, found, below(found))
+    moved = change(path)
+    return measured(one, moved, below(moved))
 
 
 def less_on_policy(one: Recorded) -> Measured:
     """Change of the argmax along chosen, off-policy minus on-policy."""
     off, on = (values(one, role, GREEDY) for role in ("dpo", "on-policy"))
-    found = difference(off[-1] - off[0], on[-1] - on[0])
-    return measured(one, found, above(found))
+    between = difference(off[-1] - off[0], on[-1] - on[0])
+    return measured(one, between, above(between))
 
 
 def falls_less_on_policy(one: Recorded) -> Measured:
     """Change of rejected, off-policy minus on-policy."""
     off, on = (values(one, role, "rejected") for role in ("dpo", "on-policy"))
-    found: Interval = difference(off[-1] - off[0], on[-1] - on[0])
-    return measured(one, found, below(found))
+    between: Interval = difference(off[-1] - off[0], on[-1] - on[0])
+    return measured(one, between, below(between))
 
 
 DPO_STATEMENTS = (
@@ -313,7 +313,7 @@ ROLES = {
 """Name and style of each DPO run, where runs are compared."""
 
 
-def _chosen_and_rejected(seeds: Sequence[Recorded], width: int) -> Sheet:
+def _chosen_and_rejected(seeds: Sequence[Recorded], width: int) -> Chart:
     """The two answers of a pair and the greedy path, at two scales."""
     panels = [
         panel(
@@ -327,13 +327,13 @@ def _chosen_and_rejected(seeds: Sequence[Recorded], width: int) -> Sheet:
             kinds_lines(seeds, "dpo", ("chosen", "rejected", GREEDY)),
         ),
     ]
-    found = sentence(
-        *(told(k, ends(seeds, "dpo", k)) for k in ("chosen", "rejected", GREEDY))
+    changes = sentence(
+        *(in_words(k, ends(seeds, "dpo", k)) for k in ("chosen", "rejected", GREEDY))
     )
-    return small_multiples(width, f"DPO: {found} nats", _unit(seeds), panels)
+    return small_multiples(width, f"DPO: {changes} nats", _unit(seeds), panels)
 
 
-def rephrases(seeds: Sequence[Recorded], width: int) -> Sheet:
+def rephrases(seeds: Sequence[Recorded], width: int) -> Chart:
     """Rephrases of both answers during DPO."""
     both = {
         "Of chosen": (
@@ -345,7 +345,7 @@ def rephrases(seeds: Sequence[Recorded], width: int) -> Sheet:
     return _two(seeds, both, "rephrases", width)
 
 
-def _irrelevant_and_random(seeds: Sequence[Recorded], width: int) -> Sheet:
+def _irrelevant_and_random(seeds: Sequence[Recorded], width: int) -> Chart:
     """Answers that have nothing to do with the prompt."""
     both = {
         "Irrelevant": ("irrelevant_train", "irrelevant_test", "irrelevant_human"),
@@ -356,12 +356,12 @@ def _irrelevant_and_random(seeds: Sequence[Recorded], width: int) -> Sheet:
 
 def _two(
     seeds: Sequence[Recorded], both: dict[str, tuple[str, ...]], what: str, width: int
-) -> Sheet:
+) -> Chart:
     panels = []
     for title, kinds in both.items():
-        found = kinds_lines(seeds, "dpo", kinds)
-        if any(one.name != "chosen" for one in found):
-            panels.append(panel(seeds, title, found))
+        curves = kinds_lines(seeds, "dpo", kinds)
+        if any(one.name != "chosen" for one in curves):
+            panels.append(panel(seeds, title, curves))
     kinds = [k for some in both.values() for k in some if k != "chosen"]
     moved = [v for v in (ends(seeds, "dpo", k) for k in kinds) if v is not None]
     fell = sum(value < 0 for value in moved)
@@ -369,17 +369,17 @@ def _two(
     return small_multiples(width, title, _unit(seeds), panels)
 
 
-def _where_the_mass_went(seeds: Sequence[Recorded], width: int) -> Sheet:
+def _where_the_mass_went(seeds: Sequence[Recorded], width: int) -> Chart:
     """The favourites along chosen against all other tokens there."""
     rest = _rest(seeds)
     panels = [panel(seeds, "The favourites, Σ log max π", lines(_greedy(seeds)))]
     if rest is not None:
         panels.append(panel(seeds, "All other tokens, Σ log(1 − max π)", (rest,)))
-    found = [told("the favourites", ends(seeds, "dpo", GREEDY))]
+    changes = [in_words("the favourites", ends(seeds, "dpo", GREEDY))]
     if rest is not None:
         value = float(np.mean([y[-1] for _, y in rest.runs]))
-        found.append(told("all other tokens", value))
-    title = f"Where the mass went along chosen: {sentence(*found)} nats"
+        changes.append(in_words("all other tokens", value))
+    title = f"Where the mass went along chosen: {sentence(*changes)} nats"
     return small_multiples(width, title, _unit(seeds), panels)
 
 
@@ -402,10 +402,10 @@ def _rest(seeds: Sequence[Recorded]) -> Line | None:
     return Line("all others", other, tuple(runs)) if runs else None
 
 
-def _on_policy(seeds: Sequence[Recorded], width: int) -> Sheet:
+def _on_policy(seeds: Sequence[Recorded], width: int) -> Chart:
     """Off-policy against on-policy rejected answers, same updates, same probes."""
     difference = [
-        told(name, ends(seeds, role, GREEDY))
+        in_words(name, ends(seeds, role, GREEDY))
         for role, (name, _) in ROLES.items()
         if role != "extend-dpo"
     ]
@@ -415,28 +415,28 @@ def _on_policy(seeds: Sequence[Recorded], width: int) -> Sheet:
 
 def compared(
     seeds: Sequence[Recorded], roles: Sequence[str], title: str, width: int
-) -> Sheet:
+) -> Chart:
     """Chosen, rejected, the others and the greedy path of several DPO runs."""
     panels = []
     for kind in ("chosen", "rejected", "others", GREEDY):
-        found = []
+        curves = []
         for role in roles:
             name, style = ROLES[role]
             if role == "dpo" and "extend-dpo" in roles:
                 name = "plain"  # against extend this is what matters of it
             if kind == "others":
-                found.append(mean_line(seeds, role, _OTHERS, name, style))
+                curves.append(mean_line(seeds, role, _OTHERS, name, style))
             else:
-                found.append(line(seeds, role, kind, name=name, style=style))
-        if lines(*found):
+                curves.append(line(seeds, role, kind, name=name, style=style))
+        if lines(*curves):
             heading = "all other kinds, mean" if kind == "others" else kind
-            panels.append(panel(seeds, heading, lines(*found)))
+            panels.append(panel(seeds, heading, lines(*curves)))
     return small_multiples(width, title, _unit(seeds), panels)
 
 
-def _squeeze_index(seeds: Sequence[Recorded], width: int) -> Sheet:
+def _squeeze_index(seeds: Sequence[Recorded], width: int) -> Chart:
     """The squeeze index of every DPO run over its updates."""
-    found = []
+    curves = []
     last = []
     for role, (name, style) in ROLES.items():
         runs = []
@@ -449,14 +449,14 @@ def _squeeze_index(seeds: Sequence[Recorded], width: int) -> Sheet:
             if index is not None and np.isfinite(index.path.mean).all():
                 runs.append((index.steps, 100 * index.path.mean))
         if runs:
-            found.append(Line(name, style, tuple(runs)))
-            last.append(told(name, float(np.mean([y[-1] for _, y in runs])), " %"))
+            curves.append(Line(name, style, tuple(runs)))
+            last.append(in_words(name, float(np.mean([y[-1] for _, y in runs])), " %"))
     title = f"Squeeze index at the end: {sentence(*last)}"
     unit = (
         "Relative gain of the greedy path minus the best kind's relative gain, %"
         + of_seeds(seeds)
     )
-    return small_multiples(width, title, unit, [panel(seeds, "", found)], tall=300)
+    return small_multiples(width, title, unit, [panel(seeds, "", curves)], tall=300)
 
 
 def _unit(seeds: Sequence[Recorded]) -> str:

@@ -17,9 +17,9 @@ from learndyn.diagnose.paths import GREEDY
 from learndyn.diagnose.squeeze_index import squeeze_index
 from learndyn.diagnose.two_runs.compare import By, Difference, compare
 from learndyn.paper.claims import Absent, Measured, Statement
-from learndyn.paper.figures import Panel, small_multiples
+from learndyn.paper.figures import LinePanel, small_multiples
 from learndyn.paper.finetuning.dpo import ROLES, compared
-from learndyn.paper.finetuning.lines import ends, line, lines, sentence, told
+from learndyn.paper.finetuning.lines import ends, in_words, line, lines, sentence
 from learndyn.paper.finetuning.recorded import (
     GRADED,
     Recorded,
@@ -37,7 +37,7 @@ from learndyn.paper.finetuning.statements import (
     run_of,
     values,
 )
-from learndyn.show.chart import INK, LINE, MUTED, Sheet, Style, points, style_of
+from learndyn.show.chart import INK, LINE, MUTED, Chart, Style, points, style_of
 
 
 FIGURE = "Section 4.3, Figure 5"
@@ -50,28 +50,28 @@ MARGIN = 0.05
 def rejected_higher_after_sft(one: Recorded) -> Measured:
     """log pi(rejected) after extend's SFT minus that after plain SFT."""
     extended, plain = (values(one, r, "rejected") for r in ("extend-sft", "sft"))
-    found = difference(extended[-1], plain[-1])
-    return measured(one, found, above(found))
+    between = difference(extended[-1], plain[-1])
+    return measured(one, between, above(between))
 
 
 def argmax_rises_less(one: Recorded) -> Measured:
     """Change of the argmax along chosen in DPO, extend minus plain."""
     extended, plain = (values(one, r, GREEDY) for r in ("extend-dpo", "dpo"))
-    found = difference(extended[-1] - extended[0], plain[-1] - plain[0])
-    return measured(one, found, below(found))
+    between = difference(extended[-1] - extended[0], plain[-1] - plain[0])
+    return measured(one, between, below(between))
 
 
 def squeezes_less(one: Recorded) -> Measured:
     """Squeeze index of DPO after extend minus that of plain DPO."""
-    found = []
+    indices = []
     for role in ("extend-dpo", "dpo"):
         run = run_of(one, role)
         along_chosen(run)
         index = squeeze_index(run, probed_split(run))
         if index is None:
             raise Absent("a dpo run has no greedy path")
-        found.append(index.end)
-    extended, plain = found
+        indices.append(index.end)
+    extended, plain = indices
     if not (math.isfinite(extended.mean) and math.isfinite(plain.mean)):
         raise Absent("a dpo run has no greedy path")
     return Measured(one.seed, extended.mean - plain.mean, extended.high < plain.low)
@@ -81,10 +81,10 @@ def chosen_higher(by: By) -> Measure:
     """Change of chosen, extend minus plain DPO, at a matched point."""
 
     def measure(one: Recorded) -> Measured:
-        found = _compared(one, by).get("chosen")
-        if found is None:
+        chosen = _compared(one, by).get("chosen")
+        if chosen is None:
             raise Absent("the dpo runs have no chosen probes")
-        return measured(one, found.difference, above(found.difference))
+        return measured(one, chosen.difference, above(chosen.difference))
 
     return measure
 
@@ -99,23 +99,23 @@ def others_fall_less(one: Recorded) -> Measured:
     for role in ("extend-dpo", "dpo"):
         moved = [values(one, role, k) for k in others]
         paths.append(np.mean([path[-1] - path[0] for path in moved], axis=0))
-    found = difference(*paths)
-    return measured(one, found, above(found))
+    between = difference(*paths)
+    return measured(one, between, above(between))
 
 
 def answers_better(one: Recorded) -> Measured:
     """Share of held-out prompts answered right after DPO, extend minus plain."""
-    found = _right(one, "extend-dpo", "dpo")
-    return measured(one, found, above(found))
+    between = _right(one, "extend-dpo", "dpo")
+    return measured(one, between, above(between))
 
 
 def starts_no_better(one: Recorded) -> Measured:
     """The same after SFT, before any DPO. An interval that merely holds zero says
     little: the upper limit decides."""
-    found = _right(one, "extend-sft", "sft")
+    between = _right(one, "extend-sft", "sft")
     if all(one.right["sft"]):
         raise Absent("plain SFT answers all right already: nothing could be better")
-    return measured(one, found, below(found, MARGIN))
+    return measured(one, between, below(between, MARGIN))
 
 
 def _right(one: Recorded, stage: str, other: str) -> Interval:
@@ -126,10 +126,10 @@ def _right(one: Recorded, stage: str, other: str) -> Interval:
 
 def _compared(one: Recorded, by: By) -> dict[str, Difference]:
     plain, extended = run_of(one, "dpo"), run_of(one, "extend-dpo")
-    found = compare(plain, extended, by)
-    if found.at is None:
-        raise Absent(f"the runs cannot be matched by {by}: {found.reason}")
-    return found.kinds
+    comparison = compare(plain, extended, by)
+    if comparison.at is None:
+        raise Absent(f"the runs cannot be matched by {by}: {comparison.reason}")
+    return comparison.kinds
 
 
 EXTEND_STATEMENTS = (
@@ -219,7 +219,7 @@ EXTEND_STATEMENTS = (
 _DASHED = (5.0, 2.5)
 
 
-def extend_sft(seeds: Sequence[Recorded], width: int) -> Sheet:
+def extend_sft(seeds: Sequence[Recorded], width: int) -> Chart:
     """Levels of chosen and rejected during the two ways of SFT."""
     panels = []
     for kind in ("chosen", "rejected"):
@@ -227,14 +227,14 @@ def extend_sft(seeds: Sequence[Recorded], width: int) -> Sheet:
         plain = Style(base.line, base.text, _DASHED, 1.6, base.band)
         solid = Style(base.line, base.text, (), 2.2, base.band)
         options: Any = {"clock": "share", "level": True, "skip": 1}
-        found = lines(
+        curves = lines(
             line(seeds, "sft", kind, name="plain", style=plain, **options),
             line(seeds, "extend-sft", kind, name="extend", style=solid, **options),
         )
-        if found:
-            panels.append(Panel(kind, found, "% of the updates", signed=False))
+        if curves:
+            panels.append(LinePanel(kind, curves, "% of the updates", signed=False))
     rejected = [
-        told(name, ends(seeds, role, "rejected"))
+        in_words(name, ends(seeds, role, "rejected"))
         for name, role in (("extend", "extend-sft"), ("plain SFT", "sft"))
     ]
     title = f"Rejected during SFT: {sentence(*rejected)} nats"
@@ -242,10 +242,10 @@ def extend_sft(seeds: Sequence[Recorded], width: int) -> Sheet:
     return small_multiples(width, title, unit, panels)
 
 
-def extend_dpo(seeds: Sequence[Recorded], width: int) -> Sheet:
+def extend_dpo(seeds: Sequence[Recorded], width: int) -> Chart:
     """DPO after extend against plain DPO, at equal updates."""
-    found = [
-        told(name, ends(seeds, role, kind))
+    changes = [
+        in_words(name, ends(seeds, role, kind))
         for kind, role, name in (
             ("chosen", "extend-dpo", "chosen"),
             ("chosen", "dpo", "plain"),
@@ -253,20 +253,20 @@ def extend_dpo(seeds: Sequence[Recorded], width: int) -> Sheet:
             (GREEDY, "dpo", "plain"),
         )
     ]
-    pairs = [sentence(found[0], found[1]), sentence(found[2], found[3])]
+    pairs = [sentence(changes[0], changes[1]), sentence(changes[2], changes[3])]
     title = f"DPO after extend: {'; '.join(p for p in pairs if p)} nats"
     return compared(seeds, ("dpo", "extend-dpo"), title, width)
 
 
-def extend_matched(seeds: Sequence[Recorded], width: int) -> Sheet:
+def extend_matched(seeds: Sequence[Recorded], width: int) -> Chart:
     """Chosen and the favourites at equal margin, and at equal gap."""
     panels = []
     for clock, level in (("margin", False), ("gap", True)):
         for kind in ("chosen", GREEDY):
-            found = []
+            curves = []
             for role in ("dpo", "extend-dpo"):
                 name, style = ROLES[role]
-                found.append(
+                curves.append(
                     line(
                         seeds,
                         role,
@@ -277,10 +277,12 @@ def extend_matched(seeds: Sequence[Recorded], width: int) -> Sheet:
                         level=level,
                     )
                 )
-            if lines(*found):
+            if lines(*curves):
                 what = "log π" if level else "change"
                 heading = f"{kind}: {what} by {clock}"
-                panel = Panel(heading, lines(*found), f"{clock}, nats", 1, not level)
+                panel = LinePanel(
+                    heading, lines(*curves), f"{clock}, nats", 1, not level
+                )
                 panels.append(panel)
     title = "Extend against plain DPO where both have moved equally far"
     unit = (
@@ -299,15 +301,15 @@ _STAGES = {
 _COLOUR = {"sft": "other", "dpo": "rejected", "extend-sft": "other"}
 
 
-def _exam(seeds: Sequence[Recorded], width: int) -> Sheet:
+def _exam(seeds: Sequence[Recorded], width: int) -> Chart:
     """Share answered right after each stage, with its interval, for every seed."""
     stages = [s for s in GRADED if any(s in one.right for one in seeds)]
     row = 22 * len(seeds) + 26
     means = {s: _mean(seeds, s) for s in stages}
-    sheet = Sheet(width, len(stages) * row + 50, _told(means), _unit(seeds, stages))
-    left = 150 if sheet.narrow else 210
-    bottom = sheet.top + 10 + len(stages) * row
-    axes = sheet.axes(left, sheet.top + 10, width - 60, bottom)
+    chart = Chart(width, len(stages) * row + 50, _title(means), _unit(seeds, stages))
+    left = 150 if chart.narrow else 210
+    bottom = chart.top + 10 + len(stages) * row
+    axes = chart.axes(left, chart.top + 10, width - 60, bottom)
     axes.grid(axis="x", color="#E3E4E0", linewidth=0.8)
     axes.grid(visible=False, axis="y")
     axes.set_xlim(0, 1.02)  # a dot at 100 % is a whole dot
@@ -317,17 +319,17 @@ def _exam(seeds: Sequence[Recorded], width: int) -> Sheet:
     for index, stage in enumerate(stages):
         colour = LINE[_COLOUR.get(stage, "chosen")]
         name = _STAGES.get(stage, stage)
-        y = sheet.top + 10 + index * row + row / 2
-        size = 11.5 if sheet.narrow else 13
-        sheet.write(0, y + 4, name, size=size, bold=True)
-        sheet.write(width, y + 4, f"{means[stage]:.0%}", size=13, align="right")
+        y = chart.top + 10 + index * row + row / 2
+        size = 11.5 if chart.narrow else 13
+        chart.write(0, y + 4, name, size=size, bold=True)
+        chart.write(width, y + 4, f"{means[stage]:.0%}", size=13, align="right")
         for place, one in enumerate(seeds):
             if stage not in one.right:
                 continue
-            found = _share(one.right[stage])
+            share = _share(one.right[stage])
             at = index * row + 24 + 22 * place
-            axes.plot([found.low, found.high], [at, at], color=colour, linewidth=1.6)
-            axes.plot([found.mean], [at], "o", color=colour, markersize=5)
+            axes.plot([share.low, share.high], [at, at], color=colour, linewidth=1.6)
+            axes.plot([share.mean], [at], "o", color=colour, markersize=5)
             axes.text(
                 0.01,
                 at,
@@ -337,7 +339,7 @@ def _exam(seeds: Sequence[Recorded], width: int) -> Sheet:
                 verticalalignment="center",
             )
     axes.axvline(1, color=INK, linewidth=0.5)
-    return sheet
+    return chart
 
 
 def _share(right: Sequence[bool]) -> Interval:
@@ -349,7 +351,7 @@ def _mean(seeds: Sequence[Recorded], stage: str) -> float:
     return float(np.mean(shares))
 
 
-def _told(means: dict[str, float]) -> str:
+def _title(means: dict[str, float]) -> str:
     if not {"dpo", "extend-dpo"} <= set(means):
         return "Answers that are right"
     return (

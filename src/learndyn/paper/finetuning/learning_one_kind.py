@@ -50,8 +50,8 @@ from learndyn.show.chart import (
     MUTED,
     PAPER,
     UP_AND_DOWN,
+    Chart,
     Pixels,
-    Sheet,
     contrast,
     draw_line,
     points,
@@ -169,7 +169,7 @@ evaluations; with ten that would leave the start alone."""
 _Proxy = Callable[..., Float[np.ndarray, " change"]]
 
 
-def _proxies(seeds: Sequence[Recorded], width: int, *, signs: bool) -> Sheet:
+def _proxies(seeds: Sequence[Recorded], width: int, *, signs: bool) -> Chart:
     """Curves and sums of LBK, or with `signs` of SignDelta, for each run."""
     proxy: _Proxy = notebook_sign_delta if signs else notebook_lbk
     roles = _roles_of(seeds)
@@ -177,25 +177,25 @@ def _proxies(seeds: Sequence[Recorded], width: int, *, signs: bool) -> Sheet:
     narrow = width < 600
     tall = 118 if narrow else 138
     cell = tall + 58
-    sheet = Sheet(
+    chart = Chart(
         width,
         30 + cell * len(roles),
-        _told(seeds, roles, proxy, name),
+        _title(seeds, roles, proxy, name),
         f"The notebook's {name} between observations, nats / √‖A‖; left: curves, thin "
         "raw, thick smoothed; right: sum over the run, whiskers: range over runs",
     )
     for index, role in enumerate(roles):
-        top = sheet.top + 24 + index * cell
-        found = {
+        top = chart.top + 24 + index * cell
+        by_kind = {
             kind: [_values(one, role, kind, proxy) for one in seeds]
             for kind in _KINDS
             if all(kind in one.runs[role].kinds for one in seeds)
         }
-        sheet.write(0, top - 4, _ROWS[role], size=13, bold=True)
+        chart.write(0, top - 4, _ROWS[role], size=13, bold=True)
         middle = width * (0.5 if narrow else 0.56)
-        _curves(sheet, seeds[0], role, found, (44, top + 6, middle - 8, top + tall))
-        _sums(sheet, found, (middle, top + 6, width, top + tall + 24), signs)
-    return sheet
+        _curves(chart, seeds[0], role, by_kind, (44, top + 6, middle - 8, top + tall))
+        _sums(chart, by_kind, (middle, top + 6, width, top + tall + 24), signs)
+    return chart
 
 
 def _roles_of(seeds: Sequence[Recorded]) -> list[str]:
@@ -227,15 +227,15 @@ def _smoothed(values: Float[np.ndarray, " change"]) -> Float[np.ndarray, " chang
 
 
 def _curves(
-    sheet: Sheet,
+    chart: Chart,
     one: Recorded,
     role: str,
-    found: dict[str, list[Float[np.ndarray, " change"]]],
+    by_kind: dict[str, list[Float[np.ndarray, " change"]]],
     box: tuple[Pixels, Pixels, Pixels, Pixels],
 ) -> None:
-    axes = sheet.axes(*box)
+    axes = chart.axes(*box)
     steps = one.runs[role].steps[1:]
-    for kind, runs in found.items():
+    for kind, runs in by_kind.items():
         style = style_of(kind)
         shown = [run for run in runs if len(run) == len(steps)]
         raw = np.mean(shown, axis=0)
@@ -248,34 +248,34 @@ def _curves(
 
 
 def _sums(
-    sheet: Sheet,
-    found: dict[str, list[Float[np.ndarray, " change"]]],
+    chart: Chart,
+    by_kind: dict[str, list[Float[np.ndarray, " change"]]],
     box: tuple[Pixels, Pixels, Pixels, Pixels],
     signs: bool,
 ) -> None:
     left, top, right, bottom = box
-    names = 84 if sheet.narrow else 130
-    axes = sheet.axes(left + names, top, right - (0 if sheet.narrow else 56), bottom)
-    row = (bottom - top) / max(1, len(found))
-    for index, (kind, runs) in enumerate(found.items()):
+    names = 84 if chart.narrow else 130
+    axes = chart.axes(left + names, top, right - (0 if chart.narrow else 56), bottom)
+    row = (bottom - top) / max(1, len(by_kind))
+    for index, (kind, runs) in enumerate(by_kind.items()):
         totals = np.array([run.sum() for run in runs])
         style = style_of(kind)
         axes.barh(index, totals.mean(), color=style.line, height=0.62)
         axes.plot([totals.min(), totals.max()], [index, index], color=INK, linewidth=1)
         y = top + row * (index + 0.5) + 4
-        size = 8.8 if sheet.narrow else 11.5
-        sheet.write(left + names - 6, y, kind, size=size, align="right")
-        if not sheet.narrow:
+        size = 8.8 if chart.narrow else 11.5
+        chart.write(left + names - 6, y, kind, size=size, align="right")
+        if not chart.narrow:
             text = (nats if signs else plain)(float(totals.mean()), 2)
-            sheet.write(right, y, text, size=11.5, align="right")
-    axes.set_ylim(len(found) - 0.5, -0.5)
+            chart.write(right, y, text, size=11.5, align="right")
+    axes.set_ylim(len(by_kind) - 0.5, -0.5)
     axes.set_yticks([])
     axes.set_xticks([])
     axes.grid(visible=False)
     axes.axvline(0, color=MUTED, linewidth=1)
 
 
-def _told(
+def _title(
     seeds: Sequence[Recorded], roles: Sequence[str], proxy: _Proxy, name: str
 ) -> str:
     role = roles[0]
@@ -324,7 +324,7 @@ def _moved(one: Recorded, role: str, kind: str, proxy: bool) -> float:
     return float(notebook_sign_delta(run, kind, one.vocabulary, split=split).sum())
 
 
-def _heat_map(seeds: Sequence[Recorded], width: int, *, normalised: bool) -> Sheet:
+def _heat_map(seeds: Sequence[Recorded], width: int, *, normalised: bool) -> Chart:
     """One cell per observed and trained kind, its value printed in it."""
     rows, columns, values = _influence(seeds, normalised=normalised)
     narrow = width < 600
@@ -336,11 +336,11 @@ def _heat_map(seeds: Sequence[Recorded], width: int, *, normalised: bool) -> She
         else "Change of log π over the whole run, nats per response"
     )
     unit += "; columns: trained on, rows: observed"
-    sheet = Sheet(
-        width, head + cell * len(rows) + 16, _told_on_map(rows, columns, values), unit
+    chart = Chart(
+        width, head + cell * len(rows) + 16, _map_title(rows, columns, values), unit
     )
-    top = sheet.top + head
-    axes = sheet.axes(left, top, width, top + cell * len(rows))
+    top = chart.top + head
+    axes = chart.axes(left, top, width, top + cell * len(rows))
     limit = float(np.abs(values).max()) or 1.0
     axes.pcolormesh(
         np.arange(len(columns) + 1),
@@ -362,10 +362,10 @@ def _heat_map(seeds: Sequence[Recorded], width: int, *, normalised: bool) -> She
     digits = 2 if normalised else 1 if not narrow else 0
     for i, kind in enumerate(rows):
         y = top + cell * (i + 0.5) + 0.35 * size
-        sheet.write(left - 8, y, kind, size=10 if narrow else 12.5, align="right")
+        chart.write(left - 8, y, kind, size=10 if narrow else 12.5, align="right")
         for j, column in enumerate(columns):
             own = column == f"learn-{kind}"
-            sheet.write(
+            chart.write(
                 left + wide * (j + 0.5),
                 y,
                 plain(values[i, j], digits),
@@ -374,21 +374,21 @@ def _heat_map(seeds: Sequence[Recorded], width: int, *, normalised: bool) -> She
                 align="center",
                 colour=_ink(values[i, j] / limit),
             )
-    _heads(sheet, columns, (left, top, wide))
-    return sheet
+    _heads(chart, columns, (left, top, wide))
+    return chart
 
 
 def _heads(
-    sheet: Sheet, columns: Sequence[str], where: tuple[Pixels, Pixels, Pixels]
+    chart: Chart, columns: Sequence[str], where: tuple[Pixels, Pixels, Pixels]
 ) -> None:
     left, top, wide = where
     for j, column in enumerate(columns):
         name = column.removeprefix("learn-") if column != "dpo" else "DPO"
         x = left + wide * (j + 0.5)
-        if sheet.narrow:
-            sheet.figure.text(
-                x / sheet.width,
-                1 - (top - 6) / sheet.height,
+        if chart.narrow:
+            chart.figure.text(
+                x / chart.width,
+                1 - (top - 6) / chart.height,
                 name,
                 rotation=90,
                 fontsize=7.5,
@@ -399,7 +399,7 @@ def _heads(
             continue
         for place, part in enumerate(reversed(name.split("_", 1))):
             part = part if place or "_" not in name else f"{part}"
-            sheet.write(x, top - 8 - 16 * place, part, size=12, align="center")
+            chart.write(x, top - 8 - 16 * place, part, size=12, align="center")
 
 
 def _ink(share: float) -> str:
@@ -409,7 +409,7 @@ def _ink(share: float) -> str:
     return INK if contrast(INK, shown) >= contrast(PAPER, shown) else PAPER
 
 
-def _told_on_map(
+def _map_title(
     rows: Sequence[str],
     columns: Sequence[str],
     values: Float[np.ndarray, "row column"],

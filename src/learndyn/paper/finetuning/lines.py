@@ -7,7 +7,7 @@ import numpy as np
 
 from learndyn.diagnose.numbers import nats
 from learndyn.diagnose.paths import mean_path
-from learndyn.paper.figures import Line, Panel, Run
+from learndyn.paper.figures import Line, LinePanel, Run
 from learndyn.paper.finetuning.recorded import Recorded, path_of
 from learndyn.show.chart import Style, style_of
 
@@ -35,9 +35,9 @@ def line(
     """
     runs = []
     for one in seeds:
-        found = _run(one, role, kind, split, clock, level)
-        if found is not None:
-            runs.append((found[0][skip:], found[1][skip:]))
+        run = _run(one, role, kind, split, clock, level)
+        if run is not None:
+            runs.append((run[0][skip:], run[1][skip:]))
     if not runs:
         return None
     label = kind if name is None else name
@@ -45,17 +45,17 @@ def line(
 
 
 def panel(
-    seeds: Sequence[Recorded], title: str, found: Sequence[Line], **options: Any
-) -> Panel:
+    seeds: Sequence[Recorded], title: str, curves: Sequence[Line], **options: Any
+) -> LinePanel:
     """A panel over updates; of imported runs, over evaluations."""
     units = {run.unit for s in seeds for run in s.runs.values()}
     clock = "evaluations" if "evaluation" in units else "updates"
-    return Panel(title, tuple(found), **{"clock": clock, **options})
+    return LinePanel(title, tuple(curves), **{"clock": clock, **options})
 
 
-def lines(*found: Line | None) -> tuple[Line, ...]:
+def lines(*some: Line | None) -> tuple[Line, ...]:
     """Those that there are."""
-    return tuple(one for one in found if one is not None)
+    return tuple(one for one in some if one is not None)
 
 
 def kinds_lines(
@@ -71,8 +71,8 @@ def mean_line(
     """Mean over kinds of their mean changes."""
     runs: list[Run] = []
     for one in seeds:
-        found = [_run(one, role, kind, "train", "updates", False) for kind in kinds]
-        known = [run for run in found if run is not None]
+        all_runs = [_run(one, role, kind, "train", "updates", False) for kind in kinds]
+        known = [run for run in all_runs if run is not None]
         if known:
             runs.append((known[0][0], np.mean([y for _, y in known], axis=0)))
     return Line(name, style, tuple(runs)) if runs else None
@@ -82,11 +82,11 @@ def ends(
     seeds: Sequence[Recorded], role: str, kind: str, split: str = "train"
 ) -> float | None:
     """Mean over seeds of the change of a kind over the whole run, in nats."""
-    found = line(seeds, role, kind, split=split)
-    return None if found is None else float(np.mean([y[-1] for _, y in found.runs]))
+    path = line(seeds, role, kind, split=split)
+    return None if path is None else float(np.mean([y[-1] for _, y in path.runs]))
 
 
-def told(name: str, value: float | None, unit: str = "") -> str:
+def in_words(name: str, value: float | None, unit: str = "") -> str:
     """ "chosen +9.1", or nothing where it is unknown."""
     return "" if value is None else f"{name} {nats(value)}{unit}"
 
@@ -131,7 +131,7 @@ def _clocks(split: str) -> dict[str, Callable[[Recorded, str, int], np.ndarray |
         return mean_path(both[0]) - mean_path(both[1])
 
     def margin(one: Recorded, role: str, points: int) -> np.ndarray | None:
-        found = gap(one, role, points)
-        return None if found is None else found - found[0]
+        gaps = gap(one, role, points)
+        return None if gaps is None else gaps - gaps[0]
 
     return {"updates": updates, "share": share, "gap": gap, "margin": margin}

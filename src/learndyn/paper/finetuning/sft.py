@@ -17,12 +17,12 @@ from learndyn.paper.finetuning.learning_one_kind import (
 )
 from learndyn.paper.finetuning.lines import (
     ends,
+    in_words,
     kinds_lines,
     line,
     lines,
     panel,
     sentence,
-    told,
 )
 from learndyn.paper.finetuning.recorded import (
     LEARNT,
@@ -41,7 +41,7 @@ from learndyn.paper.finetuning.statements import (
     run_of,
     values,
 )
-from learndyn.show.chart import Sheet, Style, style_of
+from learndyn.show.chart import Chart, Style, style_of
 
 
 FIGURE = "Section 4.1, Figure 3"
@@ -312,17 +312,17 @@ def of_seeds(seeds: Sequence[Recorded]) -> str:
     return f"; thin: each of {len(seeds)} runs, thick: their mean"
 
 
-def _groups(seeds: Sequence[Recorded], role: str, width: int) -> Sheet:
+def _groups(seeds: Sequence[Recorded], role: str, width: int) -> Chart:
     """Every kind's change over a run, in the paper's four groups."""
     panels = []
     for title, kinds in _GROUPS.items():
-        found = kinds_lines(seeds, role, kinds)
-        if found:
-            panels.append(panel(seeds, title, found))
-    return small_multiples(width, _told_groups(seeds, role), _unit(seeds), panels)
+        curves = kinds_lines(seeds, role, kinds)
+        if curves:
+            panels.append(panel(seeds, title, curves))
+    return small_multiples(width, _groups_title(seeds, role), _unit(seeds), panels)
 
 
-def hallucination(seeds: Sequence[Recorded], width: int) -> Sheet:
+def hallucination(seeds: Sequence[Recorded], width: int) -> Chart:
     """Trained answers to other questions against such that nobody trained on."""
     kinds = ("irrelevant_train", "irrelevant_test", "irrelevant_human")
     panels = []
@@ -330,38 +330,40 @@ def hallucination(seeds: Sequence[Recorded], width: int) -> Sheet:
         ("train", "Asked: training prompts"),
         ("test", "Asked: held-out prompts"),
     ):
-        found = kinds_lines(seeds, "sft", kinds, split=split)
-        if found:
-            panels.append(panel(seeds, title, found))
+        curves = kinds_lines(seeds, "sft", kinds, split=split)
+        if curves:
+            panels.append(panel(seeds, title, curves))
     trained, unseen = (ends(seeds, "sft", kind) for kind in kinds[:2])
     title = "Answers to other questions during SFT"
     if trained is not None:
         verb = "rise" if trained > 0 else "do not rise"
-        title = f"Trained answers to other questions {verb}: {told('', trained)} nats"
+        title = (
+            f"Trained answers to other questions {verb}: {in_words('', trained)} nats"
+        )
         title = title.replace("  ", " ")
         if unseen is not None:
-            title += f"; those never trained on {told('', unseen).strip()}"
+            title += f"; those never trained on {in_words('', unseen).strip()}"
     return small_multiples(width, title, _unit(seeds), panels)
 
 
 def _held_out(
     seeds: Sequence[Recorded], role: str, kinds: Sequence[str], width: int
-) -> Sheet:
+) -> Chart:
     """Training prompts (solid) against held-out ones (dashed), a panel per kind."""
     panels = []
     for kind in kinds:
         base = style_of(kind)
         dashed = Style(base.line, base.text, (5.0, 2.5), 1.6, base.band)
         solid = Style(base.line, base.text, (), 2.2, base.band)
-        found = lines(
+        curves = lines(
             line(seeds, role, kind, name="trained", style=solid),
             line(seeds, role, kind, name="held out", style=dashed, split="test"),
         )
-        if found:
-            panels.append(panel(seeds, kind, found))
+        if curves:
+            panels.append(panel(seeds, kind, curves))
     parts = [
-        sentence(told(kind, ends(seeds, role, kind, "test")))
-        + (f" (trained {told('', ends(seeds, role, kind)).strip()})")
+        sentence(in_words(kind, ends(seeds, role, kind, "test")))
+        + (f" (trained {in_words('', ends(seeds, role, kind)).strip()})")
         for kind in kinds[:2]
         if ends(seeds, role, kind, "test") is not None
     ]
@@ -373,8 +375,8 @@ def _unit(seeds: Sequence[Recorded]) -> str:
     return CHANGE + of_seeds(seeds)
 
 
-def _told_groups(seeds: Sequence[Recorded], role: str) -> str:
+def _groups_title(seeds: Sequence[Recorded], role: str) -> str:
     kinds = ("chosen", "chosen_semantic", "rejected", "random_permuted")
-    found = sentence(*(told(kind, ends(seeds, role, kind)) for kind in kinds))
+    changes = sentence(*(in_words(kind, ends(seeds, role, kind)) for kind in kinds))
     what = {"sft": "SFT on chosen", "extend-sft": "SFT on both answers"}
-    return f"{what.get(role, role)}: {found} nats"
+    return f"{what.get(role, role)}: {changes} nats"

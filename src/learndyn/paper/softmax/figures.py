@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from learndyn.diagnose.numbers import nats
-from learndyn.paper.figures import Plate
+from learndyn.paper.figures import PaperFigure
 from learndyn.paper.softmax.scenes import (
     Scene,
     by_probability,
@@ -30,7 +30,7 @@ from learndyn.paper.softmax.scenes import (
 from learndyn.paper.softmax.step import (
     OPTIMIZERS,
     OptimizerName,
-    Step,
+    SoftmaxStep,
     favourite,
     simulate,
 )
@@ -43,11 +43,11 @@ from learndyn.show.chart import (
     TEXT,
     UP,
     WIDE,
+    Chart,
     Dash,
     EndLabel,
     Grid,
     Heading,
-    Sheet,
     hairline,
     points,
 )
@@ -62,14 +62,14 @@ _ABOUT = {
 }
 
 
-def _scenes_figure(width: int = WIDE) -> Sheet:
+def _scenes_figure(width: int = WIDE) -> Chart:
     """Grid A to D: 50 labels; pull up, push a flat one, a peak, a valley."""
     scenes = paper_scenes()[:4]
     steps = [scene.step for scene in scenes]
     valley = steps[3]
     grid = Grid(
         width,
-        [_heading(scene, found) for scene, found in zip(scenes, steps, strict=True)],
+        [_heading(scene, step) for scene, step in zip(scenes, steps, strict=True)],
         title=(
             f"Pushing down a label of probability {_probability(valley, valley.y)} "
             f"moves {100 * float(valley.gains[valley.favourite]):.0f} % of all "
@@ -77,37 +77,37 @@ def _scenes_figure(width: int = WIDE) -> Sheet:
         ),
         unit=_UNIT,
     )
-    for index, found in enumerate(steps):
+    for index, step in enumerate(steps):
         axes = grid.axes(index, "labels, likeliest first")
-        _arrows(axes, found)
-    return grid.sheet
+        _arrows(axes, step)
+    return grid.chart
 
 
-def _vocabulary_figure(width: int = WIDE) -> Sheet:
+def _vocabulary_figure(width: int = WIDE) -> Chart:
     """Heading E: 1000 labels."""
     scene = paper_scenes()[4]
-    found = scene.step
-    others = found.rises.sum()
+    step = scene.step
+    others = step.rises.sum()
     grid = Grid(
         width,
-        [_heading(scene, found)],
+        [_heading(scene, step)],
         title=(
-            f"Over {len(found.before)} labels one push lifts {others}: y* goes from "
-            f"{math.exp(found.before[found.favourite]):.2f} to "
-            f"{math.exp(found.after[found.favourite]):.2f}"
+            f"Over {len(step.before)} labels one push lifts {others}: y* goes from "
+            f"{math.exp(step.before[step.favourite]):.2f} to "
+            f"{math.exp(step.after[step.favourite]):.2f}"
         ),
         unit=_UNIT,
         columns=1,
         tall=300,
     )
     axes = grid.axes(0, "labels, likeliest first")
-    _arrows(axes, found)
-    return grid.sheet
+    _arrows(axes, step)
+    return grid.chart
 
 
-def _probability(found: Step, label: int, *, after: bool = False) -> str:
+def _probability(step: SoftmaxStep, label: int, *, after: bool = False) -> str:
     """A label's probability in two or three figures."""
-    return _written((found.after if after else found.before)[label])
+    return _written((step.after if after else step.before)[label])
 
 
 def _written(logp: float) -> str:
@@ -149,34 +149,34 @@ _UNIT = (
 )
 
 
-def _heading(scene: Scene, found: Step) -> Heading:
-    others = len(found.before) - 1
-    rise = int(found.rises.sum()) - bool(found.rises[found.y])
+def _heading(scene: Scene, step: SoftmaxStep) -> Heading:
+    others = len(step.before) - 1
+    rise = int(step.rises.sum()) - bool(step.rises[step.y])
     many = f"{rise} of {others} others rise" if rise else f"all {others} others fall"
-    best = found.favourite
+    best = step.favourite
     return Heading(
         f"{_ABOUT[scene.name]}: {many}",
-        f"y {_probability(found, found.y)} → "
-        f"{_probability(found, found.y, after=True)}, "
-        f"y* {_probability(found, best)} → {_probability(found, best, after=True)}",
+        f"y {_probability(step, step.y)} → "
+        f"{_probability(step, step.y, after=True)}, "
+        f"y* {_probability(step, best)} → {_probability(step, best, after=True)}",
     )
 
 
-def _arrows(axes: Axes, found: Step) -> None:
-    order = np.argsort(-found.before, kind="stable")
+def _arrows(axes: Axes, step: SoftmaxStep) -> None:
+    order = np.argsort(-step.before, kind="stable")
     place = np.empty(len(order), int)
     place[order] = np.arange(1, len(order) + 1)
-    y, best, many = found.y, found.favourite, len(order) > 100
+    y, best, many = step.y, step.favourite, len(order) > 100
     others = np.ones(len(order), bool)
     others[y] = False
-    both = np.concatenate([found.before, found.after[others]])
+    both = np.concatenate([step.before, step.after[others]])
     span = float(both.max() - both.min())
     low, high = float(both.min()) - 0.08 * span, float(both.max()) + 0.1 * span
-    high = max(high, float(found.after[y]) + 0.1 * span)
+    high = max(high, float(step.after[y]) + 0.1 * span)
     for rises, colour in ((False, MUTED), (True, UP)):
-        chosen = others & (found.rises == rises)
+        chosen = others & (step.rises == rises)
         at = place[chosen]
-        before, after = found.before[chosen], found.after[chosen]
+        before, after = step.before[chosen], step.after[chosen]
         if many and not rises:
             by = np.argsort(at)
             at, before, after = at[by], before[by], after[by]
@@ -186,9 +186,9 @@ def _arrows(axes: Axes, found: Step) -> None:
         axes.vlines(at, before, after, color=colour, lw=1.4, alpha=0.6)
         axes.plot(at, after, "o", color=colour, ms=3, mew=0)
     for label, name, colour in ((y, "y", DOWN), (best, "y*", INK)):
-        pulled = label == y and found.strength < 0
-        _highlight(axes, found, label, int(place[label]), (low, high))
-        before, end = float(found.before[label]), float(found.after[label])
+        pulled = label == y and step.strength < 0
+        _highlight(axes, step, label, int(place[label]), (low, high))
+        before, end = float(step.before[label]), float(step.after[label])
         beside = label == y and end < before  # its lower end stands free
         axes.annotate(
             name,
@@ -207,16 +207,16 @@ def _arrows(axes: Axes, found: Step) -> None:
 
 
 def _highlight(
-    axes: Axes, found: Step, label: int, at: int, limits: Sequence[float]
+    axes: Axes, step: SoftmaxStep, label: int, at: int, limits: Sequence[float]
 ) -> None:
     """A thick stroke; where it leaves the chart it ends in an arrow."""
     colour = INK
-    if label == found.y:
-        colour = DOWN if found.strength > 0 else UP
-    end = float(found.after[label])
+    if label == step.y:
+        colour = DOWN if step.strength > 0 else UP
+    end = float(step.after[label])
     axes.plot(
         [at, at],
-        [found.before[label], max(end, limits[0])],
+        [step.before[label], max(end, limits[0])],
         color=colour,
         lw=2.2,
         solid_capstyle="butt",
@@ -245,11 +245,11 @@ _UNLIKELY = tuple(np.geomspace(0.5, 1e-4, 16).tolist())
 """Probabilities of y before the push."""
 
 
-def _peakiness_figure(width: int = WIDE) -> Sheet:
+def _peakiness_figure(width: int = WIDE) -> Chart:
     """Who rises and what y* gets, from flat to peaky."""
-    found = peakiness_sweep(_STDS)
-    rise = [one.others_rise for one in found]
-    share = [np.log10(one.to_favourite) for one in found]
+    sweep = peakiness_sweep(_STDS)
+    rise = [one.others_rise for one in sweep]
+    share = [np.log10(one.to_favourite) for one in sweep]
     means = [float(np.mean(r)) for r in rise]
     grid = Grid(
         width,
@@ -277,10 +277,10 @@ def _peakiness_figure(width: int = WIDE) -> Sheet:
     axes.axhline(0, color=MUTED, linewidth=1)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _power_of_ten(round(v))))
-    return grid.sheet
+    return grid.chart
 
 
-def _unlikely_figure(width: int = WIDE) -> Sheet:
+def _unlikely_figure(width: int = WIDE) -> Chart:
     """Claim 4: what a less likely y does to the rest, and to y*."""
     others = 2 * np.random.default_rng(0).standard_normal((200, 49))
     rest, best = by_probability(others, _UNLIKELY)
@@ -319,7 +319,7 @@ def _unlikely_figure(width: int = WIDE) -> Sheet:
         EndLabel("all others", float(ends["rest"][-1]), hairline(TEXT["other"])),
     ]
     grid.end_labels(axes, labels)
-    return grid.sheet
+    return grid.chart
 
 
 def _band(
@@ -352,42 +352,42 @@ _RATES: dict[OptimizerName, float] = {
 """Learning rates small enough that the curves are those of a flow."""
 
 
-def softmax_plates() -> list[Plate]:
+def softmax_figures() -> list[PaperFigure]:
     """The figures of the paper's Appendix E and what belongs beside them."""
     return [
-        Plate(
+        PaperFigure(
             "softmax_scenes",
             "Appendix E, panels A to D",
             _scenes_figure,
             "50 labels, 4 features, the draws of the authors' notebook. Its panel D "
             "mixed a second, positive update in; this one is the push alone.",
         ),
-        Plate(
+        PaperFigure(
             "softmax_vocabulary",
             "Appendix E, panel E",
             _vocabulary_figure,
             "1000 labels, 50 features, one step of learning rate 1.",
         ),
-        Plate(
+        PaperFigure(
             "softmax_ratio",
             "Appendix E, Lemma 1",
             _ratio_figure,
             "Line: closed form. Dots: the gradient step taken on the weights.",
         ),
-        Plate(
+        PaperFigure(
             "softmax_peakiness",
             "Appendix E, Claims 3A to 3C",
             _peakiness_figure,
             "400 draws of 50 normal logits at each standard deviation; a random label "
             "is pushed down with s = 1.",
         ),
-        Plate(
+        PaperFigure(
             "softmax_unlikely",
             "Appendix E, Claim 4",
             _unlikely_figure,
             "200 draws of 49 other labels, logit std 2; s = 1.",
         ),
-        Plate(
+        PaperFigure(
             "softmax_optimizers",
             "Appendix E, beyond SGD",
             _optimizers_figure,
@@ -397,7 +397,7 @@ def softmax_plates() -> list[Plate]:
     ]
 
 
-def _ratio_figure(width: int = WIDE) -> Sheet:
+def _ratio_figure(width: int = WIDE) -> Chart:
     """log(pi'/pi) against pi, with the threshold tau, in three distributions."""
     scenes = paper_scenes()
     shown = {
@@ -410,10 +410,10 @@ def _ratio_figure(width: int = WIDE) -> Sheet:
         width,
         [
             Heading(
-                f"{name}: {_rising(found)} of {len(found.before) - 1} others rise",
-                f"τ = {found.threshold:.3f}, s = {found.strength:.2f}",
+                f"{name}: {_rising(step)} of {len(step.before) - 1} others rise",
+                f"τ = {step.threshold:.3f}, s = {step.strength:.2f}",
             )
-            for name, found in zip(shown, steps, strict=True)
+            for name, step in zip(shown, steps, strict=True)
         ],
         title="A label gains if and only if its probability exceeds τ; a peak lifts τ",
         unit=(
@@ -423,10 +423,10 @@ def _ratio_figure(width: int = WIDE) -> Sheet:
         columns=3,
         tall=250,
     )
-    for index, (scene, found) in enumerate(zip(shown.values(), steps, strict=True)):
+    for index, (scene, step) in enumerate(zip(shown.values(), steps, strict=True)):
         axes = grid.axes(index, "π before the push")
-        _ratios(axes, scene, found)
-    return grid.sheet
+        _ratios(axes, scene, step)
+    return grid.chart
 
 
 def _between() -> Scene:
@@ -435,7 +435,7 @@ def _between() -> Scene:
     return Scene("", a.weights, a.x, d.y, 0.1)
 
 
-def _optimizers_figure(width: int = WIDE) -> Sheet:
+def _optimizers_figure(width: int = WIDE) -> Chart:
     """What y* gains on the rest while y falls, under four optimizers."""
     shown = _paths()
     paths = list(shown.values())
@@ -472,7 +472,7 @@ def _optimizers_figure(width: int = WIDE) -> Sheet:
         axes.set_xlim(0, _FALL)
         axes.axhline(0, color=MUTED, linewidth=1)
         grid.end_labels(axes, labels)
-    return grid.sheet
+    return grid.chart
 
 
 @cache
@@ -501,13 +501,13 @@ def _path(
     return at, np.interp(at, fallen, gap - gap[0])
 
 
-def _rising(found: Step) -> int:
-    return int(np.delete(found.rises, found.y).sum())
+def _rising(step: SoftmaxStep) -> int:
+    return int(np.delete(step.rises, step.y).sum())
 
 
-def _ratios(axes: Axes, scene: Scene, found: Step) -> None:
-    others = np.arange(len(found.before)) != found.y
-    pi = np.exp(found.before)
+def _ratios(axes: Axes, scene: Scene, step: SoftmaxStep) -> None:
+    others = np.arange(len(step.before)) != step.y
+    pi = np.exp(step.before)
     taken = simulate(scene.weights, scene.x, scene.y, lr=scene.lr, steps=1)
     high = 1.14 * float(pi[others].max())
     low = min(float(pi[others].min()), high / 2)
@@ -515,7 +515,7 @@ def _ratios(axes: Axes, scene: Scene, found: Step) -> None:
     line = np.linspace(max(low, 0), high, 100)
     axes.plot(
         line,
-        found.strength * (line - found.threshold),
+        step.strength * (line - step.threshold),
         color=LINE["other"],
         lw=points(2),
     )
@@ -523,7 +523,7 @@ def _ratios(axes: Axes, scene: Scene, found: Step) -> None:
     rises = moved > 0
     for chosen, colour in ((others & rises, LINE["chosen"]), (others & ~rises, DOWN)):
         axes.plot(pi[chosen], moved[chosen], "o", color=colour, ms=4, alpha=0.75, mew=0)
-    best = found.favourite
+    best = step.favourite
     axes.annotate(
         "y*",
         (pi[best], moved[best]),
@@ -536,8 +536,8 @@ def _ratios(axes: Axes, scene: Scene, found: Step) -> None:
     )
     axes.axhline(0, color=MUTED, linewidth=1)
     axes.set_xlim(low, high)
-    if low <= found.threshold <= high:
-        axes.axvline(found.threshold, color=MUTED, lw=1, dashes=(5, 3))
+    if low <= step.threshold <= high:
+        axes.axvline(step.threshold, color=MUTED, lw=1, dashes=(5, 3))
     axes.xaxis.set_major_locator(MaxNLocator(4))
     digits = 2 if np.ptp(moved[others]) < 2 else 0
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: nats(v, digits)))

@@ -14,7 +14,7 @@ from pathlib import Path
 from learndyn.paper.claims import Claim
 from learndyn.paper.figures import drawn
 from learndyn.paper.softmax.claims import softmax_claims
-from learndyn.paper.softmax.figures import softmax_plates
+from learndyn.paper.softmax.figures import softmax_figures
 from learndyn.record.files import write_whole
 from learndyn.show.chart import (
     DOWN,
@@ -140,7 +140,7 @@ def write_playground(out: str | Path, *, overwrite: bool = False) -> Path:
     body = "".join(
         [
             f"<section>{sentences(_LEAD)}",
-            *(drawn(plate, folder / "figures") for plate in softmax_plates()),
+            *(drawn(figure, folder / "figures") for figure in softmax_figures()),
             "</section>",
             _claims(softmax_claims(_SEEDS)),
             "<section id='try'><h2>Try it</h2><noscript><p class='note'>This part "
@@ -178,7 +178,7 @@ def _claims(claims: Sequence[Claim]) -> str:
     rows = [
         [
             _running(claim.says),
-            f"{claim.outcome}, {claim.held} of {len(claim.measured)}",
+            f"{claim.outcome}, {claim.holding} of {len(claim.measured)}",
             f"{_measured(claim)} {claim.unit}",
             claim.source.removeprefix("Appendix E, "),
             _running(f"{claim.rule}. {claim.note}".strip()),

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from learndyn.paper.softmax.step import Step, log_ratio, log_softmax, step
+from learndyn.paper.softmax.step import SoftmaxStep, log_ratio, log_softmax, step
 
 
 _SEED = 10086
@@ -43,7 +43,7 @@ class Scene:
         return (1 if self.down else -1) * self.lr * float(self.x @ self.x)
 
     @property
-    def step(self) -> Step:
+    def step(self) -> SoftmaxStep:
         """What the update does."""
         return step(self.logits, self.y, self.strength)
 

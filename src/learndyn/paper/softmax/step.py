@@ -101,7 +101,7 @@ def _first_order(
 
 
 @dataclass(frozen=True)
-class Step:
+class SoftmaxStep:
     """What one step on y did to one distribution."""
 
     before: Float[np.ndarray, " label"]
@@ -152,10 +152,10 @@ class Step:
         return _log_sum(self.after[keep]) - _log_sum(self.before[keep])
 
 
-def step(logits: Float[np.ndarray, " label"], y: int, strength: float) -> Step:
+def step(logits: Float[np.ndarray, " label"], y: int, strength: float) -> SoftmaxStep:
     """One step on label y; log-probabilities may be given for logits."""
     logp = log_softmax(logits)
-    return Step(
+    return SoftmaxStep(
         logp,
         y,
         strength,

@@ -11,7 +11,7 @@ from learndyn.paper.claims import Absent, Claim, Measured, Statement, claims_of
 from learndyn.paper.theory.result import (
     Numbers,
     Order,
-    Peak,
+    RunPeakiness,
     SignRule,
     TheoryResult,
     Walk,
@@ -193,7 +193,7 @@ def _rest_falls(role: str) -> _Test:
     return test
 
 
-def _peak(result: TheoryResult, role: str) -> Peak:
+def _peak(result: TheoryResult, role: str) -> RunPeakiness:
     for peak in result.peaks:
         if peak.role == role:
             return peak

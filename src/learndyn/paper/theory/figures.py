@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from learndyn.diagnose.numbers import nats
 from learndyn.diagnose.paths import GREEDY
-from learndyn.paper.figures import Plate, plain
+from learndyn.paper.figures import PaperFigure, plain
 from learndyn.paper.theory.figures_of_runs import (
     kernel_figure,
     lbk_figure,
@@ -33,10 +33,10 @@ from learndyn.show.chart import (
     SOLID,
     UP,
     WIDE,
+    Chart,
     EndLabel,
     Grid,
     Heading,
-    Sheet,
     Style,
     hairline,
     part_colour,
@@ -61,15 +61,15 @@ _LOSSES = {
 """How losses are written."""
 
 
-def _residuals_figure(results: Results, width: int = WIDE) -> Sheet:
+def _residuals_figure(results: Results, width: int = WIDE) -> Chart:
     """dL/dlogp of y+ and y- over the margin, loss by loss."""
-    found = results[0].residuals
-    names = list(found.chosen)
-    lowers = [name for name in names if max(found.rejected[name]) > 0]
-    off = [_LOSSES[n] for n, miss in found.misses.items() if miss > 1e-9]
+    residuals = results[0].residuals
+    names = list(residuals.chosen)
+    lowers = [name for name in names if max(residuals.rejected[name]) > 0]
+    off = [_LOSSES[n] for n, miss in residuals.misses.items() if miss > 1e-9]
     grid = Grid(
         width,
-        [Heading(_LOSSES.get(name, name), _when(found, name)) for name in names],
+        [Heading(_LOSSES.get(name, name), _when(residuals, name)) for name in names],
         title=(
             f"{len(lowers)} of {len(names)} losses push y⁻ down, SPPO among them; the "
             f"printed residual is not the loss's for {', '.join(off)}"
@@ -85,25 +85,25 @@ def _residuals_figure(results: Results, width: int = WIDE) -> Sheet:
     )
     for index, name in enumerate(names):
         axes = grid.axes(index, "margin, nats")
-        margins = np.array(found.margins)
-        pushed = np.array(found.rejected[name])
+        margins = np.array(residuals.margins)
+        pushed = np.array(residuals.rejected[name])
         axes.fill_between(
             margins, 0, np.maximum(pushed, 0), color=DOWN, alpha=0.12, lw=0
         )
-        axes.plot(margins, found.chosen[name], color=LINE["chosen"], lw=points(2.4))
+        axes.plot(margins, residuals.chosen[name], color=LINE["chosen"], lw=points(2.4))
         axes.plot(margins, pushed, color=LINE["rejected"], lw=points(2.4))
-        for said in _misprinted(found, name):
-            axes.plot(margins, said, color=INK, lw=points(1.8), dashes=(3, 3))
+        for printed in _misprinted(residuals, name):
+            axes.plot(margins, printed, color=INK, lw=points(1.8), dashes=(3, 3))
         axes.axhline(0, color=MUTED, lw=1)
         axes.set_xlim(margins[0], margins[-1])
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_locator(MaxNLocator(4))
-    return grid.sheet
+    return grid.chart
 
 
-def _when(found: Residuals, name: str) -> str:
+def _when(residuals: Residuals, name: str) -> str:
     """When a loss lowers y-, in words."""
-    margins, pushed = np.array(found.margins), np.array(found.rejected[name])
+    margins, pushed = np.array(residuals.margins), np.array(residuals.rejected[name])
     lowered = margins[pushed > 0]
     if not len(lowered):
         return "never lowers y⁻"
@@ -112,10 +112,10 @@ def _when(found: Residuals, name: str) -> str:
     return f"lowers y⁻ up to a margin of {lowered[-1]:.0f}"
 
 
-def _misprinted(found: Residuals, name: str) -> list[list[float]]:
+def _misprinted(residuals: Residuals, name: str) -> list[list[float]]:
     """What the paper prints for y+ and y-, where it is not what the loss asks for."""
-    printed = found.printed.get(name, {})
-    sides = (("chosen", found.chosen[name]), ("rejected", found.rejected[name]))
+    printed = residuals.printed.get(name, {})
+    sides = (("chosen", residuals.chosen[name]), ("rejected", residuals.rejected[name]))
     return [
         printed[role]
         for role, true in sides
@@ -123,39 +123,39 @@ def _misprinted(found: Residuals, name: str) -> list[list[float]]:
     ]
 
 
-_Figure = Callable[[Results, int], Sheet]
+_Figure = Callable[[Results, int], Chart]
 
 
-def theory_plates(results: Results) -> list[Plate]:
+def theory_figures(results: Results) -> list[PaperFigure]:
     """Every figure of the theory; none of no seed."""
     if not results:
         return []
     return [
-        Plate(name, paper, partial(_at_width, figure, results), about)
+        PaperFigure(name, paper, partial(_at_width, figure, results), about)
         for name, paper, figure, about in _DRAWN
     ]
 
 
-def _at_width(figure: _Figure, results: Results, width: int = WIDE) -> Sheet:
+def _at_width(figure: _Figure, results: Results, width: int = WIDE) -> Chart:
     return figure(results, width)
 
 
-def _order_figure(results: Results, width: int = WIDE) -> Sheet:
+def _order_figure(results: Results, width: int = WIDE) -> Chart:
     """The error of the first-order prediction against the step, log-log."""
     shown = [(model, loss) for model in ("tiny", "trained") for loss in ("sft", "dpo")]
     orders = {key: _orders(results, *key) for key in shown}
-    slopes = [order.slope for found in orders.values() for order in found]
+    slopes = [order.slope for seeds in orders.values() for order in seeds]
     second = sum(abs(slope - 2) <= 0.1 for slope in slopes)
     grid = Grid(
         width,
         [
             Heading(
                 f"{_LOSSES[loss]}, {model} model: "
-                f"power {_span(o.slope for o in found)}",
-                f"clear of rounding over {_span((o.decades for o in found), 1)} "
+                f"power {_span(o.slope for o in seeds)}",
+                f"clear of rounding over {_span((o.decades for o in seeds), 1)} "
                 "decades",
             )
-            for (model, loss), found in orders.items()
+            for (model, loss), seeds in orders.items()
         ],
         title=(
             "A K G predicts one step: the error falls with its square in "
@@ -168,24 +168,24 @@ def _order_figure(results: Results, width: int = WIDE) -> Sheet:
         tall=210,
         labels=76,
     )
-    for index, found in enumerate(orders.values()):
+    for index, seeds in enumerate(orders.values()):
         axes = grid.axes(index, "step, share of the longest")
         axes.set_xscale("log")
         axes.set_yscale("log")
         labels = [
-            _series(axes, found, "changes", "change", MUTED),
-            _series(axes, found, "errors", "error", UP),
+            _series(axes, seeds, "changes", "change", MUTED),
+            _series(axes, seeds, "errors", "error", UP),
         ]
-        if found[0].without_a:
-            labels.append(_series(axes, found, "without_a", "without A", DOWN))
-        noise = float(np.mean([order.noise for order in found]))
+        if seeds[0].without_a:
+            labels.append(_series(axes, seeds, "without_a", "without A", DOWN))
+        noise = float(np.mean([order.noise for order in seeds]))
         if noise:
             axes.axhline(noise, color=MUTED, lw=1, dashes=(4, 3))
             labels.append(EndLabel("rounding", noise, hairline(MUTED)))
-        axes.set_xlim(min(found[0].steps), 1)
+        axes.set_xlim(min(seeds[0].steps), 1)
         log_ticks(axes)
         grid.end_labels(axes, labels)
-    return grid.sheet
+    return grid.chart
 
 
 def _orders(results: Results, model: str, loss: str) -> list[Order]:
@@ -211,34 +211,34 @@ def _series(
 
 def _span(values: Iterable[float], digits: int = 2) -> str:
     """Least to greatest, or the one number where both are written alike."""
-    found = list(values)
-    low, high = plain(min(found), digits), plain(max(found), digits)
+    listed = list(values)
+    low, high = plain(min(listed), digits), plain(max(listed), digits)
     return low if low == high else f"{low} to {high}"
 
 
-def _two_kernels_figure(results: Results, width: int = WIDE) -> Sheet:
+def _two_kernels_figure(results: Results, width: int = WIDE) -> Chart:
     """What K(o, u+) and K(o, u-) do to every kind, beside the actual change."""
     kernels = [result.kernels for result in results]
     kinds = [k for k in kernels[0].kinds if all(k in one.kinds for one in kernels)]
     rows = [*kinds, GREEDY]
     narrow = width < 600
     row, head = (46 if narrow else 30), 34
-    sheet = Sheet(
+    chart = Chart(
         width,
         head + row * len(rows) + 54,
-        _told(kernels),
+        _title(kernels),
         "Mean change of log π(response), thousandths of a nat, by one step of SGD on "
         f"DPO that adds {kernels[0].margin:g} nats of margin; bars: first order, mean "
         "over seeds; dots: actual, one per seed",
     )
     for x, name in ((0, "pull"), (150 if narrow else 220, "push")):
         swatch = Style(part_colour(name), INK, SOLID, 9.0, 0.0)
-        sheet.stroke([x, x + 14], [sheet.top + 12] * 2, swatch, 8)
+        chart.stroke([x, x + 14], [chart.top + 12] * 2, swatch, 8)
         text = "pull on y⁺, K(o, u⁺)" if name == "pull" else "push on y⁻, K(o, u⁻)"
-        sheet.write(x + 22, sheet.top + 16, text, size=11 if narrow else 12.5)
-    top = sheet.top + head
+        chart.write(x + 22, chart.top + 16, text, size=11 if narrow else 12.5)
+    top = chart.top + head
     left, right = (8, width - 52) if narrow else (176, width - 96)
-    axes = sheet.axes(left, top, right, top + row * len(rows))
+    axes = chart.axes(left, top, right, top + row * len(rows))
     axes.grid(axis="y", visible=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks([])
@@ -248,29 +248,29 @@ def _two_kernels_figure(results: Results, width: int = WIDE) -> Sheet:
         _stack(axes, index + (0.2 if narrow else 0.0), means, actual, narrow)
         y = top + row * index + (15 if narrow else 0.5 * row + 4.5)
         style = style_of(kind)
-        sheet.write(0, y, shortened(kind, 22), size=12.5, colour=style.text)
+        chart.write(0, y, shortened(kind, 22), size=12.5, colour=style.text)
         text = nats(float(np.mean(actual)))
-        sheet.write(width, y, text, size=12.5, align="right")
+        chart.write(width, y, text, size=12.5, align="right")
     axes.axvline(0, color=MUTED, lw=1)
     axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 8))
     axes.set_xlabel(
         "← less likely · nats / 1000 · more likely →", color=MUTED, fontsize=points(12)
     )
-    return sheet
+    return chart
 
 
 def _parts(kernels: Kernels, kind: str) -> tuple[float, float, float]:
     """Pull, push and actual of a kind or of the greedy path, thousandths of a nat."""
     if kind == GREEDY:
-        found = kernels.greedy_pull, kernels.greedy_push, kernels.greedy_actual
+        parts = kernels.greedy_pull, kernels.greedy_push, kernels.greedy_actual
     else:
         at = kernels.kinds.index(kind)
-        found = kernels.pull[at], kernels.push[at], kernels.actual[at]
-    pull, push, actual = (1000 * value for value in found)
+        parts = kernels.pull[at], kernels.push[at], kernels.actual[at]
+    pull, push, actual = (1000 * value for value in parts)
     return pull, push, actual
 
 
-def _told(kernels: Sequence[Kernels]) -> str:
+def _title(kernels: Sequence[Kernels]) -> str:
     pulled, pushed, _ = np.mean([_parts(one, GREEDY) for one in kernels], axis=0)
     miss = max(one.relative_error for one in kernels)
     how = "raises" if pushed > 0 else "lowers"

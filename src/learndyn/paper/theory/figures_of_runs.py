@@ -20,7 +20,7 @@ from matplotlib.ticker import (
 
 from learndyn.diagnose.numbers import nats
 from learndyn.paper.figures import plain
-from learndyn.paper.theory.result import Peak, SignRule, TheoryResult, Walk
+from learndyn.paper.theory.result import RunPeakiness, SignRule, TheoryResult, Walk
 from learndyn.show.chart import (
     DOWN,
     INK,
@@ -29,10 +29,10 @@ from learndyn.show.chart import (
     PAPER,
     UP,
     WIDE,
+    Chart,
     EndLabel,
     Grid,
     Heading,
-    Sheet,
     hairline,
     points,
 )
@@ -44,7 +44,7 @@ _STAGES = {"sft": ("SFT", UP), "dpo": ("DPO", DOWN)}
 """Name and colour of a stage."""
 
 
-def walk_figure(results: Results, width: int = WIDE) -> Sheet:
+def walk_figure(results: Results, width: int = WIDE) -> Chart:
     """Log-probability of y- against that of y+, from SFT through DPO."""
     up, down = (_walks(results, role) for role in ("sft", "dpo"))
     turned, fell = (
@@ -85,10 +85,10 @@ def walk_figure(results: Results, width: int = WIDE) -> Sheet:
         _arrowed(axes, x - x[0], y - y[0], "dpo")
     axes.axhline(0, color=MUTED, lw=1)
     axes.axvline(0, color=MUTED, lw=1)
-    for each in grid.sheet.figure.axes:
+    for each in grid.chart.figure.axes:
         each.xaxis.set_major_locator(MaxNLocator(5))
         each.yaxis.set_major_locator(MaxNLocator(6))
-    return grid.sheet
+    return grid.chart
 
 
 def _walks(results: Results, role: str) -> list[Walk]:
@@ -129,12 +129,12 @@ def _name(axes: Axes, up: Sequence[Walk], down: Sequence[Walk]) -> None:
         )
 
 
-def peakiness_figure(results: Results, width: int = WIDE) -> Sheet:
+def peakiness_figure(results: Results, width: int = WIDE) -> Chart:
     """||A||_F along chosen over SFT and DPO."""
-    found = {role: _peaks(results, role) for role in _STAGES}
+    by_role = {role: _peaks(results, role) for role in _STAGES}
     rises = {
         role: float(np.mean([p.rise[0] for p in peaks]))
-        for role, peaks in found.items()
+        for role, peaks in by_role.items()
     }
     grid = Grid(
         width,
@@ -144,7 +144,7 @@ def peakiness_figure(results: Results, width: int = WIDE) -> Sheet:
                 f"above 0 by its 95 % interval on {sum(p.rise[1] > 0 for p in peaks)} "
                 f"of {len(peaks)} seeds",
             )
-            for role, peaks in found.items()
+            for role, peaks in by_role.items()
         ],
         title=(
             "Distributions along y⁺ get peakier: ‖A‖ changes by "
@@ -157,7 +157,7 @@ def peakiness_figure(results: Results, width: int = WIDE) -> Sheet:
         tall=230,
         labels=12,
     )
-    for index, (role, peaks) in enumerate(found.items()):
+    for index, (role, peaks) in enumerate(by_role.items()):
         axes = grid.axes(index, "updates")
         colour = _STAGES[role][1]
         for one in peaks:
@@ -168,19 +168,19 @@ def peakiness_figure(results: Results, width: int = WIDE) -> Sheet:
         axes.set_xlim(0, max(one.steps[-1] for one in peaks))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-    return grid.sheet
+    return grid.chart
 
 
-def _peaks(results: Results, role: str) -> list[Peak]:
+def _peaks(results: Results, role: str) -> list[RunPeakiness]:
     return [p for result in results for p in result.peaks if p.role == role]
 
 
-def rest_figure(results: Results, width: int = WIDE) -> Sheet:
+def rest_figure(results: Results, width: int = WIDE) -> Chart:
     """log pi of the argmax against that of all else, over SFT and DPO."""
-    found = {role: _peaks(results, role) for role in _STAGES}
+    by_role = {role: _peaks(results, role) for role in _STAGES}
     falls = {
         role: sum(p.slope < 0 and p.r2 >= 0.8 for p in peaks)
-        for role, peaks in found.items()
+        for role, peaks in by_role.items()
     }
     grid = Grid(
         width,
@@ -189,12 +189,12 @@ def rest_figure(results: Results, width: int = WIDE) -> Sheet:
                 f"{_STAGES[role][0]}: slope {_range([p.slope for p in peaks])}",
                 f"r² of the line {_range([p.r2 for p in peaks])}",
             )
-            for role, peaks in found.items()
+            for role, peaks in by_role.items()
         ],
         title=(
             "As the argmax gains, all else loses along a line: over SFT on "
-            f"{falls['sft']} of {len(found['sft'])} seeds, over DPO on "
-            f"{falls['dpo']} of {len(found['dpo'])}"
+            f"{falls['sft']} of {len(by_role['sft'])} seeds, over DPO on "
+            f"{falls['dpo']} of {len(by_role['dpo'])}"
         ),
         unit=(
             "Mean of log(1 − π*) against mean of log π*, nats per token of chosen; "
@@ -203,7 +203,7 @@ def rest_figure(results: Results, width: int = WIDE) -> Sheet:
         tall=250,
         labels=12,
     )
-    for index, (role, peaks) in enumerate(found.items()):
+    for index, (role, peaks) in enumerate(by_role.items()):
         axes = grid.axes(index, "log π* per token, nats")
         colour = _STAGES[role][1]
         for one in peaks:
@@ -214,7 +214,7 @@ def rest_figure(results: Results, width: int = WIDE) -> Sheet:
             axes.plot(x[0], y[0], "o", mfc="none", mec=INK, ms=8)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(6))
-    first = grid.sheet.figure.axes[0]
+    first = grid.chart.figure.axes[0]
     first.text(
         0.99,
         0.99,
@@ -225,7 +225,7 @@ def rest_figure(results: Results, width: int = WIDE) -> Sheet:
         fontsize=points(12),
         color=MUTED,
     )
-    return grid.sheet
+    return grid.chart
 
 
 def _range(values: Sequence[float]) -> str:
@@ -234,31 +234,31 @@ def _range(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def sign_figure(results: Results, width: int = WIDE) -> Sheet:
+def sign_figure(results: Results, width: int = WIDE) -> Chart:
     """Share of tokens that rise, against how far above tau they stand."""
-    found = {
+    by_pushed = {
         pushed: [r for one in results for r in one.sign_rules if r.pushed == pushed]
         for pushed in ("one", "all")
     }
-    said = {"one": "Each position alone", "all": "The whole response at once"}
+    headings = {"one": "Each position alone", "all": "The whole response at once"}
     grid = Grid(
         width,
         [
             Heading(
-                f"{said[pushed]}: y⁻ falls at {_mean(rules, 'label_falls')}, y* rises "
-                f"at {_mean(rules, 'top_rises')} of positions",
+                f"{headings[pushed]}: y⁻ falls at {_mean(rules, 'label_falls')}, "
+                f"y* rises at {_mean(rules, 'top_rises')} of positions",
                 f"rule right for {_mean(rules, 'valley')} of the vocabulary in "
                 f"valleys, {_mean(rules, 'peak')} at peaks; one sign for all would be "
                 f"for {_mean(rules, 'flat')}",
             )
-            for pushed, rules in found.items()
+            for pushed, rules in by_pushed.items()
         ],
         title=(
             f"Where one position is pushed y⁻ falls at "
-            f"{_mean(found['one'], 'label_falls')} and y* rises at "
-            f"{_mean(found['one'], 'top_rises')}; where all are, at "
-            f"{_mean(found['all'], 'label_falls')} and "
-            f"{_mean(found['all'], 'top_rises')}"
+            f"{_mean(by_pushed['one'], 'label_falls')} and y* rises at "
+            f"{_mean(by_pushed['one'], 'top_rises')}; where all are, at "
+            f"{_mean(by_pushed['all'], 'label_falls')} and "
+            f"{_mean(by_pushed['all'], 'top_rises')}"
         ),
         unit=(
             "Share of the tokens that rise, against log₁₀(π/τ), τ = ‖π‖² − π(y⁻) > 0; "
@@ -267,7 +267,7 @@ def sign_figure(results: Results, width: int = WIDE) -> Sheet:
         tall=230,
         labels=62,
     )
-    for index, rules in enumerate(found.values()):
+    for index, rules in enumerate(by_pushed.values()):
         axes = grid.axes(index, "log₁₀(π/τ)")
         for rule in rules:
             axes.plot(rule.ratios, rule.rising, color=UP, lw=0.7, alpha=0.6)
@@ -277,7 +277,7 @@ def sign_figure(results: Results, width: int = WIDE) -> Sheet:
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlim(min(x), max(x))
         grid.end_labels(axes, [EndLabel("rise", float(mean[-1]), hairline(UP))])
-    return grid.sheet
+    return grid.chart
 
 
 def _averaged(rules: Sequence[SignRule]) -> tuple[list[float], np.ndarray]:
@@ -298,7 +298,7 @@ def _mean(rules: Sequence[SignRule], what: str) -> str:
 _ALIKE = LinearSegmentedColormap.from_list("alike", [PAPER, UP])
 
 
-def kernel_figure(results: Results, width: int = WIDE) -> Sheet:
+def kernel_figure(results: Results, width: int = WIDE) -> Chart:
     """Rank correlations between checkpoints, the kernel's size, and its change."""
     paths = [result.kernel_path for result in results]
     first = paths[0]
@@ -354,7 +354,7 @@ def kernel_figure(results: Results, width: int = WIDE) -> Sheet:
         axes.tick_params(axis="x", labelsize=points(10))
         axes.set_ylim(0, 1.1 * float(values.max()))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-    return grid.sheet
+    return grid.chart
 
 
 def _short(name: str) -> str:
@@ -387,7 +387,7 @@ def _table(axes: Axes, values: Float[np.ndarray, "row row"], names: list[str]) -
             )
 
 
-def lbk_figure(results: Results, width: int = WIDE) -> Sheet:
+def lbk_figure(results: Results, width: int = WIDE) -> Chart:
     """LBK against the kernel it bounds, and the notebook's beside it."""
     bounds = [result.bounds for result in results]
     exact = _ratios([(b.exact_lbk, b.exact_kernel) for b in bounds])
@@ -439,7 +439,7 @@ def lbk_figure(results: Results, width: int = WIDE) -> Sheet:
             ends = np.array([x.min(), x.max()])
             axes.plot(ends, ends, color=DOWN, lw=points(2))
         log_ticks(axes)
-    return grid.sheet
+    return grid.chart
 
 
 def _ratios(

@@ -54,7 +54,7 @@ Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class _Look:
+class _CheckpointKernel:
     """The kernel at one checkpoint."""
 
     norms: Float[np.ndarray, "response probe"]
@@ -65,7 +65,7 @@ class _Look:
 
 def _look(
     predictor: Predictor, trained: Sequence[TokenizedPair], *, seed: int
-) -> _Look:
+) -> _CheckpointKernel:
     """||K(o, u)||_F of all probes o of `predictor` and trained responses u."""
     gradients = ProbeGradients.of(predictor.logps.on(trained))
     chance = torch.Generator().manual_seed(seed)
@@ -94,7 +94,7 @@ def _look(
             predictor.forward_mode.along(direction, read)
             norms[u] += predictor.logps.summed(square) / _VECTORS
             sketches.append(sketch)
-    return _Look(np.sqrt(norms), np.concatenate(sketches))
+    return _CheckpointKernel(np.sqrt(norms), np.concatenate(sketches))
 
 
 def kernel_path(
@@ -144,7 +144,7 @@ def short_run(
     """
     model = predictor.model
     options = {} if loss == "sft" else {"beta": float(trainer.get("beta", 0.1))}
-    wanted = loss_named(loss, **options)
+    objective = loss_named(loss, **options)
     lr = float(trainer.get("learning_rate", 1e-5))
     optimizer = _optimizer(str(trainer.get("optim", "")), model, lr)
     chosen = setting.answers("chosen", setting.prompts)
@@ -163,7 +163,7 @@ def short_run(
             predictor.logps,
             [chosen[i] for i in rows],
             lost,
-            wanted,
+            objective,
             reference=start[known],
         )
         gradient = predictor.logps.on(batch.pairs).pullback(batch.push)
@@ -186,10 +186,10 @@ def weights_of(model: nn.Module) -> Weights:
 
 
 def _optimizer(name: str, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    held = list(parameters_of(model).values())
+    parameters = list(parameters_of(model).values())
     if "rmsprop" in name:
-        return torch.optim.RMSprop(held, lr=lr)
-    return torch.optim.AdamW(held, lr=lr, weight_decay=0.0)
+        return torch.optim.RMSprop(parameters, lr=lr)
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
 
 
 def _tiny_bounds(seed: int) -> tuple[list[float], list[float], float]:
@@ -234,9 +234,9 @@ def kernel_bounds(
         gradient = predictor.logps.on([pair]).pullback(push)
         change = predictor.along(gradient).logp
         lr = _STEP / float(np.abs(change).max())
-        found = proxies(predictor.model, probes, scaled(gradient, -lr), [pair], push)
-        lbk.append(found.lbk / lr**2)
-        a_norm = np.sqrt(found.a_norm2 / first.n_tokens)
+        proxy = proxies(predictor.model, probes, scaled(gradient, -lr), [pair], push)
+        lbk.append(proxy.lbk / lr**2)
+        a_norm = np.sqrt(proxy.a_norm2 / first.n_tokens)
         notebook.append(np.abs(lr * change) / (np.sqrt(a_norm) * first.p_gap))
     pairs = list(zip(lbk, norms, strict=True))
     exact_lbk, exact_kernel, off = _tiny_bounds(seed)

@@ -96,7 +96,7 @@ def _over_margins(loss: Loss) -> tuple[list[float], list[float]]:
     A loss that treats all responses alike, such as SFT, is given y+ alone.
     """
     alone = "rejected" not in loss.roles
-    found = []
+    pushes = []
     for margin in _MARGINS.tolist():
         ratios = torch.tensor([margin / 2, -margin / 2], dtype=torch.float64)
         start = torch.full((2,), -2.0 * _TOKENS, dtype=torch.float64)
@@ -109,8 +109,8 @@ def _over_margins(loss: Loss) -> tuple[list[float], list[float]]:
         push = loss.push(logp, responses)
         # a mean over two responses has half the push of each
         scale = 2.0 if loss.layout == "responses" else 1.0
-        found.append((scale * float(push[0]), scale * float(push[-1])))
-    ups, downs = (list(side) for side in zip(*found, strict=True))
+        pushes.append((scale * float(push[0]), scale * float(push[-1])))
+    ups, downs = (list(side) for side in zip(*pushes, strict=True))
     return ups, [0.0] * len(downs) if alone else downs
 
 

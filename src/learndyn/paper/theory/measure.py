@@ -30,7 +30,13 @@ from learndyn.paper.theory.kernel import (
     weights_of,
 )
 from learndyn.paper.theory.losses import residuals
-from learndyn.paper.theory.result import Numbers, Order, Peak, TheoryResult, Walk
+from learndyn.paper.theory.result import (
+    Numbers,
+    Order,
+    RunPeakiness,
+    TheoryResult,
+    Walk,
+)
 from learndyn.paper.theory.sign_rule import sign_rules
 from learndyn.paper.theory.steps import (
     Setting,
@@ -53,7 +59,7 @@ def _walk(role: str, run: Trajectory) -> Walk:
     return Walk(role, run.steps.tolist(), chosen, rejected, turn, fall)
 
 
-def _peak(role: str, run: Trajectory, vocabulary: int) -> Peak:
+def _peak(role: str, run: Trajectory, vocabulary: int) -> RunPeakiness:
     """||A||_F along chosen, and log pi(y*) against log(1 - pi(y*)).
 
     Raises:
@@ -69,7 +75,7 @@ def _peak(role: str, run: Trajectory, vocabulary: int) -> Peak:
     x, y = argmax - argmax.mean(), rest - rest.mean()
     slope = float(x @ y / (x @ x)) if x @ x else 0.0
     spread = float(y @ y)
-    return Peak(
+    return RunPeakiness(
         role=role,
         steps=run.steps.tolist(),
         a_norm=band.mean.tolist(),
@@ -94,21 +100,23 @@ def _scored(
     """
     split = probed_split(run)
     rows = run.rows(kind, split)
-    kept = rows[run.covered[:, rows].all(axis=0)]
-    if not len(kept):
+    scored = rows[run.covered[:, rows].all(axis=0)]
+    if not len(scored):
         raise BadInput(
             f"no prompt of kind {kind} in {run.run.path} was scored at every "
             "observation. Score the run again without a panel."
         )
     if column is None:
-        return np.broadcast_to(run.n_tokens[kept], (len(run.steps), len(kept))) * 1.0
-    return run.columns[column][:, kept]
+        return (
+            np.broadcast_to(run.n_tokens[scored], (len(run.steps), len(scored))) * 1.0
+        )
+    return run.columns[column][:, scored]
 
 
 def _change(values: Float[np.ndarray, "step prompt"]) -> Numbers:
     """Mean, low, high of the change from first to last observation."""
-    found = paired_bootstrap(values[-1] - values[0]).at()
-    return [found.mean, found.low, found.high]
+    interval = paired_bootstrap(values[-1] - values[0]).at()
+    return [interval.mean, interval.low, interval.high]
 
 
 _NEEDED = ("sft", "dpo")
@@ -204,17 +212,17 @@ def _checkpoints(
     """Real weights by name: start, short run, end, of SFT and then of DPO."""
     model = predictor.model
     start = weights_of(model)
-    found = {"start": ("sft", start)}
+    checkpoints = {"start": ("sft", start)}
     for role in _NEEDED:
         settings = runs[role].run.info.trainer
         with placed(model, start if role == "sft" else ends["sft"]):
             for update, weights in short_run(
                 predictor, setting, role, settings, seed=seed
             ):
-                found[f"{role.upper()} {update}"] = (role, weights)
-        found[f"{role.upper()} end"] = (role, ends[role])
-    assert len(found) == 1 + len(_NEEDED) * (len(UPDATES) + 1)
-    return found
+                checkpoints[f"{role.upper()} {update}"] = (role, weights)
+        checkpoints[f"{role.upper()} end"] = (role, ends[role])
+    assert len(checkpoints) == 1 + len(_NEEDED) * (len(UPDATES) + 1)
+    return checkpoints
 
 
 def _batch(

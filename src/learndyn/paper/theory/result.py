@@ -136,7 +136,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Peak:
+class RunPeakiness:
     """How peaky the distributions along chosen are over one run (Figure 9)."""
 
     role: str
@@ -197,7 +197,7 @@ class TheoryResult:
     walks: list[Walk]
     kernel_path: KernelPath
     bounds: Bounds
-    peaks: list[Peak]
+    peaks: list[RunPeakiness]
     sign_rules: list[SignRule]
 
     def to_dict(self) -> dict[str, Any]:
@@ -205,16 +205,16 @@ class TheoryResult:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> "TheoryResult":
+    def from_dict(cls, entries: Mapping[str, Any]) -> "TheoryResult":
         """Inverse of `to_dict`."""
         return cls(
-            seed=int(found["seed"]),
-            orders=[Order(**one) for one in found["orders"]],
-            kernels=Kernels(**found["kernels"]),
-            residuals=Residuals(**found["residuals"]),
-            walks=[Walk(**one) for one in found["walks"]],
-            kernel_path=KernelPath(**found["kernel_path"]),
-            bounds=Bounds(**found["bounds"]),
-            peaks=[Peak(**one) for one in found["peaks"]],
-            sign_rules=[SignRule(**one) for one in found["sign_rules"]],
+            seed=int(entries["seed"]),
+            orders=[Order(**one) for one in entries["orders"]],
+            kernels=Kernels(**entries["kernels"]),
+            residuals=Residuals(**entries["residuals"]),
+            walks=[Walk(**one) for one in entries["walks"]],
+            kernel_path=KernelPath(**entries["kernel_path"]),
+            bounds=Bounds(**entries["bounds"]),
+            peaks=[RunPeakiness(**one) for one in entries["peaks"]],
+            sign_rules=[SignRule(**one) for one in entries["sign_rules"]],
         )

@@ -118,7 +118,7 @@ class _Tally:
 
     def result(self) -> SignRule:
         """The shares."""
-        seen = self.counts > 0
+        counted = self.counts > 0
         risen, known = np.sum(list(self.rose.values()), axis=0).tolist()
         share = risen / known
         middles = (_BINS[:-1] + _BINS[1:]) / 2
@@ -131,8 +131,8 @@ class _Tally:
             flat=max(share, 1 - share),
             above=self.rose[True][0] / max(1, self.rose[True][1]),
             below=self.rose[False][0] / max(1, self.rose[False][1]),
-            ratios=middles[seen].tolist(),
-            rising=(self.rising[seen] / self.counts[seen]).tolist(),
+            ratios=middles[counted].tolist(),
+            rising=(self.rising[counted] / self.counts[counted]).tolist(),
             positions=len(self.label),
         )
 

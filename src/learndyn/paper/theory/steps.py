@@ -78,15 +78,17 @@ class Setting:
 
     def of_prompts(self, prompts: Sequence[str]) -> TokenizedProbes:
         """All probes of these prompts."""
-        wanted = set(prompts)
+        ids = set(prompts)
         listed = enumerate(self.probes.probes)
-        return self.probes.select([i for i, p in listed if p.prompt_id in wanted])
+        return self.probes.select([i for i, p in listed if p.prompt_id in ids])
 
     def answers(self, kind: str, prompts: Sequence[str]) -> list[TokenizedPair]:
         """The response of one kind to each of these prompts."""
         listed = zip(self.probes.probes, self.probes.pairs, strict=True)
-        found = {probe.prompt_id: pair for probe, pair in listed if probe.kind == kind}
-        return [found[prompt] for prompt in prompts]
+        by_prompt = {
+            probe.prompt_id: pair for probe, pair in listed if probe.kind == kind
+        }
+        return [by_prompt[prompt] for prompt in prompts]
 
 
 def tiny_model(seed: int) -> nn.Module:
@@ -137,7 +139,7 @@ def tiny_orders(seed: int) -> list[Order]:
     model, pairs = tiny_model(seed), tiny_pairs(seed)
     predictor = Predictor.attach(model, pairs, method="finite difference")
     reader = predictor.logps
-    found = []
+    orders = []
     for loss in ("sft", "dpo"):
         lost = [pairs[1]] if loss == "dpo" else []
         batch = Batch.of(reader, [pairs[0]], lost, loss_named(loss))
@@ -158,8 +160,10 @@ def tiny_orders(seed: int) -> list[Order]:
             parts = actual - step * predicted, actual, actual - step * without
             sizes.append((_size(parts[0]), _size(parts[1]), _size(parts[2])))
         errors, changes, without_a = (list(x) for x in zip(*sizes, strict=True))
-        found.append(_order(loss, "tiny", _TINY_STEPS, errors, changes, without_a, 0.0))
-    return found
+        orders.append(
+            _order(loss, "tiny", _TINY_STEPS, errors, changes, without_a, 0.0)
+        )
+    return orders
 
 
 def trained_order(loss: str, predictor: Predictor, batch: Batch) -> Order:
@@ -223,14 +227,14 @@ def two_kernels(predictor: Predictor, probes: TokenizedProbes, batch: Batch) -> 
     """
     signs = sign_gradients(predictor.logps, batch)
     parts = {sign: scaled(part, -1.0) for sign, part in signs.items()}
-    found = decompose(predictor, parts)
+    split = decompose(predictor, parts)
     kind_of = np.array([probe.kind for probe in probes.probes])
     kinds = list(dict.fromkeys(kind_of.tolist()))
 
     def of(kind: str, values: np.ndarray) -> float:
         return float(values[kind_of == kind].mean())
 
-    whole = found.whole.logp
+    whole = split.whole.logp
     lr = _MARGIN / (of("chosen", whole) - of("rejected", whole))
     scorer = predictor.scorer
     before = scorer.observe()
@@ -251,12 +255,12 @@ def two_kernels(predictor: Predictor, probes: TokenizedProbes, batch: Batch) -> 
     with moved(predictor.model, total, lr):
         after = scorer.observe(start_ids=start)
     actual = after.logp - before.logp
-    predicted = lr * (found.parts["pull"].logp + found.parts["push"].logp)
+    predicted = lr * (split.parts["pull"].logp + split.parts["push"].logp)
     first = before.token_argmax_logp[along].astype(np.float64)
     return Kernels(
         kinds=kinds,
-        pull=[lr * of(kind, found.parts["pull"].logp) for kind in kinds],
-        push=[lr * of(kind, found.parts["push"].logp) for kind in kinds],
+        pull=[lr * of(kind, split.parts["pull"].logp) for kind in kinds],
+        push=[lr * of(kind, split.parts["push"].logp) for kind in kinds],
         actual=[of(kind, actual) for kind in kinds],
         relative_error=float(
             np.linalg.norm(actual - predicted) / np.linalg.norm(actual)

@@ -221,8 +221,8 @@ def _off_target_rose(run: str) -> Callable[[_Cell], bool]:
 
 def _kinds_fell(run: str) -> Callable[[_Cell], bool]:
     def holds(cell: _Cell) -> bool:
-        seen = cell[run]
-        return seen["reached"] and seen["down"] >= 0.8 * len(seen["kinds"])
+        evidence = cell[run]
+        return evidence["reached"] and evidence["down"] >= 0.8 * len(evidence["kinds"])
 
     return holds
 
@@ -276,7 +276,7 @@ def _claims(cells: Sequence[_Cell]) -> str:
 
 
 @dataclass(frozen=True)
-class _Change:
+class _Rates:
     """Rate of change of each probe along one part of the update, nats per unit step."""
 
     logp: Float[np.ndarray, " probe"]
@@ -288,9 +288,9 @@ class _Change:
 class _SignSplit:
     """Pull the chosen up and push the rejected down; the two add up to `both`."""
 
-    pull: _Change
-    push: _Change
-    both: _Change
+    pull: _Rates
+    push: _Rates
+    both: _Rates
     """Measured along the whole update, not summed: the difference to the sum is the
     error of the finite differences."""
 
@@ -353,18 +353,18 @@ def _times(scale: Direction, part: Direction) -> dict[str, Tensor]:
 
 def _change(
     scorer: Scorer, direction: Direction, first: Int[np.ndarray, " token"]
-) -> _Change:
+) -> _Rates:
     """Central finite differences: an observation has more than log-probabilities."""
     direction = checked(scorer.model, direction)
     weights = norm(parameters_of(scorer.model).values())
     step = default_step(scorer) * weights / norm(direction.values())
-    seen = []
+    observations = []
     for sign in (step, -step):
         with moved(scorer.model, direction, sign):
-            seen.append(scorer.observe(start_ids=first))
-    up, down = seen
+            observations.append(scorer.observe(start_ids=first))
+    up, down = observations
     rate = 1 / (2 * step)
-    return _Change(
+    return _Rates(
         logp=(up.logp - down.logp) * rate,
         argmax_logp=(up.argmax_logp - down.argmax_logp) * rate,
         token_start_logp=(up.token_start_logp - down.token_start_logp)
@@ -456,24 +456,24 @@ def _measure(model: Path, seed: int, folder: Path) -> dict[str, Any]:
 def _looked_at(path: Path, margin: float) -> dict[str, Any]:
     """Evidence at the margin, or at the end if the run never reached it."""
     trajectory = Trajectory.load(path)
-    seen = squeeze_evidence(trajectory, at_margin=margin)
-    reached = seen.step is not None
+    evidence = squeeze_evidence(trajectory, at_margin=margin)
+    reached = evidence.step is not None
     if not reached:
-        seen = squeeze_evidence(trajectory)
-    moved = [interval.mean for interval in seen.kinds.values()]
+        evidence = squeeze_evidence(trajectory)
+    moved = [interval.mean for interval in evidence.kinds.values()]
     return {
         "reached": reached,
-        "step": seen.step,
-        "margin": _plain(seen.margin),
-        "chosen": _plain(seen.chosen),
-        "chosen_relative": _plain(seen.chosen_relative),
-        "argmax": _plain(seen.greedy),
-        "argmax_relative": _plain(seen.greedy_relative),
-        "off_target": _plain(seen.off_target),
-        "rejected": _plain(seen.rejected),
-        "kinds": {kind: _plain(interval) for kind, interval in seen.kinds.items()},
+        "step": evidence.step,
+        "margin": _plain(evidence.margin),
+        "chosen": _plain(evidence.chosen),
+        "chosen_relative": _plain(evidence.chosen_relative),
+        "argmax": _plain(evidence.greedy),
+        "argmax_relative": _plain(evidence.greedy_relative),
+        "off_target": _plain(evidence.off_target),
+        "rejected": _plain(evidence.rejected),
+        "kinds": {kind: _plain(interval) for kind, interval in evidence.kinds.items()},
         "down": sum(value < 0 for value in moved),
-        "surely_down": seen.falling,
+        "surely_down": evidence.falling,
     }
 
 

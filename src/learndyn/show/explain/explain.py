@@ -39,8 +39,8 @@ class Explained:
 
     page: Path
     run: Path
-    found: Explanation
-    said: list[str]
+    explanation: Explanation
+    sentences: list[str]
     """The page's sentences."""
     problem: str | None
     """Why the training tokens could not be read, if they could not."""
@@ -49,14 +49,14 @@ class Explained:
 
     def to_text(self) -> str:
         """For a terminal: sentences, the table of kinds, and where the page is."""
-        rows = kind_rows(self.found)
+        rows = kind_rows(self.explanation)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
             for row in rows
         ]
         problem = [] if self.problem is None else [self.problem]
-        whole = [*self.said, *problem, "", *lines, "", f"page: {self.page}"]
+        whole = [*self.sentences, *problem, "", *lines, "", f"page: {self.page}"]
         return visible("\n".join(whole))
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,9 +65,9 @@ class Explained:
             {
                 "run": str(self.run),
                 "page": str(self.page),
-                "sentences": self.said,
+                "sentences": self.sentences,
                 "problem": self.problem,
-                **self.found.to_dict(text=self.text),
+                **self.explanation.to_dict(text=self.text),
             }
         )
 
@@ -110,26 +110,26 @@ def explain_run(
     page = page_in(folder, "explain.html", overwrite=overwrite)
     probes = opened.read_probes()
     forces, problem = _read(opened, step)
-    found = explain(forces, probes)
-    said = force_sentences(found, text=text)
+    explanation = explain(forces, probes)
+    in_words = force_sentences(explanation, text=text)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     parts = [
         "<section>",
-        sentences(said),
+        sentences(in_words),
         *_note(problem),
-        _figures(found, folder / "figures" / f"explain-{step:08d}"),
+        _figures(explanation, folder / "figures" / f"explain-{step:08d}"),
         "<h3>Every kind in numbers</h3>",
-        kinds_table(found),
-        token_strips(forces, found, probes) if text else "",
-        top_tokens(found, text),
+        kinds_table(explanation),
+        token_strips(forces, explanation, probes) if text else "",
+        top_tokens(explanation, text),
         steps_table(opened, probes, steps) if len(steps) > 1 else "",
         "<h3>How it was measured</h3>",
-        plain_table(facts(found)),
+        plain_table(facts(explanation)),
         "</section>",
     ]
-    whole = _document(opened, found, "".join(parts))
+    whole = _document(opened, explanation, "".join(parts))
     write_whole(page, lambda path: path.write_text(whole, encoding="utf-8"))
-    return Explained(page, opened.path, found, said, problem, text)
+    return Explained(page, opened.path, explanation, in_words, problem, text)
 
 
 def forces_section(
@@ -143,16 +143,16 @@ def forces_section(
     title = f"<h3>Why: the forces of the update to step {steps[-1]}</h3>"
     try:
         forces, problem = _read(run, steps[-1])
-        found = explain(forces, probes)
+        explanation = explain(forces, probes)
     except BadInput as error:
         return title + "".join(_note(str(error)))
     return "".join(
         [
             title,
-            sentences(force_sentences(found, text=text)),
+            sentences(force_sentences(explanation, text=text)),
             *_note(problem),
-            _figures(found, stem, layers=False),
-            kinds_table(found),
+            _figures(explanation, stem, layers=False),
+            kinds_table(explanation),
             steps_table(run, probes, steps) if len(steps) > 1 else "",
         ]
     )
@@ -171,11 +171,11 @@ def _note(problem: str | None) -> list[str]:
     return [] if problem is None else [f"<p class='note'>{escaped(problem)}</p>"]
 
 
-def _figures(found: Explanation, stem: Path, *, layers: bool = True) -> str:
+def _figures(explanation: Explanation, stem: Path, *, layers: bool = True) -> str:
     makers = {"parts": parts_figure} | ({"layers": layers_figure} if layers else {})
     drawn = []
     for name, make in makers.items():
-        wide, narrow = make(found, width=WIDE), make(found, width=NARROW)
+        wide, narrow = make(explanation, width=WIDE), make(explanation, width=NARROW)
         if wide is None or narrow is None:
             continue
         save(wide, stem.with_name(f"{stem.name}_{name}"))
@@ -184,7 +184,7 @@ def _figures(found: Explanation, stem: Path, *, layers: bool = True) -> str:
     return "".join(drawn)
 
 
-def _document(run: RunDirectory, found: Explanation, body: str) -> str:
+def _document(run: RunDirectory, explanation: Explanation, body: str) -> str:
     name = re.sub(r"\s+", " ", run.path.resolve().name) or "run"
     above = " · ".join(
         [
@@ -201,5 +201,5 @@ def _document(run: RunDirectory, found: Explanation, body: str) -> str:
         "lowers. history: what the optimizer remembers of earlier gradients. decay: "
         "weight decay. other: gradient that does not come through log-probabilities."
     )
-    title = f"Update to step {found.step}: what moved, and which forces moved it"
+    title = f"Update to step {explanation.step}: what moved, and which forces moved it"
     return document(title, f"<div>{escaped(above)}</div>", body, below)

@@ -19,8 +19,8 @@ from learndyn.show.chart import (
     SOLID,
     UP_AND_DOWN,
     WIDE,
+    Chart,
     Pixels,
-    Sheet,
     Style,
     part_colour,
     points,
@@ -34,7 +34,7 @@ _FAINT = 0.25
 """Opacity of parts that are not to be trusted."""
 
 
-def parts_figure(explanation: Explanation, *, width: int = WIDE) -> Sheet | None:
+def parts_figure(explanation: Explanation, *, width: int = WIDE) -> Chart | None:
     """Every kind's parts as stacked signed bars, with predicted and actual.
 
     None where nothing is known of any kind.
@@ -45,7 +45,7 @@ def parts_figure(explanation: Explanation, *, width: int = WIDE) -> Sheet | None
     row = 46 if narrow else 30
     legend = _legend_rows(explanation.parts, width)
     head, tall = 20 * len(legend) + 12, row * len(explanation.kinds)
-    sheet = Sheet(
+    chart = Chart(
         width,
         head + tall + 54,
         shortened(parts_title(explanation), 160),
@@ -53,10 +53,10 @@ def parts_figure(explanation: Explanation, *, width: int = WIDE) -> Sheet | None
         "diamond: predicted, the sum of the parts; dot: actual, with its 95 % interval "
         "over prompts" + ("" if narrow else "; numbers: actual"),
     )
-    _legend(sheet, legend)
-    top = sheet.top + head
+    _legend(chart, legend)
+    top = chart.top + head
     left, right = (8, width - 8) if narrow else (176, width - 190)
-    axes = sheet.axes(left, top, right, top + tall)
+    axes = chart.axes(left, top, right, top + tall)
     axes.grid(axis="y", visible=False)
     axes.set_ylim(len(explanation.kinds) - 0.5, -0.5)
     axes.set_yticks([])
@@ -66,14 +66,14 @@ def parts_figure(explanation: Explanation, *, width: int = WIDE) -> Sheet | None
         y = top + row * index + (15 if narrow else 0.5 * row + 4.5)
         size, style = (12.5, style_of(kind.kind))
         name = shortened(kind.kind, 30 if narrow else 21)
-        sheet.write(0, y, name, size=size, colour=style.text, bold=style.width > 2.2)
+        chart.write(0, y, name, size=size, colour=style.text, bold=style.width > 2.2)
         best = kind.actual if math.isfinite(kind.actual.mean) else kind.predicted
         value = scale.value(best.mean)
         limits = scale.limits(best) if math.isfinite(best.low) else ""
         where = width if narrow else right + 66
-        sheet.write(where, y, value, size=size, align="right")
+        chart.write(where, y, value, size=size, align="right")
         if not narrow:
-            sheet.write(where + 8, y, limits, size=size, colour=MUTED)
+            chart.write(where + 8, y, limits, size=size, colour=MUTED)
     axes.axvline(0, color=MUTED, linewidth=1)
     axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 8))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: signed(v, 3)))
@@ -82,10 +82,10 @@ def parts_figure(explanation: Explanation, *, width: int = WIDE) -> Sheet | None
         color=MUTED,
         fontsize=points(12),
     )
-    return sheet
+    return chart
 
 
-def layers_figure(explanation: Explanation, *, width: int = WIDE) -> Sheet | None:
+def layers_figure(explanation: Explanation, *, width: int = WIDE) -> Chart | None:
     """Layers by kinds: through which group of weights each kind's change came.
 
     None where the record has no groups.
@@ -99,15 +99,15 @@ def layers_figure(explanation: Explanation, *, width: int = WIDE) -> Sheet | Non
     turned = max(len(shortened(name, 14)) for name in names) * 7.2 > cell
     foot = 104 if turned else 26
     tall = row * len(explanation.kinds)
-    sheet = Sheet(
+    chart = Chart(
         width,
         tall + foot + 56,
         shortened(layers_title(explanation), 160),
         "Predicted change of each kind (row) by layer group (column), from the "
         f"embedding to the head, {_unit(explanation)}",
     )
-    top = sheet.top + 10
-    axes = sheet.axes(left, top, width, top + tall)
+    top = chart.top + 10
+    axes = chart.axes(left, top, width, top + tall)
     axes.grid(visible=False)
     values = explanation.scale.factor * np.array(
         [[kind.groups[name] for name in names] for kind in explanation.kinds]
@@ -127,10 +127,10 @@ def layers_figure(explanation: Explanation, *, width: int = WIDE) -> Sheet | Non
     for index, kind in enumerate(explanation.kinds):
         style, y = style_of(kind.kind), top + row * index + 0.5 * row + 4.5
         name = shortened(kind.kind, 17 if narrow else 21)
-        sheet.write(0, y, name, size=11.5 if narrow else 12.5, colour=style.text)
-    _numbers(sheet, explanation, (left, top, cell, row), faint * values / limit)
-    _colour_bar(sheet, explanation, (left, top + tall + foot + 8), limit)
-    return sheet
+        chart.write(0, y, name, size=11.5 if narrow else 12.5, colour=style.text)
+    _numbers(chart, explanation, (left, top, cell, row), faint * values / limit)
+    _colour_bar(chart, explanation, (left, top + tall + foot + 8), limit)
+    return chart
 
 
 def _bars(
@@ -177,13 +177,13 @@ def _legend_rows(parts: list[str], width: int) -> list[list[tuple[float, str]]]:
     return rows
 
 
-def _legend(sheet: Sheet, rows: list[list[tuple[float, str]]]) -> None:
+def _legend(chart: Chart, rows: list[list[tuple[float, str]]]) -> None:
     for line, row in enumerate(rows):
-        y = sheet.top + 20 * line + 16
+        y = chart.top + 20 * line + 16
         for x, part in row:
             swatch = Style(part_colour(part), INK, SOLID, 9.0, 0.0)
-            sheet.stroke([x, x + 14], [y - 4, y - 4], swatch, 8)
-            sheet.write(x + 24, y, shortened(part, 24), size=12.5)
+            chart.stroke([x, x + 14], [y - 4, y - 4], swatch, 8)
+            chart.write(x + 24, y, shortened(part, 24), size=12.5)
 
 
 def _mesh(axes: Axes, values: np.ndarray, limit: float) -> None:
@@ -198,7 +198,7 @@ def _mesh(axes: Axes, values: np.ndarray, limit: float) -> None:
 
 
 def _numbers(
-    sheet: Sheet,
+    chart: Chart,
     explanation: Explanation,
     box: tuple[Pixels, Pixels, Pixels, Pixels],
     levels: np.ndarray,
@@ -213,7 +213,7 @@ def _numbers(
         return
     for i, line in enumerate(words):
         for j, word in enumerate(line):
-            sheet.write(
+            chart.write(
                 left + cell * (j + 0.5),
                 top + row * (i + 0.5) + 4,
                 word,
@@ -224,11 +224,11 @@ def _numbers(
 
 
 def _colour_bar(
-    sheet: Sheet, explanation: Explanation, corner: tuple[Pixels, Pixels], limit: float
+    chart: Chart, explanation: Explanation, corner: tuple[Pixels, Pixels], limit: float
 ) -> None:
     left, top = corner
-    right = min(sheet.width - 30, left + 260)
-    axes = sheet.axes(left, top, right, top + 12)
+    right = min(chart.width - 30, left + 260)
+    axes = chart.axes(left, top, right, top + 12)
     axes.grid(visible=False)
     edges = np.linspace(-limit, limit, 65)
     middles = (edges[:-1] + edges[1:]) / 2
@@ -245,7 +245,7 @@ def _colour_bar(
     axes.set_yticks([])
     ticks = [-limit, 0.0, limit]
     axes.set_xticks(ticks, [signed(value, 3) for value in ticks])
-    sheet.write(0, top + 11, explanation.scale.unit, size=12, colour=MUTED)
+    chart.write(0, top + 11, explanation.scale.unit, size=12, colour=MUTED)
 
 
 def _unit(explanation: Explanation) -> str:

@@ -23,10 +23,10 @@ from learndyn.show.chart import (
     MUTED,
     SOLID,
     WIDE,
+    Chart,
     EndLabel,
     Grid,
     Heading,
-    Sheet,
     changes_axis,
     draw_line,
     end_at_labels,
@@ -43,7 +43,7 @@ def curves_figure(
     *,
     width: int = WIDE,
     curves: dict[str, Curve] | None = None,
-) -> Sheet:
+) -> Chart:
     """Change of every kind since the first observation, with 95 % bands.
 
     `curves` are what `change_curves` gave, so that two widths need it once.
@@ -62,7 +62,7 @@ def curves_figure(
         for c in curves.values()
     ]
     tall = max(300 if narrow else 430, 17 * len(labels) + 40)
-    sheet = Sheet(
+    chart = Chart(
         width,
         tall + 58,
         _finding(curves),
@@ -71,7 +71,7 @@ def curves_figure(
         f"{_of_panel(trajectory, curves, digits)}{_label(trajectory)}",
     )
     left, labels_room = (40, 150) if narrow else (52, 250)
-    axes = sheet.axes(left, sheet.top, width - labels_room, sheet.top + tall)
+    axes = chart.axes(left, chart.top, width - labels_room, chart.top + tall)
     axes.set_xlabel(f"{trajectory.unit}s", color=MUTED, fontsize=points(12))
     axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 8, integer=True))
     for curve in curves.values():
@@ -84,11 +84,11 @@ def curves_figure(
     end_at_labels(axes)
     _name_directions(axes)
     size, sample = (10.5, 14) if narrow else (12.5, 32)
-    end_labels(sheet, axes, labels, edge=width, sample=sample, size=size)
-    return sheet
+    end_labels(chart, axes, labels, edge=width, sample=sample, size=size)
+    return chart
 
 
-def comparison_figure(a: Trajectory, b: Trajectory, *, width: int = WIDE) -> Sheet:
+def comparison_figure(a: Trajectory, b: Trajectory, *, width: int = WIDE) -> Chart:
     """Chosen, rejected and greedy path of two runs, by updates and, where both have
     one, by margin.
 
@@ -129,7 +129,7 @@ def comparison_figure(a: Trajectory, b: Trajectory, *, width: int = WIDE) -> She
         changes_axis(axes)
         size, sample = (10.5, 14) if width < 600 else (12.5, 32)
         grid.end_labels(axes, labels, sample=sample, size=size)
-    return grid.sheet
+    return grid.chart
 
 
 def _bands(curves: dict[str, Curve]) -> str:

@@ -22,7 +22,7 @@ from learndyn.diagnose.verdict import diagnose
 from learndyn.errors import BadInput
 from learndyn.record.files import write_whole
 from learndyn.record.trajectory import AnyRun, Trajectory
-from learndyn.show.chart import NARROW, WIDE, Sheet, save
+from learndyn.show.chart import NARROW, WIDE, Chart, save
 from learndyn.show.compare import comparisons
 from learndyn.show.explain.explain import forces_section
 from learndyn.show.page import (
@@ -193,7 +193,7 @@ def _curves(trajectory: Trajectory, stem: Path, per: Per = "response") -> str:
 
 def _drawn(make: Any, trajectory: Trajectory, stem: Path) -> str:
     """Draw one figure for both widths and write its files."""
-    wide: Sheet | None = make(trajectory, width=WIDE)
+    wide: Chart | None = make(trajectory, width=WIDE)
     if wide is None:
         return ""
     save(wide, stem)

@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from learndyn.diagnose.numbers import figures
 from learndyn.record.trajectory import Trajectory
-from learndyn.show.chart import INK, WIDE, Grid, Heading, Sheet, points, shortened
+from learndyn.show.chart import INK, WIDE, Chart, Grid, Heading, points, shortened
 
 
 _FIRST_METRICS = (
@@ -24,7 +24,7 @@ _MOST_METRICS = 15
 """Panels in the training figure; further keys are counted, not drawn."""
 
 
-def training_figure(trajectory: Trajectory, *, width: int = WIDE) -> Sheet | None:
+def training_figure(trajectory: Trajectory, *, width: int = WIDE) -> Chart | None:
     """Small multiples of what the trainer logged; None if it logged nothing."""
     series = _metric_series(trajectory.train_log)
     if not series:
@@ -55,7 +55,7 @@ def training_figure(trajectory: Trajectory, *, width: int = WIDE) -> Sheet | Non
         axes.yaxis.set_major_locator(MaxNLocator(3))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: figures(v)))
         axes.tick_params(labelsize=points(10.5))
-    return grid.sheet
+    return grid.chart
 
 
 def _metric_series(
