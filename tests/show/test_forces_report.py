@@ -15,8 +15,8 @@ from test_report import HOSTILE, Reader, assert_safe
 
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import Scale, nats
-from learndyn.diagnose.one_update.update import _TOP, AROUND, TRUST, _summed_up, explain
-from learndyn.diagnose.one_update.words import (
+from learndyn.diagnose.updates.update import _TOP, AROUND, TRUST, _summed_up, explain
+from learndyn.diagnose.updates.words import (
     force_sentences,
     layers_title,
     parts_title,

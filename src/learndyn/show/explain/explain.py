@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from learndyn.diagnose.one_update.update import Explanation, explain
-from learndyn.diagnose.one_update.words import force_sentences
+from learndyn.diagnose.updates.update import Explanation, explain
+from learndyn.diagnose.updates.words import force_sentences
 from learndyn.errors import BadInput
 from learndyn.record.files import to_plain, visible, write_whole
 from learndyn.record.forces import Forces

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from learndyn.diagnose.one_update.update import Explanation, KindForces
-from learndyn.diagnose.one_update.words import layers_title, parts_title
+from learndyn.diagnose.updates.update import Explanation, KindForces
+from learndyn.diagnose.updates.words import layers_title, parts_title
 from learndyn.show.chart import (
     INK,
     MUTED,

@@ -12,7 +12,7 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from learndyn.diagnose.numbers import Scale
-from learndyn.diagnose.one_update.update import Explanation, on_one_line
+from learndyn.diagnose.updates.update import Explanation, on_one_line
 from learndyn.probes.kinds import in_paper_order
 from learndyn.record.forces import Forces
 from learndyn.show.page import TINTS, coloured, cut, text

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from learndyn.diagnose.numbers import Scale, figures
-from learndyn.diagnose.one_update.update import (
+from learndyn.diagnose.updates.update import (
     AROUND,
     Explanation,
     KindForces,

@@ -16,8 +16,8 @@ import numpy as np
 from learndyn.diagnose.changes import Curve, Per, change_curves, kind_table
 from learndyn.diagnose.findings.cautions import missing_in_words
 from learndyn.diagnose.numbers import nats, rounded_by
-from learndyn.diagnose.one_update.update import explain
 from learndyn.diagnose.paths import GREEDY, outside_panel
+from learndyn.diagnose.updates.update import explain
 from learndyn.diagnose.verdict import diagnose
 from learndyn.errors import BadInput
 from learndyn.record.files import write_whole

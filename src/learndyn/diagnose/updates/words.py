@@ -9,7 +9,7 @@ import math
 
 from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import nats
-from learndyn.diagnose.one_update.update import (
+from learndyn.diagnose.updates.update import (
     NOISE_FACTOR,
     TRUST,
     Explanation,
