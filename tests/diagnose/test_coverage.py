@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from learndyn.diagnose.intervals import (
-    _student_quantile,
     paired_bootstrap,
     pooled_bootstrap,
     share_interval,
+    student_quantile,
     widening,
 )
 from learndyn.diagnose.paths import GREEDY
@@ -176,7 +176,7 @@ def test_without_widening_few_prompts_are_covered_too_seldom():
     [(1, 12.706), (2, 4.303), (3, 3.182), (9, 2.262), (23, 2.069), (100, 1.984)],
 )
 def test_quantiles_are_those_of_students_tables(freedom, expected):
-    assert _student_quantile(freedom) == pytest.approx(expected, abs=5e-4)
+    assert student_quantile(freedom) == pytest.approx(expected, abs=5e-4)
 
 
 def test_the_widening_falls_to_none_with_the_number_of_prompts():

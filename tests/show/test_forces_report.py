@@ -555,7 +555,7 @@ def test_the_report_has_the_last_recorded_update_and_all_of_them_in_a_table(good
     page = write_report([good.page.parent])
     read = assert_safe(page)
     words = " ".join(read.words)
-    assert "Why: the forces of the update to step 75" in words
+    assert "Update 75: which forces moved what" in words
     assert "All recorded updates" in words
     for sentence in good.sentences:
         assert sentence in read.words

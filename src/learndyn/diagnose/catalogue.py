@@ -26,6 +26,7 @@ from learndyn.diagnose.findings.signs.length_drift import LengthDrift
 from learndyn.diagnose.findings.signs.overfit import Overfit
 from learndyn.diagnose.findings.signs.peakiness import Peakiness
 from learndyn.diagnose.findings.signs.per_token import PerToken
+from learndyn.diagnose.findings.signs.recorded_updates import RecordedUpdates
 from learndyn.diagnose.findings.signs.split_disagrees import SplitDisagrees
 from learndyn.diagnose.findings.state import RunState
 
@@ -34,7 +35,7 @@ FINDINGS: tuple[type[Finding], ...] = (
     *(NoStart, Diverged, OneObservation),
     *(AboveZero, NotTraining, OneLabel, StepsTooLarge, Reference, Truncated),
     *(Exchanged, MarginFalls, Saturated),
-    *(RunState, PerToken, UnreadLog, ChosenPeak),
+    *(RunState, RecordedUpdates, PerToken, UnreadLog, ChosenPeak),
     Consistency,
     *(EosUnlearned, LengthDrift, Overfit, SplitDisagrees, Hallucination, Peakiness),
     *(cautions.Defects, cautions.Unreadable, cautions.Missing, cautions.LateStart),

@@ -9,6 +9,7 @@ from learndyn.diagnose.squeeze import Evidence, PerToken, per_token, squeeze_evi
 from learndyn.diagnose.squeeze_index import SqueezeIndex, squeeze_index
 from learndyn.diagnose.state import StateReport, state_of
 from learndyn.diagnose.two_runs.words import compare_in_words
+from learndyn.diagnose.updates.why import Why, why_of
 from learndyn.record.trajectory import Trajectory
 
 
@@ -51,6 +52,11 @@ class Facts:
     def peak(self) -> Peak | None:
         """Where chosen was highest; None without chosen or with too few numbers."""
         return chosen_peak(self.trajectory, self.split)
+
+    @cached_property
+    def why(self) -> Why | None:
+        """What the recorded updates add up to; None where none is recorded."""
+        return why_of(self.trajectory, self.split)
 
     @cached_property
     def endings(self) -> Endings | None:

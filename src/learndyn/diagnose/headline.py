@@ -99,7 +99,8 @@ def _because(facts: Facts) -> str | None:
     pushed = facts.trajectory.run.info.pushes_rejected
     if not pushed or rejected is None or not rejected.down:
         return None
-    return "probably because"
+    carried = facts.why is not None and facts.why.because_of_push
+    return "because" if carried else "probably because"
 
 
 def _rose(facts: Facts, state: StateReport, faulty: bool) -> str:

@@ -246,7 +246,7 @@ def widening(
     normal = NormalDist().inv_cdf((1 + level) / 2)
     counts, place = np.unique(n, return_inverse=True)
     factors = [
-        math.sqrt(k / (k - 1)) * _student_quantile(k - 1, level) / normal
+        math.sqrt(k / (k - 1)) * student_quantile(k - 1, level) / normal
         if k >= 2
         else math.nan
         for k in counts.tolist()
@@ -255,7 +255,7 @@ def widening(
 
 
 @lru_cache(maxsize=1024)
-def _student_quantile(freedom: int, level: float = 0.95) -> float:
+def student_quantile(freedom: int, level: float = 0.95) -> float:
     """The t of Student's distribution with P(|T| < t) = `level`.
 
     By bisection of the closed form for whole degrees of freedom, Abramowitz & Stegun

@@ -175,6 +175,18 @@ class Forces:
         )
 
 
+@dataclass(frozen=True)
+class ForceSums:
+    """One update's forces on the watched probes, without tokens and layers."""
+
+    step: int
+    probe_ids: Int[np.ndarray, " probe"]
+    actual: Float[np.ndarray, " probe"]
+    """As `Forces`, like the rest: nats per response."""
+    predicted: Float[np.ndarray, " probe"]
+    parts: dict[str, Float[np.ndarray, " probe"]]
+
+
 def _texts(values: tuple[str, ...]) -> pa.Array:
     return pa.array([storable(value) for value in values], pa.string())
 
@@ -267,6 +279,28 @@ def read_forces(folder: Path, step: int, *, influence: bool = True) -> Forces:
             f"cannot read {path}: {error}. Complete records of forces: "
             f"{steps_in(folder)}. Record this update again, or remove its files."
         ) from error
+
+
+def read_force_sums(folder: Path, step: int) -> ForceSums:
+    """Read the numbers per probe of one update: a tenth of the time of `read_forces`.
+
+    Raises:
+        BadInput: if the file is absent or corrupt.
+    """
+    path = _path_of(folder, step)
+    try:
+        with pq.ParquetFile(path) as file:
+            parts = [n for n in file.schema_arrow.names if n.startswith("part_")]
+            table = file.read(columns=["probe_id", "actual", "predicted", *parts])
+        return ForceSums(
+            step,
+            _whole(table, "probe_id").astype(np.int32),
+            _numbers(table, "actual"),
+            _numbers(table, "predicted"),
+            {name.removeprefix("part_"): _numbers(table, name) for name in parts},
+        )
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        raise BadInput(f"cannot read {path}: {error}") from error
 
 
 def forget_forces(folder: Path, after: int) -> None:

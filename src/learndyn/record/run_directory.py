@@ -35,7 +35,14 @@ from learndyn.record.files import (
     to_plain as to_plain,
     write_whole,
 )
-from learndyn.record.forces import Forces, forget_forces, read_forces, write_forces
+from learndyn.record.forces import (
+    Forces,
+    ForceSums,
+    forget_forces,
+    read_force_sums,
+    read_forces,
+    write_forces,
+)
 from learndyn.record.observation import Observation, Sums, read_sums
 from learndyn.record.run_info import SCHEMA_VERSION, RunInfo, read_run_json
 
@@ -253,6 +260,14 @@ class RunDirectory:
             BadInput: if they are absent or corrupt.
         """
         return read_forces(self.path / "forces", step, influence=influence)
+
+    def read_force_sums(self, step: int) -> ForceSums:
+        """Read the forces of the update to `step`, without tokens and layers.
+
+        Raises:
+            BadInput: if they are absent or corrupt.
+        """
+        return read_force_sums(self.path / "forces", step)
 
     def read_probes(self) -> pa.Table:
         """The probe table: texts, token ids and flags, one row per probe."""

@@ -1,18 +1,23 @@
 """Why one update moved what it moved: explain.html, and its section of the report."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from learndyn.diagnose.facts import Facts
+from learndyn.diagnose.findings.finding import Finding
+from learndyn.diagnose.findings.signs.recorded_updates import RecordedUpdates
 from learndyn.diagnose.updates.update import Explanation, explain
 from learndyn.diagnose.updates.words import force_sentences
 from learndyn.errors import BadInput
 from learndyn.record.files import to_plain, visible, write_whole
 from learndyn.record.forces import Forces
 from learndyn.record.run_directory import RunDirectory
+from learndyn.record.trajectory import Trajectory
 from learndyn.show.chart import NARROW, WIDE, save
 from learndyn.show.explain.figures import layers_figure, parts_figure
 from learndyn.show.explain.strips import token_strips
@@ -113,9 +118,11 @@ def explain_run(
     explanation = explain(forces, probes)
     in_words = force_sentences(explanation, text=text)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
+    whole = [] if "hypothetical" in explanation.info else _findings(opened)
     parts = [
         "<section>",
         sentences(in_words),
+        *(f"<p class='note'>{escaped(one.says)}</p>" for one in whole),
         *_note(problem),
         _figures(explanation, folder / "figures" / f"explain-{step:08d}"),
         "<h3>Every kind in numbers</h3>",
@@ -127,20 +134,26 @@ def explain_run(
         plain_table(facts(explanation)),
         "</section>",
     ]
-    whole = _document(opened, explanation, "".join(parts))
-    write_whole(page, lambda path: path.write_text(whole, encoding="utf-8"))
+    html = _document(opened, explanation, "".join(parts))
+    write_whole(page, lambda path: path.write_text(html, encoding="utf-8"))
     return Explained(page, opened.path, explanation, in_words, problem, text)
 
 
 def forces_section(
-    run: RunDirectory, probes: pa.Table, stem: Path, *, text: bool
+    run: RunDirectory,
+    probes: pa.Table,
+    findings: Sequence[Finding],
+    stem: Path,
+    *,
+    text: bool,
 ) -> str:
-    """The part of report.html about the last recorded update; "" where none is. Its
-    figure is written beside `stem`."""
+    """The part of report.html about the recorded updates; "" where none is: what all
+    add up to, as the findings say it, then the last one. Its figure is written beside
+    `stem`."""
     steps = run.forces_steps
     if not steps:
         return ""
-    title = f"<h3>Why: the forces of the update to step {steps[-1]}</h3>"
+    title = _why(findings) + f"<h3>Update {steps[-1]}: which forces moved what</h3>"
     try:
         forces, problem = _read(run, steps[-1])
         explanation = explain(forces, probes)
@@ -155,6 +168,28 @@ def forces_section(
             kinds_table(explanation),
             steps_table(run, probes, steps) if len(steps) > 1 else "",
         ]
+    )
+
+
+def _findings(run: RunDirectory) -> list[Finding]:
+    """What the recorded updates make of the whole change, where that can be told."""
+    try:
+        finding = RecordedUpdates.detect(Facts(Trajectory.of(run)))
+    except BadInput:  # the update is explained all the same
+        return []
+    return [] if finding is None else [finding]
+
+
+def _why(findings: Sequence[Finding]) -> str:
+    """What the recorded updates make of the whole change; "" where not known."""
+    says = [f.says for f in findings if isinstance(f, RecordedUpdates)]
+    if not says:
+        return ""
+    return (
+        f"<h3>Why: the recorded updates over the run</h3>{sentences(says)}"
+        "<p class='muted'>Between recorded updates their effect on chosen is "
+        "interpolated; the interval is over prompts and over which updates were "
+        "recorded. One update alone says nothing about the run.</p>"
     )
 
 

@@ -121,15 +121,17 @@ def _run(trajectory: Trajectory, folder: Path, prefix: str, text: bool) -> str:
     )
     panel = "".join(f"<p>{escaped(said)}</p>" for said in _panel(trajectory))
     name = _name(trajectory) if prefix else ""
-    forces = folder / f"{prefix}forces"
+    forces, diagnosis = folder / f"{prefix}forces", diagnose(trajectory)
     parts = {
-        "verdict": verdict_section(diagnose(trajectory), about, anchor, name),
+        "verdict": verdict_section(diagnosis, about, anchor, name),
         "curves": panel + _curves(trajectory, stem),
         "kinds": "<h3>First, peak and last of every kind</h3>"
         + _kinds(trajectory)
         + _curves(trajectory, folder / f"{prefix}curves_per_token", "token"),
         "prompts": prompts_section(trajectory, text=text),
-        "forces": forces_section(run, trajectory.probes, forces, text=text),
+        "forces": forces_section(
+            run, trajectory.probes, diagnosis.findings, forces, text=text
+        ),
         "training": _drawn(training_figure, trajectory, folder / f"{prefix}training")
         or "<p class='note'>The trainer logged nothing (no train.jsonl).</p>",
         "data": (_examples(trajectory) if text else "")
