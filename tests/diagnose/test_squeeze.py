@@ -4,7 +4,7 @@ import pytest
 from synthetic import write_run
 
 from learndyn.diagnose.squeeze import squeeze_evidence
-from learndyn.diagnose.state import state_of
+from learndyn.diagnose.squeeze_index import squeeze_index
 from learndyn.record.trajectory import Trajectory
 
 
@@ -74,7 +74,7 @@ def test_the_squeeze_index_is_greedy_minus_the_best_kind(exact):
     found = squeeze_evidence(exact)
     best = max(interval.mean for interval in found.relative.values())
     expected = found.greedy_relative.mean - best
-    assert state_of(exact).index.at(-1).mean == pytest.approx(expected)
+    assert squeeze_index(exact).end.mean == pytest.approx(expected)
 
 
 def test_fitting_has_a_negative_index_although_most_kinds_fall(tmp_path):
@@ -83,4 +83,4 @@ def test_fitting_has_a_negative_index_although_most_kinds_fall(tmp_path):
     found = squeeze_evidence(fit)
     assert found.falling == 2
     assert found.greedy.above_zero
-    assert state_of(fit).index.at(-1).below_zero
+    assert squeeze_index(fit).end.below_zero

@@ -4,11 +4,15 @@ import pytest
 from synthetic import write_run
 
 from learndyn.diagnose.intervals import Interval
-from learndyn.diagnose.numbers import nats, number
+from learndyn.diagnose.numbers import nats, number, signed
 from learndyn.diagnose.squeeze import squeeze_evidence
+from learndyn.diagnose.state import DELTA, state_of
 from learndyn.diagnose.two_runs.words import compare_in_words, names
 from learndyn.diagnose.verdict import what_happened
 from learndyn.record.trajectory import Trajectory
+
+
+SQUEEZED = "tokens the model already favoured"
 
 
 def load(path, **options):
@@ -20,33 +24,46 @@ def said(trajectory, *arguments):
 
 
 def test_squeezing_is_named_with_its_numbers(tmp_path):
-    trajectory = load(tmp_path / "run")
-    text, found = said(trajectory), squeeze_evidence(trajectory)
-    assert "DPO moved chosen by" in text
-    for interval in (found.chosen, found.rejected, found.greedy, found.margin):
-        assert number(interval) in text
-    assert "3 of 3 kinds fell" in text
-    assert "tokens the model already favoured (squeezing)" in text
+    trajectory = load(tmp_path / "run", info={"beta": 0.1})
+    sentences = what_happened(trajectory)
+    text, state = " ".join(sentences), state_of(trajectory)
+    assert sentences[0].startswith(f"Chosen fell: {number(state.chosen.nats)} nats per")
+    assert "onto tokens the model already favoured" in sentences[0]
+    for move in (state.rejected, state.greedy, state.sq, state.margin):
+        assert number(move.nats) in text
+    assert number(state.off_target.per_token) in text
+    assert f"rewards/chosen {signed(0.1 * state.chosen.nats.mean)}" in sentences[0]
+    assert "Of 3 watched kinds of answer 3 fell and 0 rose." in text
+
+
+def test_without_beta_no_reward_is_made_up(tmp_path):
+    assert "rewards/" not in said(load(tmp_path / "run"))
 
 
 def test_a_fit_is_not_called_squeezing(tmp_path):
     drift = {"chosen": 30.0, "rejected": -9.0, "irrelevant_train": -5.0}
     text = said(load(tmp_path / "run", drift=drift, greedy=1.0))
-    assert "No squeezing" in text
-    assert "(squeezing)" not in text
+    assert text.startswith("Training does what it should: chosen rose by ")
+    assert "SQUEEZE" not in text
+    assert SQUEEZED not in text
 
 
 def test_a_collapse_is_told_from_squeezing(tmp_path):
-    drift = {"chosen": -20.0, "rejected": -30.0}
-    text = said(load(tmp_path / "run", drift=drift, greedy=-5.0))
-    assert "leaks out of every watched answer" in text
-    assert "(squeezing)" not in text
+    for chosen, words in (
+        (-20.0, "everything watched fell, the model's own favourites too"),
+        (-4.0, "probability went to answers that nobody watches"),
+    ):
+        drift = {"chosen": chosen, "rejected": -30.0}
+        text = said(load(tmp_path / f"{chosen}", drift=drift, greedy=-5.0))
+        assert words in text
+        assert SQUEEZED not in text
 
 
 def test_a_run_that_did_not_move_is_said_not_to_have_moved(tmp_path):
     drift = {"chosen": 0.01, "rejected": -0.01}
     text = said(load(tmp_path / "run", drift=drift, greedy=0.01))
-    assert "nothing moved past 2 %" in text
+    assert text.startswith("Nothing moved by a size that counts: chosen changed by ")
+    assert "No sign of a bug, and no effect yet." in text
 
 
 def test_an_unsure_greedy_path_is_never_called_squeezing_outright(tmp_path):
@@ -54,11 +71,13 @@ def test_an_unsure_greedy_path_is_never_called_squeezing_outright(tmp_path):
     chosen = trajectory.rows("chosen")
     trajectory.columns["argmax_logp"][-1, chosen[::2]] += 5.0
     trajectory.columns["argmax_logp"][-1, chosen[1::2]] -= 5.0
-    found = squeeze_evidence(trajectory)
-    assert found.greedy_relative.mean > 0.02 > found.greedy_relative.low
+    greedy = state_of(trajectory).greedy
+    assert greedy.surely.mean > DELTA > greedy.surely.low
     text = said(trajectory)
-    assert "not surely" in text
-    assert "(squeezing)" not in text
+    assert "and the model's own favourites did not clearly gain it" in text
+    assert "(greedy path) did not clearly change" in text
+    assert "squeez" not in text
+    assert SQUEEZED not in text
 
 
 def test_a_change_whose_interval_holds_zero_is_not_called_a_fall(tmp_path):
@@ -67,22 +86,30 @@ def test_a_change_whose_interval_holds_zero_is_not_called_a_fall(tmp_path):
     trajectory.columns["logp"][-1, chosen[::2]] += 6.0
     trajectory.columns["logp"][-1, chosen[1::2]] -= 6.0
     text = said(trajectory)
-    assert "1 of 2 kinds fell and 0 rose; for 1 the interval includes zero" in text
+    assert text.startswith("Chosen did not clearly change: ")
+    assert "1 fell and 0 rose; 1 did not clearly change" in text
+    assert "times as much as chosen" not in text
+    assert "by the fall of rejected alone" in text
 
 
 def test_sft_is_not_told_in_margins_or_squeezing(tmp_path):
     drift = {"chosen": 9.0, "rejected": 4.0, "irrelevant_train": 3.0}
-    text = said(load(tmp_path / "run", drift=drift, info={"method": "sft"}))
-    assert "SFT moved chosen by" in text
-    assert "The fit is as intended" in text
-    assert "Watch irrelevant_train" in text
-    assert "margin" not in text
-    assert "squeez" not in text
+    for greedy in (4.0, 20.0):  # the greedy path may gain more than chosen
+        path = tmp_path / f"{greedy}"
+        text = said(load(path, drift=drift, greedy=greedy, info={"method": "sft"}))
+        assert text.startswith("Training does what it should: chosen rose by ")
+        assert "No sign of a bug." in text
+        for word in ("margin", "squeez", "SQUEEZE", "rewards/", SQUEEZED):
+            assert word not in text
 
 
 def test_sft_that_lowers_chosen_is_said_to_be_wrong(tmp_path):
     text = said(load(tmp_path / "run", info={"method": "sft"}))
-    assert "SFT made chosen less likely" in text
+    assert text.startswith("Chosen fell: ")
+    assert "Probably a fault: SFT raises the answers that it trains on." in text
+    # a greedy path that surely gained is not said to have stood still
+    assert "while the model's own favourites gained" in text
+    assert "did not go to the model's own favourites" not in text
 
 
 def test_chosen_that_turned_back_is_said_with_its_peak(tmp_path):
@@ -120,8 +147,9 @@ def test_runs_of_one_name_are_told_apart_by_the_folder_above(tmp_path):
 
 def test_a_probe_set_without_chosen_still_gives_sentences(tmp_path):
     text = said(load(tmp_path / "run", drift={"custom": -3.0}))
-    assert "no probe is of kind chosen" in text
-    assert "cannot be judged" in text
+    assert "cannot be judged: the probes have no chosen answers" in text
+    assert text.count("no chosen answers") == 1
+    assert "Of 1 watched kind of answer 1 fell and 0 rose." in text
 
 
 def test_two_runs_are_compared_at_updates_margin_and_gap(tmp_path):
@@ -169,21 +197,22 @@ def test_an_unknown_interval_is_said_to_be_unknown():
 
 
 def test_a_change_that_is_sure_but_tiny_is_not_told_as_one(tmp_path):
-    # 0.05 % of the log-probability: every prompt moved, and nothing happened.
+    # 0.004 nats per token: every prompt moved, and nothing happened.
     drift = {"chosen": 0.03, "rejected": 0.03, "irrelevant_train": 0.03}
     tiny = load(
         tmp_path / "run", drift=drift, greedy=0.01, noise=0.1, info={"method": "sft"}
     )
     assert squeeze_evidence(tiny).chosen.above_zero
     text = said(tiny)
-    assert "Chosen hardly changed" in text
-    assert "moved by less than 2 %" in text
-    for claim in ("as intended", "Watch irrelevant_train", "gained probability"):
+    assert "Nothing moved by a size that counts" in text
+    assert "0 fell and 0 rose; 3 did not clearly change by a size that counts" in text
+    for claim in ("what it should", "Watch irrelevant_train", "path) gained"):
         assert claim not in text
 
 
 def test_a_tiny_fall_of_chosen_is_not_called_a_fault_of_sft(tmp_path):
     drift = {"chosen": -0.03, "rejected": -0.03}
     text = said(load(tmp_path / "r", drift=drift, noise=0.1, info={"method": "sft"}))
-    assert "less likely" not in text
-    assert "Chosen hardly changed" in text
+    assert "Chosen stayed within 0.01 nats per token of its start" in text
+    assert "fell:" not in text
+    assert "fault" not in text

@@ -86,10 +86,12 @@ def _whither(facts: Facts, state: StateReport) -> str:
         return (
             ", and its probability moved to tokens that the model did not favour before"
         )
-    where = "did not gain" if greedy is None or not greedy.down else "fell too"
-    return (
-        f", and its probability did not go to the model's own favourites, which {where}"
-    )
+    if greedy is not None and greedy.up:
+        return ", while the model's own favourites gained"
+    if greedy is not None and (greedy.down or greedy.still):
+        how = "fell too" if greedy.down else "held"
+        return f", and its probability did not go to the model's own favourites: they {how}"
+    return ", and the model's own favourites did not clearly gain it"
 
 
 def _because(facts: Facts) -> str | None:
@@ -109,17 +111,18 @@ def _rose(facts: Facts, state: StateReport, faulty: bool) -> str:
             f"Chosen rose: {_size(facts)}, but the model's own favourites gained "
             f"{number(state.sq.nats)} nats more: probability moves {_SQUEEZED}."
         )
-    wanted = "Training does what it should: chosen rose by "
-    if faulty or facts.trajectory.run.info.family in ("online", "unknown"):
-        wanted = "Chosen rose: "
-    text = f"{wanted}{_size(facts)}"
+    size, family = _size(facts), facts.trajectory.run.info.family
+    should = (
+        "Chosen rose: " if faulty else "Training does what it should: chosen rose by "
+    )
+    if family in ("sft", "unpaired"):
+        return f"{should}{size}."
     margin = state.margin
-    preference = facts.trajectory.run.info.family == "preference"
-    if not preference or margin is None or not margin.matters:
-        return text + "."
+    if family != "preference" or margin is None or not margin.matters:
+        return f"Chosen rose: {size}."
     if margin.nats.below_zero:
-        return f"Chosen rose: {_size(facts)}, and rejected rose more."
-    return f"{text}, and the margin grew by {number(margin.nats)} nats."
+        return f"Chosen rose: {size}, and rejected rose more."
+    return f"{should}{size}, and the margin grew by {number(margin.nats)} nats."
 
 
 def _held(facts: Facts, state: StateReport, faulty: bool) -> str:
@@ -141,6 +144,13 @@ def _held(facts: Facts, state: StateReport, faulty: bool) -> str:
     if preference and margin is not None:
         text += f"; the margin changed by {number(margin.nats)}"
     return text + "."
+
+
+def _unclear(move: Move) -> str:
+    """The verb of a change that is no clear rise or fall of a size that counts."""
+    if not move.known:
+        return "changed"
+    return "hardly changed" if move.nats.excludes_zero else "did not clearly change"
 
 
 def _size(facts: Facts) -> str:
@@ -218,16 +228,19 @@ def in_units(facts: Facts) -> str | None:
     if facts.sft:
         return text + "."
     text += f", the margin by {number(margin.nats)}"
-    if not margin.matters or margin.nats.below_zero:
+    grew = margin.matters and margin.nats.above_zero
+    if not grew or not rejected.matters:
         return text + "."
-    if chosen.matters and chosen.nats.below_zero:
-        times = rejected.nats.mean / chosen.nats.mean
-        more = f"{times:.0f} times as much as" if times >= 1.95 else "more than"
-        return f"{text}: it grew only because rejected fell {more} chosen."
-    share = -rejected.nats.mean / margin.nats.mean
-    if share <= 0:
+    if rejected.nats.above_zero:
         return f"{text}: chosen rose more than rejected."
-    return f"{text}, {min(100 * share, 100):.0f} % of it by the fall of rejected."
+    if not chosen.matters:
+        return f"{text}: it grew by the fall of rejected alone."
+    if chosen.nats.above_zero:
+        share = -rejected.nats.mean / margin.nats.mean
+        return f"{text}, {100 * share:.0f} % of it by the fall of rejected."
+    times = rejected.nats.mean / chosen.nats.mean
+    more = f"{times:.0f} times as much as" if times >= 1.95 else "more than"
+    return f"{text}: it grew only because rejected fell {more} chosen."
 
 
 def where_it_went(facts: Facts) -> str | None:
@@ -236,25 +249,26 @@ def where_it_went(facts: Facts) -> str | None:
     greedy, sq = state.greedy, state.sq
     if greedy is None or sq is None:
         return None
-    verb = "did not clearly change"
-    if greedy.matters:
-        verb = "gained" if greedy.nats.above_zero else "lost"
-    elif greedy.still:
+    verb = _verb(greedy)
+    if greedy.known and greedy.still:
         verb = f"stayed within {DELTA:g} nats per token"
     text = (
         f"The model's own favourite tokens along chosen (greedy path) {verb}: "
-        f"{number(greedy.nats)} nats, {number(sq.nats)} more than chosen"
+        f"{number(greedy.nats)} nats (greedy path − chosen: {number(sq.nats)})"
     )
     off = state.off_target
     if off is None:
         return f"{text}; no values per token are recorded."
-    moved = "did not clearly change"
-    if off.matters:
-        moved = "gained" if off.nats.above_zero else "lost"
     return (
         f"{text}; where the first model favoured another token than chosen's, that "
-        f"token {moved}: {number(off.per_token)} nats per token."
+        f"token {_verb(off)}: {number(off.per_token)} nats per token."
     )
+
+
+def _verb(move: Move) -> str:
+    if not move.matters:
+        return _unclear(move)
+    return "gained" if move.nats.above_zero else "lost"
 
 
 def how_many(facts: Facts) -> str | None:
@@ -263,11 +277,15 @@ def how_many(facts: Facts) -> str | None:
     if not state.kinds:
         return None
     moves = list(state.kinds.values())
-    fell = sum(m.matters and m.nats.below_zero for m in moves)
-    rose = sum(m.matters and m.nats.above_zero for m in moves)
-    rest = len(moves) - fell - rose
-    text = f"Of {counted(len(moves), 'watched kind')} of answer {fell} fell and {rose}"
-    text += " rose" + (f"; {rest} did not clearly change." if rest else ".")
+    of = f"Of {counted(len(moves), 'watched kind')} of answer"
+    clear = [move for move in moves if move.matters]
+    if not any(move.known for move in moves):
+        clear, of = moves, "By their means alone, " + of.replace("Of", "of")
+    fell = sum(move.nats.mean < 0 for move in clear)
+    rest = len(moves) - len(clear)
+    text = f"{of} {fell} fell and {len(clear) - fell} rose"
+    text += f"; {rest} did not clearly change by a size that counts" if rest else ""
+    text += "."
     if state.labels:
         names = ", ".join(state.labels)
         text += f" Left out: {names}, the same text for most prompts, so not answers."
@@ -275,16 +293,17 @@ def how_many(facts: Facts) -> str | None:
 
 
 def called(facts: Facts) -> str:
-    """The state's name, how sure it is and since when."""
+    """The state's name, how sure it is and since when; empty where there is none."""
     state = facts.state
     sure = "sure" if state.sure else "not sure"
     if state.reason is not None:
-        return f"State: none, {state.reason}"
+        return ""
+    after = counted(int(facts.trajectory.steps[-1]), facts.unit)
     about = [f"{sure} over {counted(state.prompts, 'prompt')}"]
     if state.onset_step is not None:
         about.append(f"since {facts.unit} {state.onset_step}")
     about.append("mean over the last fifth of the observations")
-    text = f"State: {state.state} ({'; '.join(about)})."
+    text = f"State after {after}: {state.state} ({'; '.join(about)})."
     if state.sure:
         return f"{text} Another training seed may differ."
     return text

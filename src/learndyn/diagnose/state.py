@@ -168,23 +168,25 @@ def state_of(
     model had diverged) are left out of their observation, and of the start.
     """
     paths = Paths.of(trajectory, split).common()
-    if paths.greedy is None:
-        return StateReport("UNDECIDED", False, reason=NO_GREEDY)
     if len(paths.steps) < 2:
         reason = "one observation: nothing to compare it with."
         return StateReport("UNDECIDED", False, reason=reason)
     ends = {kind: _end(path) for kind, path in paths.logp.items()}
-    greedy = _end(paths.greedy)
-    if not np.isfinite(ends["chosen"] + greedy).any():
-        reason = "no finite value in the last observations: the model had diverged."
-        return StateReport("UNDECIDED", False, reason=reason)
-    tokens = paths.n_tokens["chosen"]
     labels = _labels(trajectory, split)
     kinds = {
         kind: move(change, paths.n_tokens[kind], seed)
         for kind, change in ends.items()
         if kind not in labels
     }
+    if paths.greedy is None:
+        return StateReport(
+            "UNDECIDED", False, kinds=kinds, labels=labels, reason=NO_GREEDY
+        )
+    greedy = _end(paths.greedy)
+    if not np.isfinite(ends["chosen"] + greedy).any():
+        reason = "no finite value in the last observations: the model had diverged."
+        return StateReport("UNDECIDED", False, reason=reason)
+    tokens = paths.n_tokens["chosen"]
     gap = None if paths.gap is None else _end(paths.gap)
     report = StateReport(
         "UNDECIDED",

@@ -146,6 +146,13 @@ def _reached(diagnosis: Diagnosis, anchor: str) -> str:
     return details("How this verdict was reached", "".join(parts))
 
 
+def _sure(state: StateReport) -> str:
+    if state.sure:
+        return "yes"
+    known = state.chosen is not None and state.chosen.known
+    return "no" if known else "no: no interval is known"
+
+
 def _rule(state: StateReport) -> str:
     moves = {
         "chosen": state.chosen,
@@ -166,7 +173,7 @@ def _rule(state: StateReport) -> str:
         "means over": f"the last {100 * LAST:.0f} % of the observations, at least one",
         "rule that holds": f"{state.state}: {_RULES[state.state]}",
         "other rules": others,
-        "sure": "yes" if state.sure else "no",
+        "sure": _sure(state),
     }
     if state.onset_step is not None:
         values["over δ three observations in a row, first"] = f"{state.onset_step}"
