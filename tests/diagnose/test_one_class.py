@@ -49,8 +49,11 @@ def test_no_other_file_says_a_finding_s_name():
         for name in home.keys() & texts(path)
         if home[name].rpartition(".")[2] != path.stem
     ]
-    # a count among the numbers of another finding
-    assert wrong == ["diagnose/findings/faults/steps_too_large.py: not_finite"]
+    # names of numbers of another finding
+    assert wrong == [
+        "diagnose/findings/faults/steps_too_large.py: not_finite",
+        "diagnose/findings/state.py: per_token",
+    ]
 
 
 def test_every_finding_is_looked_for_in_one_way():
@@ -62,23 +65,34 @@ def test_every_finding_is_looked_for_in_one_way():
 def test_a_finding_that_is_listed_speaks_and_one_that_is_not_is_silent(
     tmp_path, monkeypatch
 ):
-    class Purple(base.Finding):
-        name = "purple"
-        fault = "Everything is purple."
+    def coloured(colour, how):
+        class Coloured(base.Finding):
+            name = colour
+            fault = f"Everything is {colour}."
 
-        @classmethod
-        def detect(cls, facts):
-            return cls("problem", "Purple everywhere.")
+            @classmethod
+            def detect(cls, facts):
+                return cls(how, f"{colour} everywhere.")
 
-    run = Trajectory.load(write_run(tmp_path / "run"))
+        return Coloured
+
+    def verdict_with(*kinds):
+        monkeypatch.setattr(verdict, "FINDINGS", kinds)
+        return verdict.diagnose(run)
+
+    run, listed = Trajectory.load(write_run(tmp_path / "run")), verdict.FINDINGS
     before = verdict.diagnose(run)
-    monkeypatch.setattr(verdict, "FINDINGS", (*verdict.FINDINGS, Purple))
-    last = verdict.diagnose(run)
-    assert "Purple everywhere." in last.sentences
-    assert last.sentences[0] == before.sentences[0]
-    assert last.findings[:-1] == before.findings
-    monkeypatch.setattr(verdict, "FINDINGS", (Purple, *verdict.FINDINGS[:-1]))
-    assert verdict.diagnose(run).sentences[0] == "Everything is purple."
+    sign = verdict_with(*listed, coloured("green", "watch"))
+    assert sign.sentences[0] == before.sentences[0]
+    assert "green everywhere." in sign.sentences
+    assert sign.findings[:-1] == before.findings
+    # a problem comes before any state, wherever it is listed, and the first before all
+    purple = coloured("purple", "problem")
+    last = verdict_with(*listed, purple)
+    assert last.sentences[0] == "Everything is purple."
+    assert before.sentences[0] in last.sentences
+    two = verdict_with(coloured("red", "problem"), *listed, purple)
+    assert two.sentences[0] == "Everything is red."
 
 
 def test_what_matters_least_is_left_out_first(tmp_path, monkeypatch):
@@ -91,7 +105,7 @@ def test_what_matters_least_is_left_out_first(tmp_path, monkeypatch):
         assert sentences == [text for text in whole if text in sentences]
         order += [text for text in sentences if text not in order]
     starts = (  # two sentences about the state have no room among three
-        *("Chosen falls", "DPO moved", "Only 4 prompts", "Probability moved"),
-        *("3 of 3 kinds fell", "The greedy path", "Where the first model"),
+        *("Chosen fell", "Probably not a bug", "Rejected changed by", "State after"),
+        *("The model's own favourite", "Only 4 prompts", "Of 3 watched kinds"),
     )
     assert [s.startswith(t) for s, t in zip(order, starts, strict=True)] == [True] * 7

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import textwrap
 
 import numpy as np
@@ -13,6 +14,7 @@ from synthetic import DPO_DRIFT, write_run
 
 from learndyn.cli import main
 from learndyn.diagnose.intervals import paired_bootstrap
+from learndyn.diagnose.numbers import number
 from learndyn.diagnose.two_runs.words import compare_in_words
 from learndyn.diagnose.verdict import (
     _MOST,
@@ -21,20 +23,24 @@ from learndyn.diagnose.verdict import (
     what_happened,
 )
 from learndyn.record.files import to_plain
+from learndyn.record.run_directory import RunDirectory
 from learndyn.record.trajectory import Trajectory
 
 
 KINDS = ("chosen", "rejected", "irrelevant_train", "irrelevant_test")
 KEYS = {
-    *("run", "state", "sure", "sx", "sx_interval", "onset_step", "chosen_peak_step"),
+    *("run", "state", "sure", "chosen", "rejected", "margin", "greedy", "sq"),
+    *("sx", "sx_interval", "onset_step", "chosen_peak_step"),
     *("kinds", "findings", "advice", "verdict"),
 }
 STATES = {
     "SQUEEZE": ({"chosen": -4.0, "rejected": -40.0, "irrelevant_train": -8.0}, 6.0),
     "FIT": ({"chosen": 20.0, "rejected": -9.0, "irrelevant_train": -5.0}, 1.0),
-    "COLLAPSE": ({"chosen": -9.0, "rejected": -30.0, "irrelevant_train": -8.0}, -5.0),
-    "NEUTRAL": ({"chosen": 0.2, "rejected": -0.3, "irrelevant_train": 0.1}, 0.1),
+    "DISPLACED": ({"chosen": -4.0, "rejected": -40.0, "irrelevant_train": 8.0}, -1.0),
+    "COLLAPSE": ({"chosen": -4.0, "rejected": -30.0, "irrelevant_train": -8.0}, -5.0),
+    "STILL": ({"chosen": 0.02, "rejected": -0.03, "irrelevant_train": 0.01}, 0.01),
 }
+SQUEEZED = "tokens the model already favoured"
 
 
 @pytest.fixture(scope="module")
@@ -52,44 +58,63 @@ def in_state(base, state, **options):
 
 # --- what it says of each state
 
+ANSWERS = {
+    "SQUEEZE": ("Chosen fell: ", SQUEEZED),
+    "FIT": ("Training does what it should: chosen rose by ", "Training does what"),
+    "DISPLACED": ("Chosen fell: ", "did not go to the model's own favourites"),
+    "COLLAPSE": ("Chosen fell: ", "went to answers that nobody watches"),
+    "STILL": ("Nothing moved by a size that counts: ", "no effect yet"),
+}
 
-@pytest.mark.parametrize(
-    ("state", "answer", "then"),
-    [
-        ("SQUEEZE", "Chosen falls, probably because", "Probably not a bug."),
-        ("FIT", "Training moves the answers you want", "No squeezing"),
-        ("COLLAPSE", "Everything falls, the model's own", "leaks out of every watched"),
-        ("NEUTRAL", "Nothing moved past 2 % yet after 5", "nothing moved past 2 %"),
-    ],
-)
-def test_every_state_has_its_answer_and_no_other_s(base, state, answer, then):
+
+@pytest.mark.parametrize("state", ANSWERS)
+def test_every_state_has_its_answer_and_no_other_s(base, state):
     found = diagnose(in_state(base, state))
-    said = found.sentences
+    text = " ".join(found.sentences)
     assert found.to_dict()["state"] == state
     assert found.state.sure
-    assert said[0].startswith(answer)
-    assert len(said[0].split()) <= 20
-    assert then in " ".join(said)
-    for other in ("Probably not a bug", "leaks out of every", "moved past 2 %"):
-        assert (other in " ".join(said)) == (other in then)
+    assert f"State after 100 updates: {state} (sure over 24 prompts" in text
+    start, then = ANSWERS[state]
+    assert found.sentences[0].startswith(start)
+    assert number(found.state.chosen.nats) in found.sentences[0]
+    for _, other in ANSWERS.values():
+        assert (other in " ".join(found.sentences[:2])) == (other == then)
 
 
-def test_a_state_that_is_not_sure_is_called_perhaps(base):
-    run = planted(base, {"chosen": -3.0, "rejected": -30.0}, greedy=0.9, spread=1.0)
-    found = diagnose(run)
-    assert found.state.state == "SQUEEZE"
+@pytest.mark.parametrize("state", ANSWERS)
+def test_the_second_sentence_says_whether_it_is_a_bug(base, state):
+    said = diagnose(in_state(base, state)).sentences[1]
+    fell = state in ("SQUEEZE", "DISPLACED", "COLLAPSE")
+    assert said.startswith("Probably not a bug: " if fell else "No sign of a bug")
+
+
+def test_a_path_that_is_not_sure_is_called_undecided(base):
+    drift = {"chosen": -0.3, "rejected": -0.3}
+    found = diagnose(planted(base, drift, greedy=0.9, spread=3.0))
+    assert found.state.state == "UNDECIDED"
     assert not found.state.sure
     text = " ".join(found.sentences)
-    assert text.startswith("Perhaps squeezing, but not surely")
-    assert "the threshold is 0.02" in text
-    assert "Probably not a bug" not in text
+    assert text.startswith("Chosen did not clearly change: ")
+    assert "UNDECIDED (not sure over 24 prompts; mean" in text
+    for claim in ("squeez", SQUEEZED, "Probably not a bug", "fell:", "SQUEEZE"):
+        assert claim not in text
+
+
+def test_a_collapse_by_a_nat_per_token_is_called_a_fault(base):
+    drift = dict.fromkeys(KINDS, -12.0)
+    found = diagnose(planted(base, drift, greedy=-5.0, noise=0.1))
+    assert found.state.state == "COLLAPSE"
+    assert found.sentences[0].startswith("The model has degenerated: chosen fell, ")
+    assert found.sentences[1].startswith("Probably a fault: steps that are far too")
+    assert "not a bug" not in " ".join(found.sentences)
 
 
 def test_chosen_that_is_still_above_its_start_is_not_said_to_fall(base):
     drift = {**STATES["SQUEEZE"][0], "chosen": 1.0, "irrelevant_test": -3.0}
     said = diagnose(planted(base, drift, greedy=9.0, noise=0.2)).sentences
-    assert said[0].startswith("Probability moves to tokens the model already favours")
-    assert "Chosen falls" not in said[0]
+    assert said[0].startswith("Chosen rose: ")
+    assert SQUEEZED in said[0]
+    assert "hosen fell" not in " ".join(said)
 
 
 def test_a_fall_since_the_peak_names_the_update(base):
@@ -105,7 +130,7 @@ def test_a_fall_since_the_peak_names_the_update(base):
 def test_sft_is_told_in_its_own_words(base):
     run = with_info(in_state(base, "FIT"), method="sft")
     text = " ".join(diagnose(run).sentences)
-    assert "The fit is as intended" in text
+    assert text.startswith("Training does what it should: chosen rose by ")
     for word in ("squeez", "margin", "push"):
         assert word not in text
 
@@ -139,13 +164,28 @@ def test_a_fault_comes_first_and_nothing_calls_it_no_bug(base, fault, answer):
 
 
 def independent(run):
-    """Each kind's change and the greedy path's, intervals made here."""
+    """Each kind's change, the greedy path's and the margin's, intervals made here."""
 
     def change(column, kind):
         values = run.values(column, kind)
-        return paired_bootstrap(values[-1] - values[0]).at()
+        return values[-1] - values[0]
 
-    return {k: change("logp", k) for k in run.kinds}, change("argmax_logp", "chosen")
+    kinds = {kind: change("logp", kind) for kind in run.kinds}
+    gap = kinds["chosen"] - kinds["rejected"]
+    *every, path, margin = (
+        paired_bootstrap(values).at()
+        for values in (*kinds.values(), change("argmax_logp", "chosen"), gap)
+    )
+    return dict(zip(kinds, every, strict=True)), path, margin
+
+
+def above(interval):
+    """A rise that a sentence may name: 8 tokens a response, 0.01 nats a token."""
+    return interval.low > 0 and interval.mean >= 0.08
+
+
+def below(interval):
+    return interval.high < 0 and interval.mean <= -0.08
 
 
 @settings(max_examples=30, deadline=None)
@@ -166,31 +206,41 @@ def test_no_sentence_claims_more_than_its_interval(
     found = diagnose(with_info(run, method=method))
     said = found.sentences
     text = " ".join(said)
-    kinds, path = independent(run)
+    kinds, path, gap = independent(run)
     assert sum(map(_sentence_count, said)) <= _MOST
-    assert len(said[0].split()) <= 20
-    fell = sum(i.high < 0 for i in kinds.values())
-    rose = sum(i.low > 0 for i in kinds.values())
-    assert f"{fell} of 4 kinds fell and {rose} rose" in text
-    chosen = kinds["chosen"]
+    fell = sum(map(below, kinds.values()))
+    rose = sum(map(above, kinds.values()))
+    counted = f"Of 4 watched kinds of answer {fell} fell and {rose} rose"
+    assert counted in text or "watched kinds" not in text  # a fault may need the room
+    chosen, rejected = kinds["chosen"], kinds["rejected"]
     claims = {
-        "gained probability": path.low > 0,
-        "lost probability": path.high < 0,
-        "Chosen falls, ": chosen.high < 0,
-        "still above its start": chosen.low > 0,
-        "chosen became likelier": chosen.low > 0,
-        "Chosen became likelier": chosen.low > 0,
-        "chosen gained more": chosen.low > 0,
-        "made chosen less likely": chosen.high < 0,
-        "is as intended": chosen.low > 0,
-        "Everything falls": fell == 4 and path.high < 0,
-        "Every watched answer falls": fell == 4,
-        "Watch irrelevant_train": kinds["irrelevant_train"].low > 0,
-        "Probably not a bug": found.state.sure and found.state.sx.low > 0.02,
+        "path) gained": above(path),
+        "path) lost": below(path),
+        "Chosen fell": below(chosen),
+        "chosen fell": below(chosen),
+        "Chosen rose": above(chosen),
+        "chosen rose": above(chosen),
+        "Training does what it should": above(chosen) and rejected.mean < chosen.mean,
+        "Nothing moved": fell == rose == 0,
+        "has degenerated": below(chosen) and (fell == 4 or above(path)),
+        "so did every other watched answer": fell == 4 and below(path),
+        "the push on rejected squeezes": below(rejected)
+        and above(path)
+        and below(chosen),
+        SQUEEZED: above(path) and path.mean > chosen.mean,
+        "favourites: they fell too": below(path),
+        "own favourites gained": above(path),
+        "margin grew": gap.above_zero,
+        "% of it by the fall of rejected": below(rejected) and gap.above_zero,
+        "by the fall of rejected alone": below(rejected) and gap.above_zero,
+        "because rejected fell": below(rejected) and below(chosen),
+        "SFT raises the answers": below(chosen) and method == "sft",
+        "Watch irrelevant_train": above(kinds["irrelevant_train"]),
         "Chosen was highest": found.facts.peak.fall.high < 0,
-        "Chosen falls since": found.facts.peak.fall.high < 0,
-        "are probably exchanged": chosen.high < 0 and kinds["rejected"].low > 0,
+        "are probably exchanged": chosen.high < 0 and rejected.low > 0,
     }
+    if method == "sft":
+        claims["Training does what it should"] = above(chosen)
     for claim, holds in claims.items():
         assert holds or claim not in text, claim
 
@@ -210,9 +260,10 @@ def test_where_there_is_too_much_to_say_the_least_is_left_out(base):
     said = diagnose(run).sentences
     assert sum(map(_sentence_count, said)) <= _MOST
     text = " ".join(said)
-    for kept in ("Policy and reference", "DPO moved chosen", "approximately"):
+    assert said[0].startswith("Policy and reference")
+    for kept in ("Chosen fell: ", "State after", "approximately"):
         assert kept in text
-    assert "that favourite" not in text  # ranked last
+    assert "watched kinds" not in text  # ranked last
 
 
 # --- what may be done
@@ -229,14 +280,38 @@ def test_every_remedy_has_its_evidence(base):
                 assert item.limits
 
 
-def test_extend_is_named_with_its_replication_unless_it_was_done(base):
-    run = in_state(base, "SQUEEZE")
-    first = diagnose(run).advice[0]
-    assert "extend" in first.do
-    assert "50.5, 53.6 and 49.6 %" in first.limits
-    done = diagnose(with_info(run, extend=True)).advice
-    assert not any("(extend)" in item.do for item in done)
+def after_sft(base, tmp_path, data="pairs.jsonl"):
+    """The same after an SFT run of ours, with a config.yaml that can be replayed."""
+    (tmp_path / "sft" / "model").mkdir(parents=True, exist_ok=True)
+    info = {"schema_version": 1, "method": "sft", "model": "org/base"}
+    (tmp_path / "sft" / "run.json").write_text(json.dumps(info))
+    path = tmp_path / "my run"
+    shutil.copytree(base.run.path, path, dirs_exist_ok=True)
+    (path / "config.yaml").write_text(f"data: {data}\nmodel: m\n")
+    info = {**base.run.info, "model": str(tmp_path / "sft" / "model")}
+    return dataclasses.replace(base, run=RunDirectory(path, info))
+
+
+def test_extend_is_named_with_its_replication_unless_it_was_done(base, tmp_path):
+    run = after_sft(in_state(base, "SQUEEZE"), tmp_path)
+    (extend,) = [item for item in diagnose(run).advice if "(extend)" in item.do]
+    assert "50.5, 53.6 and 49.6 %" in extend.limits
+    for other in (
+        with_info(run, extend=True),
+        after_sft(in_state(base, "DISPLACED"), tmp_path),  # nothing was squeezed
+        in_state(base, "SQUEEZE"),  # the model before its SFT is not known
+    ):
+        assert not any("(extend)" in item.do for item in diagnose(other).advice)
     assert diagnose(in_state(base, "FIT")).advice == []
+
+
+def test_sft_is_never_given_a_remedy_of_preference_training(base, tmp_path):
+    for state in STATES:
+        run = after_sft(with_info(in_state(base, state), method="sft"), tmp_path)
+        for item in diagnose(with_info(run, method="sft")).advice:
+            for word in ("log-likelihood term", "(extend)", "pairs", "rejected"):
+                assert word not in item.do
+            assert "run dpo" not in (item.command or "")
 
 
 def test_stopping_at_the_peak_is_advised_from_the_run_s_own_numbers(base):
@@ -245,46 +320,55 @@ def test_stopping_at_the_peak_is_advised_from_the_run_s_own_numbers(base):
     first = diagnose(run).advice[0]
     assert first.evidence == "own"
     assert first.do.startswith("Stop at about update 25 (in 95 % of resamples at 25)")
-    tiny = diagnose(planted(base, {"chosen": 0.3}, shape=shape, noise=0.1))
-    assert tiny.facts.peak.inside
+    drift = {"chosen": 0.03, "rejected": -9.0}  # falls by 0.008 nats per token
+    tiny = diagnose(planted(base, drift, shape=shape, noise=0.1))
+    assert tiny.facts.peak.fall.below_zero
     assert not any(item.do.startswith("Stop at") for item in tiny.advice)
 
 
 def test_commands_replay_the_run_s_own_config(base, tmp_path):
-    path = write_run(tmp_path / "my run")
-    config = "data: pairs.jsonl\nmodel: m\n"
-    (path / "config.yaml").write_text(config)
-    run = Trajectory.load(path)
-    command = diagnose(run).advice[0].command
-    assert command == (
-        "learndyn run extend --config 'my run/config.yaml' --model BASE "
+    run = after_sft(in_state(base, "SQUEEZE"), tmp_path)
+
+    def commands(run):
+        return [item.command for item in diagnose(run).advice if item.command]
+
+    first, extend, _ = commands(run)
+    assert first == (
+        "learndyn run dpo --config 'my run/config.yaml' --loss_type "
+        """'["sigmoid", "sft"]' --loss_weights '[1.0, 1.0]' --out 'my run-with-nll'"""
+    )
+    assert extend == (
+        "learndyn run extend --config 'my run/config.yaml' --model org/base "
         "--out 'my run-extend'"
     )
-    assert str(tmp_path) not in command
+    assert str(tmp_path) not in first + extend
+    # what cannot be replayed is not advised as a command
     for text in ("data: embedded world, seed 0\n", ": :", "- 1\n"):
-        (path / "config.yaml").write_text(text)
-        assert "--model BASE --data" in diagnose(run).advice[0].command
+        (tmp_path / "my run" / "config.yaml").write_text(text)
+        assert commands(run) == []
 
 
-def test_smaller_steps_are_advised_where_probability_leaks(base):
-    run = with_info(in_state(base, "COLLAPSE"), trainer={"learning_rate": 5e-6})
-    first, second = diagnose(run).advice[:2]
+def test_smaller_steps_are_advised_where_the_model_degenerates(base, tmp_path):
+    run = planted(base, dict.fromkeys(KINDS, -12.0), greedy=-5.0, noise=0.1)
+    run = with_info(after_sft(run, tmp_path), trainer={"learning_rate": 5e-6})
+    first, second = diagnose(run).advice
     assert "learning rate by 10" in first.do
-    assert second.command.endswith("probes.parquet")
+    assert "--learning_rate 5e-07" in first.command
+    assert second.command.endswith("probes.parquet'")
 
 
 def test_the_prompts_that_would_do_follow_from_the_interval(base):
-    run = planted(base, {"chosen": -3.0, "rejected": -30.0}, greedy=0.9, spread=3.0)
-    found = diagnose(run)
+    drift = {"chosen": -0.3, "rejected": -0.3}
+    found = diagnose(planted(base, drift, greedy=0.9, spread=3.0))
     (item,) = found.advice
     needed = int(re.search(r"about (\d+) would do", item.do)[1])
-    ends = [found.state.sx, found.state.greedy, found.state.best]
-    over = [
-        i.n * ((i.high - i.low) / 2 / abs(i.mean - 0.02)) ** 2
-        for i in ends
-        if i.low <= 0.02 <= i.high
-    ]
-    assert needed == pytest.approx(max(over), abs=5)
+    over = []
+    for size in (found.state.chosen.surely, found.state.greedy.surely):
+        assert size.low < 0 < size.high
+        if abs(size.mean) >= 0.01:
+            half = (size.high - size.low) / 2
+            over.append(size.n * (half / size.mean) ** 2)
+    assert needed == pytest.approx(min(over), abs=5)
     assert needed > found.state.prompts
 
 
@@ -297,6 +381,10 @@ def test_json_has_the_promised_keys(base):
     assert set(found["kinds"]["chosen"]) == {"first", "peak", "last"}
     assert len(found["sx_interval"]) == 2
     assert found["sx_interval"][0] < found["sx"] < found["sx_interval"][1]
+    for name in ("chosen", "rejected", "margin", "greedy", "sq"):
+        mean, low, high = found[name]
+        assert low < mean < high
+    assert found["sq"][0] == pytest.approx(found["greedy"][0] - found["chosen"][0])
     assert found["onset_step"] == 25
     names = [finding["name"] for finding in found["findings"]]
     assert len(names) == len(set(names))
@@ -380,7 +468,7 @@ def test_without_chosen_the_state_is_unknown_and_the_facts_are_told(tmp_path):
     text = " ".join(found.sentences)
     assert found.to_dict()["state"] is None
     assert "cannot be judged" in text
-    assert "1 of 1 kinds fell" in text
+    assert "Of 1 watched kind of answer 1 fell" in text
 
 
 def test_a_run_with_sums_alone_is_judged_by_them(tmp_path):
@@ -482,4 +570,8 @@ def test_means_alone_are_told_as_such(tmp_path, prompts, means, says):
     assert ("few_prompts" in named) == any("Only means" not in part for part in says)
     if prompts == 1:
         assert "did not clearly move" not in text
-        assert "along chosen, changed: +" in text
+        assert "did not clearly change" not in text
+        assert "along chosen (greedy path) changed: " in text
+        assert (
+            f"By their means alone, of {len(KINDS)} watched kinds of answer 4" in text
+        )
