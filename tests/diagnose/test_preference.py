@@ -46,7 +46,7 @@ def test_the_push_is_blamed_where_rejected_falls_and_the_margin_does_not(base):
     found = diagnose(squeezed(base, -20.0))
     assert "because the push on rejected" in found.sentences[0]
     assert "Probably not a bug" in text_of(found)
-    assert "extend" in found.advice[0].do
+    assert "log-likelihood term on chosen" in found.advice[0].do
 
 
 @pytest.mark.parametrize("rejected", [0.0, -3.0], ids=["still", "falls-less"])
@@ -54,6 +54,7 @@ def test_a_margin_that_falls_is_a_fault_and_nothing_is_blamed(base, rejected):
     found = diagnose(squeezed(base, rejected))
     assert found.state.state == "SQUEEZE"
     assert found.sentences[0].startswith("The margin falls: rejected gains on chosen")
+    assert "because" not in text_of(found)
     (fault,) = [f for f in found.findings if f.severity == "problem"]
     assert fault.name == "margin_falls"
     assert len(found.advice) == 1
@@ -79,16 +80,19 @@ def test_without_a_sure_fall_of_rejected_no_cause_is_named(
         run = with_column(run, "logp", "rejected", wide)
     found = diagnose(with_info(run, method=method))
     assert (found.state.state, found.state.sure) == ("SQUEEZE", True)
-    for claim in ("push on rejected", "not a bug", "(extend)"):
+    for claim in ("push on rejected", "not a bug: the loss", "(extend)"):
         assert claim not in found.to_text()
-    assert found.sentences[0] == (
-        "Chosen falls, and probability moves to tokens the model already favours."
+    assert found.sentences[0].startswith("Chosen fell: ")
+    assert found.sentences[0].endswith(
+        "), and probability moved onto tokens the model already favoured."
     )
+    if method != "grpo":
+        assert "Whether it is a bug cannot be told" in found.sentences[1]
 
 
 def test_a_method_without_pairs_has_no_margin_to_raise(base):
     found = diagnose(with_info(squeezed(base, 0.0), method="grpo"))
-    assert found.sentences[0].startswith("Chosen falls, and probability moves to")
+    assert "and probability moved onto tokens" in found.sentences[0]
     assert "margin_falls" not in {f.name for f in found.findings}
 
 
@@ -100,7 +104,7 @@ def test_chosen_that_gains_far_less_than_rejected_is_no_success(base):
     found = diagnose(planted(base, drift, greedy=1.0, noise=0.1))
     assert found.state.state == "FIT"
     assert found.sentences[0].startswith("The margin falls")
-    assert "answers you want" not in text_of(found)
+    assert "what it should" not in text_of(found)
     assert found.advice[0].do.startswith("Read a few training rows")
 
 
@@ -111,64 +115,55 @@ def test_a_margin_that_falls_by_next_to_nothing_is_no_fault(base):
     assert not any(f.severity == "problem" for f in found.findings)
 
 
-@pytest.mark.parametrize(("chosen", "praised"), [(0.2, False), (3.0, True)])
+@pytest.mark.parametrize(("chosen", "praised"), [(0.06, False), (3.0, True)])
 def test_chosen_that_hardly_moved_is_not_what_training_moved(base, chosen, praised):
     drift = {"chosen": chosen, "rejected": -9.0, "random_words": 9.0}
-    run = planted(base, drift, greedy=0.5, noise=0.1)
+    run = planted(base, drift, greedy=0.01, noise=0.1)
     found = diagnose(run)
     assert found.facts.evidence.chosen.above_zero
-    assert (found.state.state, found.state.best_kind) == ("FIT", "random_words")
-    assert ("answers you want" in found.sentences[0]) == praised
+    assert found.state.state == "FIT"
+    assert ("what it should" in found.sentences[0]) == praised
+    if not praised:
+        assert found.sentences[0].startswith("The margin grew by ")
+        assert "while chosen held" in found.sentences[0]
 
 
-# --- chosen that falls in a run that fits
+@pytest.mark.parametrize("method", ["grpo", None])
+def test_a_run_is_praised_only_where_its_method_should_raise_chosen(tmp_path, method):
+    drift, info = {"chosen": 6.0, "rejected": 0.0}, {"method": method}
+    path = write_run(tmp_path / "run", drift=drift, info=info, log=False)
+    found = diagnose(Trajectory.load(path))
+    assert found.sentences[0].startswith("Chosen rose: ")
 
 
-def test_a_fit_of_another_kind_does_not_hide_that_chosen_falls(base):
+# --- chosen that falls while others rise
+
+
+def test_a_kind_that_rises_does_not_hide_that_chosen_falls(base):
     drift = {"chosen": -18.0, "rejected": -30.0, "random_words": 18.0}
-    found = diagnose(planted(base, drift, greedy=1.0, noise=0.1))
-    assert (found.state.state, found.state.sure) == ("FIT", True)
-    assert found.sentences[0].startswith("Chosen falls, but neither squeezing nor")
-    assert found.sentences[0].endswith("random_words did best.")
-    assert len(found.sentences[0].split()) <= 20
-    (sign,) = [f for f in found.findings if f.name == "chosen_falls"]
-    assert sign.severity == "watch"
-    assert sign.says in found.sentences
-    assert "Chosen fell by 30." in sign.says.replace("29.", "30.")
-
-
-@pytest.mark.parametrize(
-    ("chosen", "noise", "method"),
-    [(-0.6, 0.1, "dpo"), (-18.0, 9.0, "dpo"), (-18.0, 0.1, "sft")],
-    ids=["small", "unsure", "sft"],
-)
-def test_a_fall_that_is_small_or_unsure_or_of_sft_is_no_such_sign(
-    base, chosen, noise, method
-):
-    drift = {"chosen": chosen, "rejected": -30.0, "random_words": 18.0}
-    run = planted(base, drift, greedy=1.0, noise=0.1)
-    path = planted(base, {"chosen": chosen}, noise=noise).values("logp", "chosen")
-    run = with_info(with_column(run, "logp", "chosen", path), method=method)
-    assert "chosen_falls" not in {f.name for f in diagnose(run).findings}
+    found = diagnose(planted(base, drift, greedy=0.01, noise=0.1))
+    assert (found.state.state, found.state.sure) == ("DISPLACED", True)
+    assert found.sentences[0].startswith("Chosen fell: −1")
+    assert "did not go to the model's own favourites" in found.sentences[0]
+    assert "2 fell and 1 rose" in text_of(found)
 
 
 # --- moved, and undecided
 
 
 def test_a_run_that_surely_moved_is_not_told_as_nothing():
-    ends = {"chosen": 0.285, "rejected": 0.05}
-    run = drifting(ends, 0.32, spread=0.12)
-    found = diagnose(run)
+    ends = {"chosen": 0.0, "rejected": 0.1}
+    found = diagnose(drifting(ends, 0.32, spread=0.12))
     state = found.state
-    assert state.greedy.low > 0.02
-    assert state.sx.low < 0 < 0.02 < state.sx.mean
-    assert (state.state, state.sure, state.undecided) == ("FIT", False, True)
-    assert found.sentences[0].startswith(
-        "Something moved, but these prompts cannot tell"
-    )
-    assert "nothing happened" not in text_of(found)
-    calm = diagnose(drifting(ends, 0.2, spread=0.12)).state
-    assert (calm.state, calm.undecided) == ("FIT", False)
+    assert state.greedy.up
+    assert state.sq.known
+    assert (state.state == "SQUEEZE") == state.sq.up
+    wide = diagnose(drifting(ends, 0.32, spread=0.5))
+    assert (wide.state.state, wide.state.sure) == ("UNDECIDED", False)
+    assert wide.state.greedy.up
+    for one in (found, wide):
+        assert "Nothing moved" not in text_of(one)
+        assert "(greedy path) gained" in text_of(one)
 
 
 # --- the command of extend
@@ -179,31 +174,27 @@ def test_extend_starts_from_the_model_before_sft(tmp_path):
     (path / "config.yaml").write_text("data: pairs.jsonl\nmodel: sft/model\n")
     (tmp_path / "sft" / "model").mkdir(parents=True)
     run = Trajectory.load(path)
-
-    def command(model):
-        return diagnose(with_info(run, model=str(model))).advice[0]
-
     started = tmp_path / "sft" / "model"
-    assert "extend --config dpo/config.yaml --model BASE --out dpo-extend" in (
-        command(started).command
-    )
-    assert "BASE is the model before its SFT" in command(started).limits
-    told = tmp_path / "sft" / "run.json"
-    told.write_text(
-        json.dumps(
-            {"schema_version": 1, "method": "sft", "model": "EleutherAI/pythia-410m"}
-        )
-    )
-    assert "--model EleutherAI/pythia-410m --out" in command(started).command
-    assert "BASE" not in command(started).limits
-    for text in ('{"method": "dpo", "model": "m"}', "[]", "{", '{"method": "sft"}'):
-        told.write_text(text)
-        assert "--model BASE" in command(started).command
-    told.write_text(
-        json.dumps({"schema_version": 1, "method": "sft", "model": str(tmp_path)})
-    )
-    assert str(tmp_path) not in command(started).command
-    assert "--model BASE" in command("EleutherAI/pythia-410m").command
+    before = tmp_path / "sft" / "run.json"
+
+    def advised(model):
+        items = diagnose(with_info(run, model=str(model))).advice
+        return [item.command for item in items if "(extend)" in item.do]
+
+    def sft_of(model):
+        return json.dumps({"schema_version": 1, "method": "sft", "model": model})
+
+    before.write_text(sft_of("EleutherAI/pythia-410m"))
+    assert advised(started) == [
+        "learndyn run extend --config dpo/config.yaml --model EleutherAI/pythia-410m "
+        "--out dpo-extend"
+    ]
+    # where the model before SFT is not known, no command with a gap is printed
+    unknown = ('{"method": "dpo", "model": "m"}', "[]", "{", '{"method": "sft"}')
+    for text in (*unknown, sft_of(str(tmp_path))):
+        before.write_text(text)
+        assert advised(started) == []
+    assert advised("EleutherAI/pythia-410m") == []
 
 
 @pytest.mark.parametrize("given", [".", "../dpo", ".."])
@@ -216,7 +207,7 @@ def test_from_inside_its_folder_a_run_has_its_own_name(tmp_path, monkeypatch, gi
     command = diagnose(Trajectory.load(given)).advice[0].command
     run = "../dpo" if given == "../dpo" else "dpo"
     assert f"--config {run}/config.yaml " in command
-    assert command.endswith(f"--out {run}-extend")
+    assert command.endswith(f"--out {run}-with-nll")
 
 
 def test_a_baseline_is_compared_over_the_same_split_as_all_else(tmp_path):

@@ -213,7 +213,7 @@ def test_half_a_run_is_shown_as_what_it_is(run, capsys):
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "not finished: its last observation is at update 50" in page
     assert main(["diagnose", str(run)]) == 0
-    assert "in 50 updates" in " ".join(capsys.readouterr().out.split())
+    assert "State after 50 updates: " in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("share", [0.1, 1.0], ids=["some", "all"])
@@ -363,7 +363,7 @@ def test_a_start_of_zeros_is_not_called_a_model_that_diverged(run):
         rewrite(observation(run, step), with_logp(0.0))
     said = finding(run, "state").says
     assert "diverged" not in said
-    assert "its log-probabilities are zero" in said
+    assert "chosen 0.0 [0.0, 0.0]" in said
 
 
 def test_other_probe_ids_leave_an_observation_out_but_not_the_first(run):

@@ -90,16 +90,21 @@ def _whither(facts: Facts, state: StateReport) -> str:
         return ", while the model's own favourites gained"
     if greedy is not None and (greedy.down or greedy.still):
         how = "fell too" if greedy.down else "held"
-        return f", and its probability did not go to the model's own favourites: they {how}"
+        return (
+            ", and its probability did not go to the model's own favourites: they "
+            f"{how}"
+        )
     return ", and the model's own favourites did not clearly gain it"
 
 
 def _because(facts: Facts) -> str | None:
-    """ "because" where recorded updates carry it, "probably because" where rejected was
-    pushed and surely fell; None where no push on rejected is known."""
-    rejected = facts.state.rejected
+    """ "probably because" where rejected was pushed and surely fell, and the margin did
+    not fall; None where no push on rejected is known, or it did not do its work."""
+    rejected, margin = facts.state.rejected, facts.state.margin
     pushed = facts.trajectory.run.info.pushes_rejected
     if not pushed or rejected is None or not rejected.down:
+        return None
+    if margin is not None and margin.matters and margin.nats.below_zero:
         return None
     carried = facts.why is not None and facts.why.because_of_push
     return "because" if carried else "probably because"
