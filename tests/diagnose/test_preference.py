@@ -122,10 +122,10 @@ def test_chosen_that_hardly_moved_is_not_what_training_moved(base, chosen, prais
     found = diagnose(run)
     assert found.facts.evidence.chosen.above_zero
     assert found.state.state == "FIT"
-    assert ("what it should" in found.sentences[0]) == praised
+    assert ("should: chosen rose" in found.sentences[0]) == praised
     if not praised:
-        assert found.sentences[0].startswith("The margin grew by ")
-        assert "while chosen held" in found.sentences[0]
+        assert "should: the margin grew by " in found.sentences[0]
+        assert "chosen changed by less than 0.01 nats per token" in found.sentences[0]
 
 
 @pytest.mark.parametrize("method", ["grpo", None])
