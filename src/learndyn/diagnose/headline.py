@@ -98,8 +98,8 @@ def _whither(facts: Facts, state: StateReport) -> str:
 
 
 def _because(facts: Facts) -> str | None:
-    """ "probably because" where rejected was pushed and surely fell, and the margin did
-    not fall; None where no push on rejected is known, or it did not do its work."""
+    """ "because" where recorded updates carry it, "probably because" where rejected was
+    pushed and surely fell; None where no push is known, or the margin fell with it."""
     rejected, margin = facts.state.rejected, facts.state.margin
     pushed = facts.trajectory.run.info.pushes_rejected
     if not pushed or rejected is None or not rejected.down:
