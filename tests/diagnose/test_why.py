@@ -15,6 +15,7 @@ from learndyn.diagnose.updates.why import _added_up, _Updates, why_of
 from learndyn.diagnose.verdict import diagnose
 from learndyn.record.run_directory import RunDirectory
 from learndyn.record.trajectory import Trajectory
+from learndyn.show.explain.explain import explain_run
 from learndyn.show.report.report import write_report
 
 
@@ -261,3 +262,4 @@ def test_the_page_says_that_one_update_is_not_the_run(run):
     assert "Update 100: which forces moved what" in page
     assert "Why: the forces of the update" not in page
     assert page.count("are too few") == 3  # verdict, list of findings, forces
+    assert finding(run).says in explain_run(run).to_text()

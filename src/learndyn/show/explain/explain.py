@@ -117,12 +117,12 @@ def explain_run(
     forces, problem = _read(opened, step)
     explanation = explain(forces, probes)
     in_words = force_sentences(explanation, text=text)
+    if "hypothetical" not in explanation.info:
+        in_words += _of_the_whole(opened)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    whole = [] if "hypothetical" in explanation.info else _findings(opened)
     parts = [
         "<section>",
         sentences(in_words),
-        *(f"<p class='note'>{escaped(one.says)}</p>" for one in whole),
         *_note(problem),
         _figures(explanation, folder / "figures" / f"explain-{step:08d}"),
         "<h3>Every kind in numbers</h3>",
@@ -134,8 +134,8 @@ def explain_run(
         plain_table(facts(explanation)),
         "</section>",
     ]
-    html = _document(opened, explanation, "".join(parts))
-    write_whole(page, lambda path: path.write_text(html, encoding="utf-8"))
+    whole = _document(opened, explanation, "".join(parts))
+    write_whole(page, lambda path: path.write_text(whole, encoding="utf-8"))
     return Explained(page, opened.path, explanation, in_words, problem, text)
 
 
@@ -171,13 +171,13 @@ def forces_section(
     )
 
 
-def _findings(run: RunDirectory) -> list[Finding]:
+def _of_the_whole(run: RunDirectory) -> list[str]:
     """What the recorded updates make of the whole change, where that can be told."""
     try:
         finding = RecordedUpdates.detect(Facts(Trajectory.of(run)))
     except BadInput:  # the update is explained all the same
         return []
-    return [] if finding is None else [finding]
+    return [] if finding is None else [finding.says]
 
 
 def _why(findings: Sequence[Finding]) -> str:

@@ -50,8 +50,8 @@ def _carried(why: Why) -> str:
     made = ", ".join(f"{name} {signed(part.mean)}" for name, part in parts)
     return (
         f"The recorded updates carry this change: {_those(why)} add up to "
-        f"{number(why.estimate)} of chosen's {signed(why.actual.mean)} nats, "
-        f"{_percent(why.share)}; by part: {made}."
+        f"{number(why.estimate)} of chosen's {_whole(why)}, {_percent(why.share)}; "
+        f"by part: {made}."
     )
 
 
@@ -59,27 +59,31 @@ def _not_carried(why: Why, more: str) -> str:
     if why.too_large:
         return (
             f"The recorded updates do not carry chosen's change: {_those(why)} add up "
-            f"to {number(why.estimate)} of {signed(why.actual.mean)} nats by their "
-            f"forces, which are of first order, and {number(why.beyond)} beyond: "
+            f"to {number(why.estimate)} of {_whole(why)} by their forces, "
+            f"which are of first order, and {number(why.beyond)} beyond: "
             "single updates are too large to be explained one by one."
         )
     wide = why.share.high - why.share.low
     if not wide <= 2:  # also where it has no limits
         return (
             f"The recorded updates do not carry chosen's change: {_those(why)} are too "
-            f"few, and add up to {number(why.estimate)} of {signed(why.actual.mean)} "
-            f"nats{more}."
+            f"few, and add up to {number(why.estimate)} of {_whole(why)}{more}."
         )
     share = "none" if why.share.high <= 0 else _percent(why.share)
     return (
         f"The recorded updates do not carry chosen's change: {_those(why)} explain "
-        f"{share} of {signed(why.actual.mean)} nats, and add up to "
+        f"{share} of {_whole(why)}, and add up to "
         f"{number(why.estimate)}{more}."
     )
 
 
 def _those(why: Why) -> str:
     return f"{why.recorded} of {counted(why.updates, 'update')}"
+
+
+def _whole(why: Why) -> str:
+    """The change to be explained, and of how many prompts: often fewer than watched."""
+    return f"{signed(why.actual.mean)} nats over {counted(why.prompts, 'prompt')}"
 
 
 def _percent(share: Interval) -> str:
