@@ -147,10 +147,19 @@ def test_the_page_begins_with_the_verdict_and_its_numbers(page):
 
 
 def test_sections_of_several_runs_have_names_of_their_own(tmp_path):
-    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", steps=(0,))]
+    runs = [
+        write_run(tmp_path / "a"),
+        write_run(tmp_path / "b", steps=(0,)),
+        write_run(tmp_path / "c", drift={"chosen": -40.0, "rejected": 20.0}, log=False),
+    ]
     read = assert_safe(write_report(runs, tmp_path / "both"))
     anchors = {value for name, value in read.attributes if name == "id"}
     assert {"run-1-verdict", "run-2-verdict", "run-1-prompts"} <= anchors
+    links = {value[1:] for name, value in read.attributes if name == "href"}
+    for index, run in enumerate(runs, start=1):
+        found = diagnose(run).findings
+        assert {f"run-{index}-{item.at}" for item in found} <= links
+    assert links <= anchors
     assert "NO VERDICT" in " ".join(read.words)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from learndyn.diagnose.numbers import Scale, figures
+from learndyn.diagnose.numbers import Scale, counted, figures
 from learndyn.diagnose.updates.update import (
     AROUND,
     Explanation,
@@ -186,7 +186,8 @@ def facts(explanation: Explanation) -> list[tuple[str, str]]:
         **{f"share of {name}": share for name, share in explanation.shares.items()},
     }
     rows = [(name, figures(value)) for name, value in numbers.items()]
-    rows.append(("probes", f"{fit.probes} of {explanation.prompts} prompts"))
+    prompts = counted(explanation.prompts, "prompt")
+    rows.append(("answers", f"{fit.probes}, to {prompts}"))
     shown_elsewhere = {
         "relative_error",
         "r2",
