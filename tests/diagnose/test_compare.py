@@ -117,13 +117,33 @@ def test_pairing_makes_the_interval_narrower_than_the_spread_of_prompts(tmp_path
     assert found.mean == pytest.approx(-1, abs=0.3)
 
 
-def test_lost_resamples_are_counted_and_grow_towards_the_end_of_the_run(tmp_path):
+def test_a_point_that_loses_many_resamples_gives_way_to_the_largest_that_does_not(
+    tmp_path,
+):
     a = load(tmp_path / "a", drift=A, noise=0.5)
     b = load(tmp_path / "b", drift=B, noise=0.5)
     early, late = (compare(a, b, "margin", fraction=f) for f in (0.5, 0.99))
     assert early.lost_share < 0.01
-    assert 0.2 < late.lost_share < 0.7
+    assert early.reason is None
+    assert early.at < late.at < 2 * early.at
+    assert late.reason.endswith("more than 20 %: an earlier margin was taken.")
+    assert 0.19 < late.lost_share <= 0.2
     assert late.kinds["chosen"].difference.n == 24
+    beyond = compare(a, b, "margin", at=late.at + 0.01)
+    assert beyond.lost_share > 0.2
+    assert (beyond.at, beyond.kinds, beyond.greedy) == (None, {}, None)
+    assert "nats or never reach it, more than 20 %." in beyond.reason
+
+
+def test_a_point_is_refused_where_none_half_as_far_keeps_enough_resamples(tmp_path):
+    a = load(tmp_path / "a", drift=A)
+    b = load(tmp_path / "b", drift=B, noise=4.0, prompts=24, seed=1)
+    for by in ("margin", "gap"):
+        found = compare(a, b, by)
+        assert (found.at, found.kinds) == (None, {})
+        assert 0.2 < found.lost_share < 1
+        assert f"and no {by} at least half as far loses less." in found.reason
+    assert compare(a, b, "updates").kinds["chosen"].difference.n == 24
 
 
 def test_runs_that_watched_other_answers_are_refused(tmp_path):

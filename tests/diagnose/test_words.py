@@ -7,6 +7,7 @@ from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import nats, number, signed
 from learndyn.diagnose.squeeze import squeeze_evidence
 from learndyn.diagnose.state import DELTA, state_of
+from learndyn.diagnose.two_runs.compare import compare
 from learndyn.diagnose.two_runs.words import compare_in_words, names
 from learndyn.diagnose.verdict import what_happened
 from learndyn.record.trajectory import Trajectory
@@ -176,10 +177,82 @@ def test_a_difference_whose_interval_holds_zero_is_not_distinguishable(tmp_path)
 def test_sft_and_dpo_are_compared_at_equal_updates_only(tmp_path):
     sft, dpo = load(tmp_path / "sft", info={"method": "sft"}), load(tmp_path / "dpo")
     for runs in ((sft, dpo), (dpo, sft)):
-        at_updates, unlike = compare_in_words(*runs)
+        answer, at_updates, unlike = compare_in_words(*runs)
+        assert "one of them is supervised finetuning" in answer
         assert "equal updates" in at_updates
         assert "sft is supervised finetuning and dpo trains on preferences" in unlike
     assert not any("unlike" in one for one in compare_in_words(dpo, dpo))
+
+
+SLOW = {"chosen": -2.0, "rejected": -14.0}
+"""At the margin of 9.6, four fifths of its own, a run of `FAST` is where it is."""
+FAST = {"chosen": -6.0, "rejected": -42.0}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "answer"),
+    [
+        (FAST, SLOW, "b is higher for chosen than a only by less progress: +3.9 ["),
+        (SLOW, FAST, "a is higher for chosen than b only by less progress: +3.9 ["),
+        (
+            FAST,
+            {"chosen": 2.0, "rejected": -34.0},
+            "b is better for chosen than a, and not only by less progress: +7.9 [",
+        ),
+        (
+            {"chosen": -3.0, "rejected": -42.0},
+            SLOW,
+            "a is better for chosen where both have made the same progress: b minus a "
+            "is −",
+        ),
+        (FAST, FAST, "The runs cannot be told apart for chosen: a minus b is 0.0 ["),
+        ({"chosen": 1.0}, {"chosen": 3.0}, "b is higher for chosen than a, by +2.0 ["),
+        ({"custom": 1.0}, {"custom": 3.0}, "Which run is better for chosen cannot be"),
+    ],
+    ids=["slower", "swapped", "better", "opposite", "same", "unmatched", "no chosen"],
+)
+def test_the_first_sentence_says_which_run_is_better_and_whether_it_is_progress(
+    tmp_path, a, b, answer
+):
+    runs = [load(tmp_path / k, drift=d, noise=0.1) for k, d in (("a", a), ("b", b))]
+    first, *others = compare_in_words(*runs)
+    assert first.startswith(answer)
+    assert first.count(". ") == 0
+    starts = ("At equal updates (100)", "At matched DPO margin", "At matched absolute")
+    for one, start in zip(others, starts, strict=False):
+        assert one.startswith(start)
+        assert one.count(". ") == 0
+
+
+def test_the_answer_is_in_rewards_where_both_runs_have_one_beta(tmp_path):
+    def pair(*betas):
+        folder = tmp_path / "-".join(map(str, betas))
+        return [
+            load(folder / str(i), drift=d, info={"trainer": {"beta": beta}})
+            for i, (d, beta) in enumerate(zip((FAST, SLOW), betas, strict=True))
+        ]
+
+    runs = pair(0.2, 0.2)
+    nats_higher = compare(*runs, "updates").kinds["chosen"].difference.mean
+    first = compare_in_words(*runs)[0]
+    assert f"(rewards/chosen {nats(0.2 * nats_higher, 2)}) after as many" in first
+    assert "rewards" not in compare_in_words(*pair(0.1, 0.2))[0]
+
+
+def test_where_too_many_resamples_are_lost_the_words_say_so_and_what_was_done(tmp_path):
+    drift = {"chosen": -2.0, "rejected": -22.0, "irrelevant_train": -2.0}
+    a = load(tmp_path / "a")
+    b, c = (
+        load(tmp_path / k, drift=drift, noise=4.0, seed=i) for i, k in enumerate("bc")
+    )
+    text = " ".join(compare_in_words(a, b))
+    assert ", the largest that both reach in 80 % of the resamples; update" in text
+    answer, *_, margin, gap = compare_in_words(a, c)
+    why = "and no margin at least half as far loses less."
+    assert answer.endswith(why)
+    assert "whether that is only less progress cannot be told: 4" in answer
+    assert margin.startswith("No comparison at matched DPO margin: 4")
+    assert gap.startswith("No comparison at matched absolute gap: 4")
 
 
 @pytest.mark.parametrize(

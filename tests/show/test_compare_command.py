@@ -129,7 +129,8 @@ def test_without_a_margin_nothing_is_drawn_along_one(tmp_path):
         assert [axes.get_xlabel() for axes in chart.figure.axes] == ["evaluations"]
     told = compare_runs(*paths).to_dict()["comparisons"][0]
     assert told["by"]["updates"]["title"] == "At equal evaluations"
-    assert told["sentences"][0].startswith("At equal evaluations (100)")
+    assert told["sentences"][1].startswith("At equal evaluations (100)")
+    assert " after as many evaluations" in told["sentences"][0]
 
 
 def test_where_no_point_is_shared_the_reason_is_told(tmp_path):

@@ -169,18 +169,9 @@ def _size(facts: Facts) -> str:
 def _other_units(move: Move, facts: Facts, kind: str) -> Iterator[str]:
     if not math.isnan(move.per_token.mean):
         yield f"{signed(move.per_token.mean)} per token"
-    beta = _reward_beta(facts)
+    beta = facts.trajectory.run.info.reward_beta
     if beta is not None:
         yield f"rewards/{kind} {signed(beta * move.nats.mean)}"
-
-
-def _reward_beta(facts: Facts) -> float | None:
-    """beta where rewards/chosen is beta times the change since the start; None where
-    the loss has no reference, or beta is not known."""
-    info = facts.trajectory.run.info
-    if not info.has_reference or info.family == "online" or not info.beta:
-        return None
-    return info.beta
 
 
 def is_it_a_bug(facts: Facts, findings: Sequence[Finding]) -> str:

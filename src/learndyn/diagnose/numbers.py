@@ -41,9 +41,9 @@ def signed(value: float) -> str:
 
 def decimals(*values: float) -> int:
     """Decimals that show the largest of the values: one from 1 on, so that nothing
-    which moved is written as 0.0; six at most."""
+    which moved is written as 0.0; six at most, and one where six show nothing."""
     largest = _largest(values)
-    if largest == 0 or largest >= 1:
+    if largest < 5e-7 or largest >= 1:
         return 1
     return min(6, 1 - math.floor(math.log10(largest)))
 

@@ -151,6 +151,14 @@ class RunInfo(Mapping[str, Any]):
         return self.family == "sft"
 
     @property
+    def reward_beta(self) -> float | None:
+        """beta where rewards/chosen is beta times the change since the start; None
+        where the loss has no reference, or beta is not known."""
+        if not self.has_reference or self.family == "online" or not self.beta:
+            return None
+        return self.beta
+
+    @property
     def trains_adapter(self) -> bool:
         """Whether less than half of the weights train, as with LoRA."""
         some, every = self.trainable_parameters, self.parameters

@@ -113,7 +113,8 @@ def _comparison(result: Comparison, baseline: Trajectory, other: Trajectory) -> 
     ]
     head = ("kind", "difference [95 %]", f"{what}, {one}", f"{what}, {two}")
     heading += f": {_where(result, one, two, baseline.unit)}"
-    return f"<h3>{escaped(heading)}</h3>" + table(head, rows)
+    why = f"<p class='muted'>{escaped(result.reason)}</p>" if result.reason else ""
+    return f"<h3>{escaped(heading)}</h3>{why}{table(head, rows)}"
 
 
 def _where(result: Comparison, one: str, two: str, unit: str) -> str:

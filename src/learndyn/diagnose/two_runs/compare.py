@@ -10,7 +10,10 @@ So runs are compared at three points:
 
 At "updates" and "margin" changes since each run's own start are compared, at "gap" the
 levels of logp themselves. The intervals resample prompts, the same for both runs, and
-look up the point anew in each resample.
+look up the point anew in each resample. A resample is lost where a run starts beyond
+the point or never reaches it, and those that are left favour prompts that get there. So
+a point that loses more than 20 % is refused, and the largest point that loses no more
+is taken, if it is at least half as far: near the start any two runs are alike.
 
 Runs that watched other answers, or scored them as other tokens, are refused. Where a
 run has a panel, both runs are compared over the prompts that both scored at all
@@ -104,6 +107,12 @@ def _same_tokens(a: Trajectory, b: Trajectory) -> None:
 
 By = Literal["updates", "margin", "gap"]
 
+LOST = 0.2
+"""Share of resamples that may be lost at a matched point."""
+
+_LEAST = 0.5
+"""An earlier point is at least this share of the way to the one first looked at."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -122,7 +131,7 @@ class Comparison:
     by: By
     at: float | None
     """Updates, margin or gap at which both are looked at; None if there is no such
-    point, and then `reason` says why."""
+    point, or it is refused, and then `reason` says why."""
     step_a: float = float("nan")
     """Updates that run a needed to get there; fractional between observations."""
     step_b: float = float("nan")
@@ -139,8 +148,9 @@ class Comparison:
     """Prompts that there are."""
     lost_share: float = 0.0
     """Share of resamples in which a run starts beyond the point or never reaches it.
-    They are left out of the intervals."""
+    They are left out of the intervals. Where the point is refused, the share there."""
     reason: str | None = None
+    """Why there are no numbers; with numbers, why an earlier point was taken."""
 
 
 def compare(
@@ -160,23 +170,30 @@ def compare(
     the lower of the two ends, a stretch that both runs pass through. Close to the end
     of a run many resamples would never reach the point.
 
-    Where there is no such point, or `at` lies outside a run, the result has no numbers
-    and its `reason` says why.
+    Where that point loses more than 20 % of the resamples, an earlier one is taken; an
+    `at` that does so is refused. Where there is no point, or `at` lies outside a run,
+    the result has no numbers and its `reason` says why.
     """
     sides = _sides(a, b, by, at, split)
     prompts, of = len(sides[0].paths.prompts), len(Paths.of(a, split).prompts)
+    given = at is not None
     if at is None:
         at, reason = _matched_point(by, sides, fraction)
         if at is None:
             return Comparison(by, None, prompts=prompts, of=of, reason=reason)
     everyone = np.ones((1, prompts))
-    whole = (sides[0].reach(at, everyone), sides[1].reach(at, everyone))
-    if not (whole[0].reached[0] and whole[1].reached[0]):
+    if not all(side.reach(at, everyone).reached[0] for side in sides):
         reason = f"a run starts beyond {at:.4g} or never reaches it."
         return Comparison(by, None, prompts=prompts, of=of, reason=reason)
     weights = resample_weights(prompts, seed=seed)
+    point, lost, reason = _tenable(by, sides, at, weights, given=given)
+    if point is None:
+        return Comparison(
+            by, None, prompts=prompts, of=of, lost_share=lost, reason=reason
+        )
+    at = point
+    whole = (sides[0].reach(at, everyone), sides[1].reach(at, everyone))
     drawn = (sides[0].reach(at, weights), sides[1].reach(at, weights))
-    lost = ~(drawn[0].reached & drawn[1].reached)
     result = _differences(sides, whole, drawn, weights)
     return Comparison(
         by,
@@ -188,7 +205,8 @@ def compare(
         kinds={name.removeprefix("kind:"): d for name, d in result.items()},
         prompts=prompts,
         of=of,
-        lost_share=float(lost.mean()),
+        lost_share=lost,
+        reason=reason,
     )
 
 
@@ -318,6 +336,58 @@ def _matched_point(
             f"{start:.1f} nats, the lower end {end:.1f}."
         )
     return start + fraction * (end - start), None
+
+
+def _lost_share(
+    sides: tuple[_Side, _Side], at: float, weights: Float[np.ndarray, "draw prompt"]
+) -> float:
+    """Share of resamples in which a run starts beyond `at` or never reaches it."""
+    reached = [side.reach(at, weights).reached for side in sides]
+    return float(np.mean(~(reached[0] & reached[1])))
+
+
+def _tenable(
+    by: By,
+    sides: tuple[_Side, _Side],
+    at: float,
+    weights: Float[np.ndarray, "draw prompt"],
+    *,
+    given: bool,
+) -> tuple[float | None, float, str | None]:
+    """Where to compare: at `at`, or, unless that point is `given`, at an earlier one;
+    None where too many resamples are lost. With it, the share lost and why."""
+    lost = _lost_share(sides, at, weights)
+    if lost <= LOST:
+        return at, lost, None
+    reason = (
+        f"{100 * lost:.1f} % of resamples start beyond {at:.3g} nats or never reach "
+        f"it, more than {100 * LOST:.0f} %"
+    )
+    if given:
+        return None, lost, f"{reason}."
+    earlier = _earlier(sides, at, weights)
+    if earlier is None:
+        return None, lost, f"{reason}, and no {by} at least half as far loses less."
+    lost = _lost_share(sides, earlier, weights)
+    return earlier, lost, f"{reason}: an earlier {by} was taken."
+
+
+def _earlier(
+    sides: tuple[_Side, _Side], at: float, weights: Float[np.ndarray, "draw prompt"]
+) -> float | None:
+    """The largest point before `at` that loses few enough resamples; None where there
+    is none at least half as far from the start."""
+    clocks = [side.clock(weights) for side in sides]
+    whole = [side.clock(np.ones((1, weights.shape[1]))) for side in sides]
+    start = max(float(clock[0, 0]) for clock in whole)
+    first = np.maximum(clocks[0][0], clocks[1][0])
+    furthest = np.minimum(*(np.fmax.reduce(clock, axis=0) for clock in clocks))
+    for point in np.unique(furthest[furthest < at])[::-1]:
+        if point < start + _LEAST * (at - start):
+            return None
+        if np.mean((first <= point) & (point <= furthest)) >= 1 - LOST:
+            return float(point)
+    return None
 
 
 def _differences(

@@ -1,9 +1,22 @@
-"""How two runs differ, in plain sentences that carry their numbers."""
+"""How two runs differ, in plain sentences that carry their numbers.
+
+The first sentence answers which run is better for chosen, and whether that is only less
+progress. A run that has moved less keeps chosen nearer to its start whatever it does,
+so higher at equal updates is not yet better: it must be so at a matched margin too. All
+is about the change of chosen since each run's own start.
+"""
 
 import numpy as np
 
-from learndyn.diagnose.numbers import nats, number, rounded_by
-from learndyn.diagnose.two_runs.compare import By, Comparison, Difference, compare
+from learndyn.diagnose.intervals import Interval
+from learndyn.diagnose.numbers import nats, number, rounded_by, signed
+from learndyn.diagnose.two_runs.compare import (
+    LOST,
+    By,
+    Comparison,
+    Difference,
+    compare,
+)
 from learndyn.record.trajectory import Trajectory
 
 
@@ -29,13 +42,16 @@ def compare_in_words(
     comparisons: dict[By, Comparison] | None = None,
     split: str | None = None,
 ) -> list[str]:
-    """Sentences about run `b` against run `a`, over the probes of `split`, or all;
+    """Sentences about run `b` against run `a`, over the probes of `split`, or all:
+    which is better for chosen, then one for each way to match them.
+
     `comparisons` is what `compare_all` gave for them.
     """
     comparisons = compare_all(a, b, split) if comparisons is None else comparisons
     one, other = names(a, b)
     unit = a.unit
     sentences = [
+        _which_is_better(comparisons, a, b),
         _at_updates(comparisons["updates"], one, other, unit),
         *_prompts(comparisons, unit),
     ]
@@ -55,11 +71,11 @@ def compare_in_words(
         return sentences
     sentences.append(_at_match(comparisons["margin"], one, other, unit))
     sentences.append(_at_match(comparisons["gap"], one, other, unit))
-    if comparisons["margin"].at is not None:
+    margin, gap = comparisons["margin"], comparisons["gap"]
+    if margin.at is not None and gap.at is not None:
         sentences.append(
-            "At a matched point rejected differs by as much as chosen, by "
-            "construction. The margin starts at zero in each run; the gap does not. "
-            "Where the two disagree, part of the difference is where the runs started."
+            "Where margin and gap disagree, the difference is where the runs started: "
+            "the margin is zero at each run's own start, the gap is not."
         )
     return sentences
 
@@ -81,30 +97,111 @@ def names(a: Trajectory, b: Trajectory) -> tuple[str, str]:
     return (one, other) if one != other else (f"{one} (1)", f"{other} (2)")
 
 
+def _which_is_better(
+    comparisons: dict[By, Comparison], a: Trajectory, b: Trajectory
+) -> str:
+    """Which run is better for chosen, and whether it only has made less progress."""
+    equal = comparisons["updates"].kinds.get("chosen")
+    if equal is None:
+        return (
+            "Which run is better for chosen cannot be told: no probe is of kind chosen."
+        )
+    one, other = names(a, b)
+    high, low, sign = (other, one, 1) if equal.difference.mean > 0 else (one, other, -1)
+    after = f"{_size(equal, sign, a, b)} after as many {a.unit}s"
+    sure = equal.difference.excludes_zero
+    apart = f"The runs cannot be told apart for chosen: {high} minus {low} is {after}"
+    higher = f"{high} is higher for chosen than {low}"
+    matched = comparisons.get("margin")
+    same = None if matched is None else matched.kinds.get("chosen")
+    if matched is None or same is None:
+        why = _unmatched(matched, a, b)
+        if not sure:
+            return f"{apart}; {why}"
+        what = "more" if a.run.info.sft and b.run.info.sft else "less"
+        return (
+            f"{higher}, by {after}; whether that is only {what} progress cannot be "
+            f"told: {why}"
+        )
+    then = f"{_size(same, sign, a, b)} at the same margin"
+    if same.difference.excludes_zero:
+        best = other if same.difference.above_zero else one
+        if best == high and sure:
+            return (
+                f"{high} is better for chosen than {low}, and not only by less "
+                f"progress: {after}, {then}."
+            )
+        surely = "" if sure else ", not surely"
+        return (
+            f"{best} is better for chosen where both have made the same progress: "
+            f"{high} minus {low} is {then}, but {after}{surely}."
+        )
+    if not sure:
+        return f"{apart} and {then}."
+    quicker = one if matched.step_a < matched.step_b else other
+    if quicker == high:
+        return (
+            f"{higher}, by {after}, though it is further; the difference is {then}, "
+            "not distinguishable."
+        )
+    return f"{higher} only by less progress: {after}, but {then}, not distinguishable."
+
+
+def _unmatched(matched: Comparison | None, a: Trajectory, b: Trajectory) -> str:
+    """Why the runs are not compared at a matched margin."""
+    if matched is not None and matched.reason is not None:
+        return matched.reason
+    if a.run.info.sft and b.run.info.sft:
+        return "supervised finetuning has no margin at which to match runs."
+    if a.run.info.sft or b.run.info.sft:
+        return "one of them is supervised finetuning, which has no margin to match."
+    return "without chosen and rejected there is no margin at which to match them."
+
+
+def _size(change: Difference, sign: int, a: Trajectory, b: Trajectory) -> str:
+    """How much higher one run is, in nats and as rewards/chosen where both have it."""
+    value = change.difference
+    if sign < 0:
+        value = Interval(-value.mean, -value.high, -value.low, value.n)
+    text = f"{number(value)} nats"
+    betas = {t.run.info.reward_beta for t in (a, b)}
+    beta = betas.pop()
+    if betas or beta is None:
+        return text
+    return f"{text} (rewards/chosen {signed(beta * value.mean)})"
+
+
 def _at_updates(result: Comparison, one: str, other: str, unit: str) -> str:
+    if result.at is None:
+        return f"No comparison at equal {unit}s: {result.reason}"
     updates = f"At equal {unit}s ({result.at:g})"
     chosen = result.kinds.get("chosen")
     if chosen is None:
         return f"{updates} chosen cannot be compared: no probe is of kind chosen."
-    return f"{updates} {_difference(chosen, one, other)}{_others(result)}"
+    return f"{updates} {_difference(chosen, one, other)}{_others(result)}."
 
 
 def _at_match(result: Comparison, one: str, other: str, unit: str) -> str:
-    what = "absolute gap" if result.by == "gap" else "DPO margin"
+    by = result.by
+    what = "absolute gap" if by == "gap" else "DPO margin"
     if result.at is None:
         return f"No comparison at matched {what}: {result.reason}"
+    first = ""
+    if result.reason is not None:
+        kept = f"{100 * (1 - LOST):.0f} %"
+        first = f", the largest that both reach in {kept} of the resamples"
     text = (
-        f"At matched {what} ({result.at:.1f} nats; {unit} {result.step_a:.0f} of "
-        f"{one}, {result.step_b:.0f} of {other}) "
-        f"{_difference(result.kinds['chosen'], one, other, result.by == 'gap')}"
+        f"At matched {what} ({result.at:.1f} nats{first}; {unit} {result.step_a:.0f} "
+        f"of {one}, {result.step_b:.0f} of {other}) "
+        f"{_difference(result.kinds['chosen'], one, other, by == 'gap')}"
         f"{_others(result)}"
     )
     if result.lost_share > 0:
         text += (
-            f" {100 * result.lost_share:.1f} % of resamples start beyond this point or "
-            "never reach it; the intervals leave them out."
+            f"; left out are {100 * result.lost_share:.1f} % of resamples, which start "
+            "beyond this point or never reach it"
         )
-    return text
+    return text + "."
 
 
 def _prompts(comparisons: dict[By, Comparison], unit: str) -> list[str]:
@@ -126,16 +223,16 @@ def _prompts(comparisons: dict[By, Comparison], unit: str) -> list[str]:
 def _difference(change: Difference, one: str, other: str, level: bool = False) -> str:
     what = "logp of chosen" if level else "the change of chosen"
     text = (
-        f"{what} is {nats(change.b)} nats in {other} and {nats(change.a)} in {one}: "
+        f"{what} is {nats(change.b)} nats in {other} and {nats(change.a)} in {one}, "
         f"a difference of {number(change.difference)}"
     )
-    return text + ("." if change.difference.excludes_zero else ", not distinguishable.")
+    return text + ("" if change.difference.excludes_zero else ", not distinguishable")
 
 
 def _others(result: Comparison) -> str:
     text = ""
     if result.greedy is not None:
-        text += f" Greedy path: {number(result.greedy.difference)}."
+        text += f"; greedy path {number(result.greedy.difference)}"
     if result.off_target is not None:
-        text += f" Off-target: {number(result.off_target.difference, 2)} per token."
+        text += f"; off-target {number(result.off_target.difference, 2)} per token"
     return text
