@@ -99,6 +99,7 @@ def test_updates_that_carry_the_fall_make_the_sentence_sure(run):
     said = " ".join(diagnose(run).sentences)
     assert "The recorded updates carry this change: 20 of 100 updates" in said
     assert "by part: push " in said
+    assert "chosen fell because rejected was pushed down" in said
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,7 @@ def test_a_fall_by_something_else_is_not_called_the_push(run, parts):
     assert facts.why.carries
     assert not facts.why.by_push
     assert "probably because" in answer(facts)
+    assert "pushed down" not in finding(run).says
 
 
 def test_memory_is_judged_by_the_batches_that_it_remembers(run):

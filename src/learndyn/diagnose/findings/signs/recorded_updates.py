@@ -36,7 +36,8 @@ class RecordedUpdates(Finding):
             )
             return cls("fine", says, numbers)
         if why.carries:
-            return cls("fine", _carried(why), numbers)
+            pushed = facts.trajectory.run.info.pushes_rejected and why.by_push
+            return cls("fine", _carried(why, pushed=bool(pushed)), numbers)
         return cls("watch", _not_carried(why, _record_more(facts, why)), numbers)
 
     @property
@@ -45,13 +46,14 @@ class RecordedUpdates(Finding):
         return None if self.numbers["share"] is None else SHARE
 
 
-def _carried(why: Why) -> str:
+def _carried(why: Why, *, pushed: bool) -> str:
     parts = sorted(why.parts.items(), key=lambda item: item[1].mean)
     made = ", ".join(f"{name} {signed(part.mean)}" for name, part in parts)
+    cause = ": chosen fell because rejected was pushed down" if pushed else ""
     return (
         f"The recorded updates carry this change: {_those(why)} add up to "
         f"{number(why.estimate)} of chosen's {_whole(why)}, {_percent(why.share)}; "
-        f"by part: {made}."
+        f"by part: {made}{cause}."
     )
 
 
