@@ -21,6 +21,7 @@ NAMED = (
     "eos-missing",
     "identical-pairs",
     "truncated-chosen",
+    "format-mismatch",
 )
 """Causes that the diagnosis names; `benchmarks/causes.py` tries all of them."""
 

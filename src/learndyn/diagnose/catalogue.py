@@ -4,6 +4,7 @@ from learndyn.diagnose.findings import cautions
 from learndyn.diagnose.findings.baseline import Baseline
 from learndyn.diagnose.findings.consistency import Consistency
 from learndyn.diagnose.findings.faults.exchanged import Exchanged
+from learndyn.diagnose.findings.faults.format_mismatch import FormatMismatch
 from learndyn.diagnose.findings.faults.margin_falls import MarginFalls
 from learndyn.diagnose.findings.faults.not_training import NotTraining
 from learndyn.diagnose.findings.faults.one_label import OneLabel
@@ -34,7 +35,7 @@ from learndyn.diagnose.findings.state import RunState
 FINDINGS: tuple[type[Finding], ...] = (
     *(NoStart, Diverged, OneObservation),
     *(AboveZero, NotTraining, OneLabel, StepsTooLarge, Reference, Truncated),
-    *(Exchanged, MarginFalls, Saturated),
+    *(Exchanged, MarginFalls, FormatMismatch, Saturated),
     *(RunState, RecordedUpdates, PerToken, UnreadLog, ChosenPeak),
     Consistency,
     *(EosUnlearned, LengthDrift, Overfit, SplitDisagrees, Hallucination, Peakiness),
