@@ -7,7 +7,7 @@ from synthetic import write_run
 
 from learndyn.diagnose.intervals import pooled_bootstrap
 from learndyn.diagnose.paths import Paths
-from learndyn.diagnose.squeeze import _PER_TOKEN_DELTA, per_token
+from learndyn.diagnose.state import state_of
 from learndyn.record.trajectory import Trajectory
 
 
@@ -81,32 +81,30 @@ def leaking(path):
     return write_token_run(path, run, labels)
 
 
-def test_pushing_unlikely_tokens_down_fires_and_is_sure(tmp_path):
-    found = per_token(squeezing(tmp_path / "run")[0])
-    assert found.fires
-    assert found.off_target.mean > 0
-    assert found.favourite.mean[-1] > _PER_TOKEN_DELTA
-    assert set(found.squeeze) == {"chosen", "rejected"}
+def test_pushing_unlikely_tokens_down_is_a_squeeze(tmp_path):
+    report = state_of(squeezing(tmp_path / "run")[0])
+    assert (report.state, report.sure) == ("SQUEEZE", True)
+    assert report.off_target.up
+    assert report.greedy.up
 
 
-def test_pulling_the_labels_up_does_not_fire(tmp_path):
-    found = per_token(fitting(tmp_path / "run"))
-    assert not found.fires
-    assert not found.sure
-    assert found.off_target.below_zero
-    assert found.squeeze["chosen"].mean[-1] < 0
+def test_pulling_the_labels_up_is_a_fit(tmp_path):
+    report = state_of(fitting(tmp_path / "run"))
+    assert (report.state, report.sure) == ("FIT", True)
+    assert report.off_target.down
+    assert report.sq.down
 
 
-def test_a_leak_does_not_fire_although_favourites_fall_less_than_labels(tmp_path):
-    found = per_token(leaking(tmp_path / "run"))
-    assert found.squeeze["chosen"].low[-1] > _PER_TOKEN_DELTA
-    assert found.favourite.high[-1] < 0
-    assert not found.fires
+def test_a_leak_is_a_collapse_although_favourites_fall_less_than_labels(tmp_path):
+    report = state_of(leaking(tmp_path / "run"))
+    assert report.sq.up
+    assert report.greedy.down
+    assert (report.state, report.new_peaks) == ("COLLAPSE", False)
 
 
 def test_numbers_are_those_of_the_full_distributions(tmp_path):
-    trajectory, run, labels = squeezing(tmp_path / "run")
-    found = per_token(trajectory)
+    trajectory, run, labels = squeezing(tmp_path / "run", steps=4)
+    report = state_of(trajectory)  # of five observations the last one decides
     ahead, astray, counted = 0.0, [], 0
     for (prompt, kind), label in labels.items():
         if kind != "chosen":
@@ -119,21 +117,20 @@ def test_numbers_are_those_of_the_full_distributions(tmp_path):
             counted += 1
             if favourite != y:
                 astray.append(end[m, favourite] - begin[m, favourite])
-    assert found.squeeze["chosen"].mean[-1] == pytest.approx(ahead / counted)
-    assert found.off_target.mean == pytest.approx(np.mean(astray), rel=1e-5)
-    assert found.off_target_tokens == len(astray)
-    assert found.prompts == 30
+    assert report.sq.per_token.mean == pytest.approx(ahead / counted)
+    assert report.off_target.per_token.mean == pytest.approx(np.mean(astray), rel=1e-5)
+    assert report.prompts == 30
 
 
 def test_limits_are_those_of_the_pooled_bootstrap_over_prompts(tmp_path):
-    trajectory = squeezing(tmp_path / "run")[0]
+    trajectory = squeezing(tmp_path / "run", steps=4)[0]
     paths = Paths.of(trajectory)
     change = (paths.greedy - paths.greedy[0]) - (
         paths.logp["chosen"] - paths.logp["chosen"][0]
     )
     expected = pooled_bootstrap(change[-1], paths.n_tokens["chosen"]).at()
-    found = per_token(trajectory).squeeze["chosen"].at(-1)
-    assert [found.low, found.high] == pytest.approx([expected.low, expected.high])
+    interval = state_of(trajectory).sq.per_token
+    assert [interval.low, interval.high] == pytest.approx([expected.low, expected.high])
 
 
 def test_token_lists_are_read_at_the_first_and_the_last_observation_alone(
@@ -147,38 +144,30 @@ def test_token_lists_are_read_at_the_first_and_the_last_observation_alone(
         "tokens",
         lambda self, column, step: read.append(step) or whole(self, column, step),
     )
-    found = per_token(trajectory)
+    assert state_of(trajectory).off_target is not None
     assert set(read) == {0, 380}
-    assert len(found.steps) == len(found.squeeze["chosen"].mean) == 20
 
 
 def test_between_full_observations_only_the_panel_is_judged(tmp_path):
     panel = [f"p{i:03d}" for i in range(8)]
-    found = per_token(squeezing(tmp_path / "panel", panel=panel)[0])
-    whole = per_token(squeezing(tmp_path / "whole")[0])
-    assert (found.prompts, whole.prompts) == (8, 30)
-    assert found.squeeze["chosen"].n.tolist() == [8] * 7
-    assert found.off_target.n == 8
+    part = state_of(squeezing(tmp_path / "panel", panel=panel)[0])
+    whole = state_of(squeezing(tmp_path / "whole")[0])
+    assert (part.prompts, whole.prompts) == (8, 30)
+    assert part.off_target.nats.n == 8
 
 
-def test_a_run_without_values_per_token_has_no_answer(tmp_path):
+def test_without_token_ids_former_favourites_are_not_known(tmp_path):
     trajectory = squeezing(tmp_path / "run")[0]
     bare = trajectory.probes.drop_columns(["response_ids"])
-    assert per_token(_with(trajectory, probes=bare)) is None
-    counts = np.zeros_like(trajectory.n_tokens)
-    assert per_token(_with(trajectory, n_tokens=counts)) is None
-    no_chosen = Trajectory.load(write_run(tmp_path / "b", drift={"rejected": -1.0}))
-    assert per_token(no_chosen) is None
+    assert state_of(_with(trajectory, probes=bare)).off_target is None
 
 
-def test_a_run_whose_favourites_are_all_labels_does_not_fire(
-    tmp_path,
-):
+def test_a_run_whose_favourites_are_all_labels_has_none_off_them(tmp_path):
     logits, _ = answers()
     labels = {key: values.argmax(axis=1) for key, values in logits.items()}
     run = [logits, {k: pushed(v, unlikely(v), -3.0) for k, v in logits.items()}]
-    found = per_token(write_token_run(tmp_path / "run", run, labels))
-    assert (found.off_target, found.off_target_tokens, found.fires) == (None, 0, False)
+    report = state_of(write_token_run(tmp_path / "run", run, labels))
+    assert report.off_target is None
 
 
 def _with(trajectory, **changes):

@@ -5,7 +5,7 @@ from functools import cached_property
 
 from learndyn.diagnose.endings import Endings
 from learndyn.diagnose.peak import Peak, chosen_peak
-from learndyn.diagnose.squeeze import Evidence, PerToken, per_token, squeeze_evidence
+from learndyn.diagnose.squeeze import Evidence, squeeze_evidence
 from learndyn.diagnose.squeeze_index import SqueezeIndex, squeeze_index
 from learndyn.diagnose.state import StateReport, state_of
 from learndyn.diagnose.two_runs.words import compare_in_words
@@ -40,13 +40,6 @@ class Facts:
     def sx(self) -> SqueezeIndex | None:
         """The squeeze index of relative changes; it decides nothing."""
         return squeeze_index(self.trajectory, self.split)
-
-    @cached_property
-    def tokens(self) -> PerToken | None:
-        """Curves per token; None where the run has no values per token."""
-        if "argmax_logp" in self.trajectory.defects:
-            return None
-        return per_token(self.trajectory, self.split)
 
     @cached_property
     def peak(self) -> Peak | None:

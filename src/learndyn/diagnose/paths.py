@@ -241,16 +241,6 @@ def off_target(
     return np.stack(changes), spread(counted)
 
 
-def column_of(
-    trajectory: Trajectory, paths: Paths, column: str, kind: str, split: str | None
-) -> Float[np.ndarray, "step prompt"]:
-    """Another column of one kind, at the steps and prompts of `paths`."""
-    steps = np.isin(trajectory.steps, paths.steps)
-    rows = trajectory.rows(kind, split)
-    values = trajectory.columns[column][np.ix_(steps, rows)]
-    return _spread(values, trajectory.prompt_of[rows], paths.prompts)
-
-
 def paired(
     values: Float[np.ndarray, "step prompt"], scored: Bool[np.ndarray, "step prompt"]
 ) -> tuple[Bool[np.ndarray, " step"], Bool[np.ndarray, " prompt"]]:

@@ -7,30 +7,16 @@ What it leaves in a run, each with its interval over prompts:
     greedy path rises   sum over chosen's positions of max_v log pi(v)
     off-target rises    log pi of the first model's favourites that are not chosen's own
     most kinds fall     chosen among them
-    squeeze index > 0   g(greedy path) - max over kinds k of g(k), where
-                        g(k) = mean change of k / |mean of k at the start|
 
-The maximum in the index keeps training that merely fits (one kind gains more than the
-greedy path) from being called squeezing.
-
-Where a run has values per token, `PerToken` asks the same at equal positions, in nats
-per token since the first observation. With a0_m the model's favourite there,
-
-    SQ_k(t) = sum over prompts [d sum_m max_v log pi(v) - d sum_m log pi(y_m)] / tokens
-    OT(t)   = mean over chosen's positions m where a0_m is not y_m of d log pi_t(a0_m)
-
-SQ alone does not show squeezing: where everything falls, the label may only fall
-faster. So squeezing shows where favourites along chosen gain (> delta), gain more than
-the labels (SQ > delta), and wrong favourites gain too (OT > 0).
+`state.py` names a run by them; here they are numbers, at the last observation or where
+the margin reaches a value, for comparisons and pages.
 """
 
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float
 
 from learndyn.diagnose.intervals import (
-    Band,
     Interval,
     paired_bootstrap,
     pooled_bootstrap,
@@ -40,7 +26,6 @@ from learndyn.diagnose.paths import (
     NO_GREEDY,
     Between,
     Paths,
-    column_of,
     first_reach,
     mean_path,
     off_target,
@@ -156,83 +141,3 @@ def _off_target(
     sums, tokens = off
     change = sums[0] + point.weight * (sums[1] - sums[0])
     return pooled_bootstrap(change, tokens, seed=seed).at(), int(np.nansum(tokens))
-
-
-_PER_TOKEN_DELTA = 0.02
-"""Smallest change that counts, nats per token."""
-
-
-@dataclass(frozen=True, eq=False)
-class PerToken:
-    """Pooled changes since the first observation, nats per token, over prompts."""
-
-    steps: Float[np.ndarray, " step"]
-    """Optimizer updates at each observation of the curves."""
-    squeeze: dict[str, Band]
-    """SQ of every kind at each of `steps`."""
-    favourite: Band
-    """Change of max_v log pi(v) along chosen at each of `steps`."""
-    off_target: Interval | None
-    """OT at the last observation; None where no position has a favourite that is not
-    the label."""
-    off_target_tokens: int
-    """Positions of chosen whose first favourite is not the label."""
-    prompts: int
-    """Prompts that have chosen."""
-
-    @property
-    def fires(self) -> bool:
-        """Whether the three means at the last observation say squeezing."""
-        return self._over("mean")
-
-    @property
-    def sure(self) -> bool:
-        """Whether the whole intervals do."""
-        return self._over("low")
-
-    def _over(self, end: str) -> bool:
-        if self.off_target is None:
-            return False
-        gain = getattr(self.favourite.at(-1), end)
-        ahead = getattr(self.squeeze["chosen"].at(-1), end)
-        astray = getattr(self.off_target, end)
-        return gain > _PER_TOKEN_DELTA and ahead > _PER_TOKEN_DELTA and astray > 0
-
-
-def per_token(
-    trajectory: Trajectory, split: str | None = None, seed: int = 0
-) -> PerToken | None:
-    """Judge one run token by token, over the same prompts at every observation.
-
-    None where there is no chosen, or where the run has no values per token.
-    """
-    paths = Paths.of(trajectory, split).common()
-    if paths.greedy is None or not np.nansum(paths.n_tokens["chosen"]) > 0:
-        return None
-    # files of token lists are the size of all tokens: only the last one decides
-    off = off_target(trajectory, paths, [len(paths.steps) - 1])
-    if off is None:
-        return None
-    sums, tokens = off
-    squeeze = {}
-    for kind, logp in paths.logp.items():
-        top = column_of(trajectory, paths, "argmax_logp", kind, split)
-        ahead = (top - top[0]) - (logp - logp[0])
-        squeeze[kind] = _pooled(ahead, paths.n_tokens[kind], seed)
-    astray = int(np.nansum(tokens))
-    return PerToken(
-        paths.steps,
-        squeeze,
-        _pooled(paths.greedy - paths.greedy[0], paths.n_tokens["chosen"], seed),
-        _pooled(sums, tokens, seed).at(-1) if astray else None,
-        astray,
-        prompts=int(np.isfinite(paths.greedy[0]).sum()),
-    )
-
-
-def _pooled(
-    change: Float[np.ndarray, "step prompt"],
-    tokens: Float[np.ndarray, " prompt"],
-    seed: int,
-) -> Band:
-    return pooled_bootstrap(change, np.broadcast_to(tokens, change.shape), seed=seed)

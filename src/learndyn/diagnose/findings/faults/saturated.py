@@ -52,7 +52,7 @@ class Saturated(Finding):
             "that the model could tell apart before"
         )
         if epochs is not None and epochs > 1:
-            why = f"learned by heart (that was in pass {int(np.ceil(epochs))})"
+            why = f"that are learned by heart, in pass {int(np.ceil(epochs))} over them"
         says = (
             f"From {facts.unit} {step} on the loss is below {_LOSS} and the accuracy "
             f"1 ({short(loss.values[-1])} at the end): later updates push on almost "
