@@ -17,14 +17,14 @@ SAID = {
     # case: the first sentence, the second, the first advice (None: no advice)
     "d01-chosen-and-rejected-fall": (
         r"^Chosen fell: −9\.5 \[.*rewards/chosen −0\.95.*every other watched answer",
-        "^Probably not a bug: .*the margin grew by",
-        "log-likelihood term",
+        "^Probably not a bug: .*the margin grew by.*everything watched fell with it",
+        "a tenth of the learning rate, .* instead of",
     ),
     "d03-learning-rate-too-large": (
         r"rate of 0\.03 is far too large: the loss jumped from 0\.693 to 4\.57 at "
         "update 2",
         FAULT,
-        "Divide the learning rate",
+        "a tenth of the learning rate, 0.003 instead of 0.03",
     ),
     "d04-chosen-equals-rejected": (
         r"the same to the trainer: rewards/margins is exactly 0.* stays at 0\.693",

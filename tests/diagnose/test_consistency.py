@@ -52,14 +52,14 @@ def test_a_squeeze_that_few_prompts_carry_says_so():
     noise = np.linspace(0.9, 1.1, 40)
     chosen = np.where(np.arange(40) < 12, -30.0, 0.1) * noise
     found = Consistency.detect(Facts(run_of(chosen, 2 * noise)))
-    assert "12 of 40 prompts were squeezed" in found.says
+    assert "12 of 40 were squeezed" in found.says
 
 
 def test_most_prompts_squeezed_beside_a_fit_are_said():
     noise = np.linspace(0.9, 1.1, 40)
     chosen = np.where(np.arange(40) < 34, -0.02, 60.0) * noise
     found = Consistency.detect(Facts(run_of(chosen, 0.01 * noise)))
-    assert "34 of 40 prompts were squeezed" in found.says
+    assert "34 of 40 were squeezed" in found.says
 
 
 def test_a_turn_within_the_last_fifth_is_said():

@@ -16,7 +16,7 @@ import yaml
 
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.finding import Advice
-from learndyn.diagnose.numbers import counted, number
+from learndyn.diagnose.numbers import counted, figures, number
 from learndyn.diagnose.state import DELTA, Move
 from learndyn.errors import BadInput
 from learndyn.record.method import as_losses
@@ -47,7 +47,7 @@ _SMALLER_STEPS = Advice(
 _KEEP_CHOSEN_UP = Advice(
     "Add a log-likelihood term on chosen to the loss (RPO). In your own script: "
     'DPOConfig(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 1.0]).',
-    "With it chosen's log-probability rises during training, without it it falls.",
+    "With the term chosen's log-probability rose during training; without it, it fell.",
     "cited",
     "Pang et al. 2024, Iterative RPO, arXiv 2404.19733",
     "Measured on reasoning data; the weight is one more setting, and users report "
@@ -62,6 +62,10 @@ _FILTER_PAIRS = Advice(
     "Razin et al. 2024, arXiv 2410.08847",
     "Measured on refusal data with a few models.",
 )
+
+_WORTH_A_REMEDY = 0.05
+"""Nats per token that chosen must have lost before a remedy comes first: 5 % of a
+token's probability."""
 
 _MOST_PROMPTS = 2_000
 """Prompts beyond which watching more is not advised: the effect is then too small to
@@ -81,11 +85,31 @@ def extend(facts: Facts) -> list[Advice]:
 def smaller_steps(facts: Facts) -> Advice:
     """A tenth of this run's learning rate, as a command."""
     rate = facts.trajectory.run.info.learning_rate
-    command = None
-    if rate is not None and rate > 0:
-        rate = f"{rate / 10:.3g}"
-        command = again(facts, "smaller-steps", "--learning_rate", rate)
-    return replace(_SMALLER_STEPS, command=command)
+    if rate is None or rate <= 0:
+        return _SMALLER_STEPS
+    tenth = f"{rate / 10:.3g}"
+    command = again(facts, "smaller-steps", "--learning_rate", tenth)
+    do = (
+        f"Start again with a tenth of the learning rate, {tenth} instead of {rate:g}, "
+        "or from a checkpoint before the fall."
+    )
+    return replace(_SMALLER_STEPS, do=do, command=command)
+
+
+def nothing_yet(facts: Facts) -> list[Advice]:
+    """To wait, where chosen lost so little that no remedy is worth its price."""
+    chosen = facts.state.chosen
+    if chosen is None or chosen.surely.mean <= -_WORTH_A_REMEDY:
+        return []
+    return [
+        Advice(
+            "Nothing at this size: go on, and watch chosen. If it goes on falling, what "
+            "follows may help.",
+            f"Chosen lost {figures(abs(chosen.surely.mean), 2)} nats per token, which "
+            f"leaves a token {figures(100 * math.exp(chosen.surely.mean), 3)} % of its "
+            "probability.",
+        )
+    ]
 
 
 def keep_chosen_up(facts: Facts) -> list[Advice]:

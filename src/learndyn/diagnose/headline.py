@@ -17,10 +17,19 @@ from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.finding import Finding
 from learndyn.diagnose.intervals import known
 from learndyn.diagnose.numbers import counted, number, signed
-from learndyn.diagnose.state import DELTA, Move, StateReport
+from learndyn.diagnose.state import DELTA, Move, State, StateReport
 
 
 _SQUEEZED = "onto tokens the model already favoured"
+
+_MEANS: dict[State, str] = {
+    "FIT": "chosen gained, or held while the margin grew",
+    "SQUEEZE": "the model's favourites gained, and more than chosen",
+    "DISPLACED": "chosen fell, and its favourites did not take that up",
+    "COLLAPSE": "everything watched fell, its favourites too",
+    "STILL": f"nothing moved by {DELTA:g} nats per token",
+    "UNDECIDED": "these prompts cannot tell",
+}
 
 
 def answer(facts: Facts, *, faulty: bool = False) -> str:
@@ -51,11 +60,8 @@ def _collapse(facts: Facts, state: StateReport) -> str:
     if degenerate(state):
         how = "everything watched fell, the model's own favourites too"
         if state.new_peaks:
-            how = (
-                "it is sure of tokens that it did not favour before, and its former "
-                "favourites lost"
-            )
-        return f"The model has degenerated: chosen fell, {_size(facts)}, and {how}."
+            how = "it is sure of tokens now that it did not favour before"
+        return f"The model has degenerated: {how}. Chosen fell, {_size(facts)}."
     return (
         f"Chosen fell: {_size(facts)}, and so did every other watched answer and the "
         "model's own favourites: probability went to answers that nobody watches."
@@ -76,7 +82,8 @@ def _whither(facts: Facts, state: StateReport) -> str:
         cause = _because(facts)
         if cause:
             return (
-                f", {cause} the push on rejected squeezes its probability {_SQUEEZED}"
+                f", {cause} the push on rejected squeezes chosen's probability "
+                f"{_SQUEEZED}"
             )
         return f", and probability moved {_SQUEEZED}"
     if state.state != "DISPLACED":
@@ -193,7 +200,7 @@ def is_it_a_bug(facts: Facts, findings: Sequence[Finding]) -> str:
         if margin is not None and margin.up:
             return (
                 "Probably not a bug: the loss rewards the margin alone, and the margin "
-                f"grew by {number(margin.nats)} nats."
+                f"grew by {number(margin.nats)} nats{_price(state)}."
             )
         if rejected is not None and rejected.down:
             return "Probably not a bug: the loss pushed rejected down, and it fell."
@@ -206,10 +213,24 @@ def is_it_a_bug(facts: Facts, findings: Sequence[Finding]) -> str:
             "Whether it is a bug cannot be told: run.json does not say by which method "
             "the run was trained."
         )
+    name = info.method.upper() or "this method"
+    if info.family == "unpaired":
+        return (
+            f"Whether it is a bug cannot be told: {name} raises desirable answers, so "
+            "look whether rewards/chosen rises in its log, and whether these prompts "
+            "are like the training data."
+        )
     return (
-        f"Probably not a bug: {info.method.upper()} does not train on these chosen "
-        "answers as such; look at the rewards that it logs."
+        f"Whether it is a bug cannot be told from these probes: {name} trains on the "
+        "model's own samples, so look at the reward that it logs."
     )
+
+
+def _price(state: StateReport) -> str:
+    """What a margin that grew has cost, where all that is watched fell."""
+    if state.state != "COLLAPSE":
+        return ""
+    return "; but everything watched fell with it, so look at answers before you use it"
 
 
 def in_units(facts: Facts) -> str | None:
@@ -235,29 +256,29 @@ def in_units(facts: Facts) -> str | None:
         share = -rejected.nats.mean / margin.nats.mean
         return f"{text}, {100 * share:.0f} % of it by the fall of rejected."
     times = rejected.nats.mean / chosen.nats.mean
-    more = f"{times:.0f} times as much as" if times >= 1.95 else "more than"
-    return f"{text}: it grew only because rejected fell {more} chosen."
+    more = f"{times:.0f} times as far as" if times >= 1.95 else "further than"
+    return f"{text}: both fell, rejected {more} chosen."
 
 
 def where_it_went(facts: Facts) -> str | None:
     """Greedy path, SQ and former favourites."""
     state = facts.state
-    greedy, sq = state.greedy, state.sq
-    if greedy is None or sq is None:
+    greedy = state.greedy
+    if greedy is None:
         return None
     verb = _verb(greedy)
     if greedy.known and greedy.still:
         verb = f"stayed within {DELTA:g} nats per token"
     text = (
-        f"The model's own favourite tokens along chosen (greedy path) {verb}: "
-        f"{number(greedy.nats)} nats (greedy path − chosen: {number(sq.nats)})"
+        f"The model's present favourite tokens along chosen (greedy path) {verb}: "
+        f"{number(greedy.nats)} nats per response"
     )
     off = state.off_target
     if off is None:
         return f"{text}; no values per token are recorded."
     return (
-        f"{text}; where the first model favoured another token than chosen's, that "
-        f"token {_verb(off)}: {number(off.per_token)} nats per token."
+        f"{text}; those that it favoured at the start instead of chosen's own "
+        f"{_verb(off)}: {number(off.per_token)} nats per token."
     )
 
 
@@ -295,11 +316,13 @@ def called(facts: Facts) -> str:
     if state.reason is not None:
         return ""
     after = counted(int(facts.trajectory.steps[-1]), facts.unit)
-    about = [f"{sure} over {counted(state.prompts, 'prompt')}"]
+    means = _MEANS[state.state]
+    if state.new_peaks:
+        means = "the model is sure of new tokens"
+    about = f"{sure} over {counted(state.prompts, 'prompt')} of this run"
     if state.onset_step is not None:
-        about.append(f"since {facts.unit} {state.onset_step}")
-    about.append("mean over the last fifth of the observations")
-    text = f"State after {after}: {state.state} ({'; '.join(about)})."
-    if state.sure:
-        return f"{text} Another training seed may differ."
-    return text
+        about += f", since {facts.unit} {state.onset_step}"
+    return (
+        f"State after {after}: {state.state} ({means}), {about}; means over the last "
+        "fifth of the observations."
+    )

@@ -48,6 +48,8 @@ _MOST = 10
 
 _COLUMNS = 88
 
+_SEVERITIES = {"problem": 0, "watch": 1, "fine": 2}
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -117,10 +119,12 @@ class Diagnosis:
             lines += [_wrapped(sentence, "  ") for sentence in self.compared]
         if self.advice:
             lines += ["", "What to do"]
+        elif self.state is not None and self.state.state in ("FIT", "SQUEEZE"):
+            lines += ["", "What to do", "  Nothing: go on, and look at the answers."]
         for index, item in enumerate(self.advice, start=1):
             lines += _advised(index, item)
         lines += ["", f"What was looked for (pages: {PAGE}#section)"]
-        for item in self.findings:
+        for item in sorted(self.findings, key=lambda item: _SEVERITIES[item.severity]):
             mark = f"  {item.severity:<8} #{item.at:<9}"
             lines.append(_wrapped(item.says, mark, " " * len(mark)))
         return "\n".join(lines)

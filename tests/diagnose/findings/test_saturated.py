@@ -28,7 +28,7 @@ def test_an_early_end_of_the_loss_says_from_when_and_why(base):
     assert "From update 4 on the loss is below 0.01" in finding.says
     assert "something trivial" in finding.says
     again = found(base, rows(EARLY, epoch=0.5))
-    assert "learned by heart (that was in pass 2)" in again.says
+    assert "in pass 2 over the pairs: stop there" in again.says
 
 
 @pytest.mark.parametrize(

@@ -62,15 +62,31 @@ def _log(facts: Facts) -> Iterator[str]:
     log, chosen = _logged_chosen(facts), facts.state.chosen
     if log is None or chosen is None or not chosen.matters:
         return
-    if (log.above_zero and chosen.nats.below_zero) or (
-        log.below_zero and chosen.nats.above_zero
+    if not (
+        (log.above_zero and chosen.nats.below_zero)
+        or (log.below_zero and chosen.nats.above_zero)
     ):
+        return
+    rejected = facts.state.rejected
+    said = (
+        f"The log says that chosen changed by {number(log)} nats on the trained pairs "
+        f"(rewards/chosen / beta), the probes say {number(chosen.nats)}: "
+    )
+    if rejected is not None and _overlap(log, rejected.nats):
         yield (
-            f"The log says that chosen changed by {number(log)} nats on the trained "
-            f"pairs (rewards/chosen / beta), the probes say {number(chosen.nats)}: "
-            "the watched prompts are not like the trained ones, or these are learned "
-            "by heart."
+            f"{said}the log's chosen moved as the probes' rejected did "
+            f"({number(rejected.nats)}), so the training data and the probes disagree "
+            "about which is chosen. Compare one prompt in both."
         )
+        return
+    yield (
+        f"{said}the watched prompts are not like the trained ones, or these are "
+        "learned by heart."
+    )
+
+
+def _overlap(one: Interval, other: Interval) -> bool:
+    return one.low <= other.high and other.low <= one.high
 
 
 def _prompts(facts: Facts) -> Iterator[str]:
@@ -83,12 +99,12 @@ def _prompts(facts: Facts) -> Iterator[str]:
     fell = chosen.matters and chosen.nats.below_zero
     if state == "SQUEEZE" and fell and share.high < 0.5:
         yield (
-            f"One by one, {count} of {n} prompts were squeezed (greedy path up, chosen "
+            f"Prompt by prompt, {count} of {n} were squeezed (greedy path up, chosen "
             "down): the mean is carried by these."
         )
     if state in ("FIT", "DISPLACED") and share.low > 0.5:
         yield (
-            f"One by one, {count} of {n} prompts were squeezed (greedy path up, chosen "
+            f"Prompt by prompt, {count} of {n} were squeezed (greedy path up, chosen "
             "down), though by sizes that do not decide the mean."
         )
 

@@ -102,7 +102,7 @@ class Finding:
 
     def bug(self, facts: Facts) -> str:
         """Whether it is a bug, where it is the problem that matters most."""
-        return "This is probably a fault: mend it first."
+        return "This is probably a fault: fix it first."
 
     def is_first(self, findings: Sequence["Finding"]) -> bool:
         """Whether it is the first problem: its headline is the verdict's."""

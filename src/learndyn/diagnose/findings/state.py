@@ -11,6 +11,7 @@ from learndyn.diagnose.advice import (
     keep_chosen_up,
     look_for_faults,
     more_prompts,
+    nothing_yet,
     smaller_steps,
 )
 from learndyn.diagnose.facts import Facts
@@ -46,6 +47,8 @@ class RunState(Finding):
         if state.reason is not None:
             return cls("watch", f"The state cannot be judged: {state.reason}", numbers)
         severity = _SEVERITY[state.state]
+        if state.state == "SQUEEZE" and not _chosen_fell(state):
+            severity = "fine"
         if degenerate(state) or _sft_that_lowers(facts):
             severity = "problem"
         return cls(severity, _says(state), numbers)
@@ -80,30 +83,39 @@ class RunState(Finding):
 
     def advice(self, facts: Facts) -> list[Advice]:
         """Remedies, the first one first; none where nothing needs one."""
-        state, info = facts.state, facts.trajectory.run.info
+        state = facts.state
         if state.reason is not None:
             return []
-        stop = stop_at_peak(facts)
         if degenerate(state):
             return [smaller_steps(facts), look_for_faults(facts)]
         if _sft_that_lowers(facts):
             return [look_for_faults(facts), smaller_steps(facts)]
-        if state.state in ("SQUEEZE", "DISPLACED", "COLLAPSE"):
-            chosen = state.chosen
-            if chosen is None or not (chosen.matters and chosen.nats.below_zero):
-                return stop
-            given = stop
-            if info.family == "preference":
-                given = given + keep_chosen_up(facts)
-            if state.state != "SQUEEZE":
-                given = [*given, smaller_steps(facts)]
-            if info.family == "preference":
-                first = state.state == "SQUEEZE" and not info.extend
-                given = given + (extend(facts) if first else []) + filter_pairs(facts)
-            return given
+        stop = stop_at_peak(facts)
         if state.state == "UNDECIDED":
             return stop + more_prompts(facts)
-        return stop
+        return stop if not _chosen_fell(state) else _against_a_fall(facts, stop)
+
+
+def _against_a_fall(facts: Facts, stop: list[Advice]) -> list[Advice]:
+    """What may keep chosen up, by the state; to wait, where it lost little."""
+    state, info = facts.state, facts.trajectory.run.info
+    smaller = [smaller_steps(facts)]
+    given = nothing_yet(facts) + stop
+    if state.state == "COLLAPSE":
+        given = given + smaller
+    if info.family == "preference":
+        given = given + keep_chosen_up(facts)
+    if state.state == "DISPLACED":
+        given = given + smaller
+    if info.family != "preference":
+        return given
+    first = state.state == "SQUEEZE" and not info.extend
+    return given + (extend(facts) if first else []) + filter_pairs(facts)
+
+
+def _chosen_fell(state: StateReport) -> bool:
+    chosen = state.chosen
+    return chosen is not None and chosen.matters and chosen.nats.below_zero
 
 
 def _sft_that_lowers(facts: Facts) -> bool:

@@ -47,16 +47,16 @@ class Saturated(Finding):
             return cls("fine", says, numbers)
         step = int(loss.steps[since])
         epochs = Series.of(log, "epoch").at(loss.steps[since])
-        why = (
-            "that differ by something trivial (length, template, an end token), or "
-            "that the model could tell apart before"
+        end = (
+            "The pairs differ by something trivial (length, template, an end token), "
+            "or the model could tell them apart before."
         )
         if epochs is not None and epochs > 1:
-            why = f"that are learned by heart, in pass {int(np.ceil(epochs))} over them"
+            end = f"That was in pass {int(np.ceil(epochs))} over the pairs: stop there."
         says = (
             f"From {facts.unit} {step} on the loss is below {_LOSS} and the accuracy "
             f"1 ({short(loss.values[-1])} at the end): later updates push on almost "
-            f"nothing. These are pairs {why}."
+            f"nothing. {end}"
         )
         return cls("watch", says, numbers | {"since": step})
 
