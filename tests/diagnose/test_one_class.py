@@ -104,8 +104,8 @@ def test_what_matters_least_is_left_out_first(tmp_path, monkeypatch):
         sentences = verdict.diagnose(run).sentences
         assert sentences == [text for text in whole if text in sentences]
         order += [text for text in sentences if text not in order]
-    starts = (  # two sentences about the state have no room among three
-        *("Chosen fell", "Probably not a bug", "Rejected changed by", "State after"),
-        *("The model's own favourite", "Only 4 prompts", "Of 3 watched kinds"),
+    starts = (
+        *("Chosen fell", "Probably not a bug", "State after", "Rejected changed by"),
+        *("Only 4 prompts", "The model's present favourite", "Of 3 watched kinds"),
     )
     assert [s.startswith(t) for s, t in zip(order, starts, strict=True)] == [True] * 7

@@ -73,7 +73,8 @@ def test_every_state_has_its_answer_and_no_other_s(base, state):
     text = " ".join(found.sentences)
     assert found.to_dict()["state"] == state
     assert found.state.sure
-    assert f"State after 100 updates: {state} (sure over 24 prompts" in text
+    assert f"State after 100 updates: {state} (" in text
+    assert "), sure over 24 prompts of this run" in text
     start, then = ANSWERS[state]
     assert found.sentences[0].startswith(start)
     assert number(found.state.chosen.nats) in found.sentences[0]
@@ -95,7 +96,7 @@ def test_a_path_that_is_not_sure_is_called_undecided(base):
     assert not found.state.sure
     text = " ".join(found.sentences)
     assert text.startswith("Chosen did not clearly change: ")
-    assert "UNDECIDED (not sure over 24 prompts; mean" in text
+    assert "UNDECIDED (these prompts cannot tell), not sure over 24 prompts" in text
     for claim in ("squeez", SQUEEZED, "Probably not a bug", "fell:", "SQUEEZE"):
         assert claim not in text
 
@@ -104,7 +105,7 @@ def test_a_collapse_by_a_nat_per_token_is_called_a_fault(base):
     drift = dict.fromkeys(KINDS, -12.0)
     found = diagnose(planted(base, drift, greedy=-5.0, noise=0.1))
     assert found.state.state == "COLLAPSE"
-    assert found.sentences[0].startswith("The model has degenerated: chosen fell, ")
+    assert found.sentences[0].startswith("The model has degenerated: everything")
     assert found.sentences[1].startswith("Probably a fault: steps that are far too")
     assert "not a bug" not in " ".join(found.sentences)
 
@@ -220,7 +221,9 @@ def test_no_sentence_claims_more_than_its_interval(
         "chosen fell": below(chosen),
         "Chosen rose": above(chosen),
         "chosen rose": above(chosen),
-        "Training does what it should": above(chosen) and rejected.mean < chosen.mean,
+        "Training does what it should": (above(chosen) or gap.above_zero)
+        and not below(chosen)
+        and rejected.mean < chosen.mean,
         "Nothing moved": fell == rose == 0,
         "has degenerated": below(chosen) and (fell == 4 or above(path)),
         "so did every other watched answer": fell == 4 and below(path),
@@ -256,7 +259,7 @@ def test_where_there_is_too_much_to_say_the_least_is_left_out(base):
     lost = run.columns["logp"].copy()
     lost[-1, :3] = np.nan
     run = dataclasses.replace(run, columns={**run.columns, "logp": lost})
-    run = with_info(run, reference_gap=7.0, defects=[{"what": "One. Two. Three"}])
+    run = with_info(run, reference_gap=7.0, defects=[{"what": "One. Two. Three. Four"}])
     said = diagnose(run).sentences
     assert sum(map(_sentence_count, said)) <= _MOST
     text = " ".join(said)
@@ -352,7 +355,7 @@ def test_smaller_steps_are_advised_where_the_model_degenerates(base, tmp_path):
     run = planted(base, dict.fromkeys(KINDS, -12.0), greedy=-5.0, noise=0.1)
     run = with_info(after_sft(run, tmp_path), trainer={"learning_rate": 5e-6})
     first, second = diagnose(run).advice
-    assert "learning rate by 10" in first.do
+    assert "a tenth of the learning rate, 5e-07 instead of 5e-06" in first.do
     assert "--learning_rate 5e-07" in first.command
     assert second.command.endswith("probes.parquet'")
 
@@ -536,7 +539,7 @@ def test_a_run_that_counts_evaluations_is_never_told_in_updates(base, state):
         assert re.search(r"\bevaluations?\b", counted)
     both = [with_info(one, step_unit="evaluation") for one in (base, run)]
     assert "update" not in " ".join(compare_in_words(*both))
-    assert "At equal evaluations (100)" in compare_in_words(*both)[0]
+    assert "after as many evaluations" in compare_in_words(*both)[0]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_squeezing_is_named_with_its_numbers(tmp_path):
     text, state = " ".join(sentences), state_of(trajectory)
     assert sentences[0].startswith(f"Chosen fell: {number(state.chosen.nats)} nats per")
     assert "onto tokens the model already favoured" in sentences[0]
-    for move in (state.rejected, state.greedy, state.sq, state.margin):
+    for move in (state.rejected, state.greedy, state.margin):
         assert number(move.nats) in text
     assert number(state.off_target.per_token) in text
     assert f"rewards/chosen {signed(0.1 * state.chosen.nats.mean)}" in sentences[0]

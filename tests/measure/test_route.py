@@ -178,7 +178,9 @@ def test_a_model_that_gives_nan_is_called_untested():
     route = Scorer.attach(model, PAIRS).route
     assert np.isnan(route.error)
     assert "untested" in route.in_words
-    with pytest.raises(BadInput, match=r"not numbers, which exactness strict"):
+    with pytest.raises(
+        BadInput, match=r"not numbers, which exactness=.strict. refuses"
+    ):
         Scorer.attach(model, PAIRS, exactness="strict")
 
 

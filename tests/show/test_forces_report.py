@@ -347,7 +347,7 @@ def test_the_tables_show_the_numbers_of_diagnose(good):
             "6",
         ]
     facts = dict(row for row in Reader(good.page).rows if len(row) == 2)
-    assert facts["answers"] == f"{good.found.fit.probes}, to 6 prompts"
+    assert facts["answers"] == f"{good.explanation.fit.probes}, to 6 prompts"
     top = [row for row in Reader(good.page).rows if row and "lowered it" in row]
     finer = scale.finer(token.change for token in good.explanation.influence.top)
     lowered = [token for token in good.explanation.influence.top if not token.raised]

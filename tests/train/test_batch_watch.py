@@ -18,7 +18,7 @@ from learndyn.measure.load import load_model, load_tokenizer
 from learndyn.measure.score import Scorer
 from learndyn.probes.tokenize import TokenizedPair
 from learndyn.train import batch_watch
-from learndyn.train.batch_watch import BatchWatch, Forward
+from learndyn.train.batch_watch import BatchWatch, TrainingForward
 
 
 RAW = {"max_grad_norm": 0.0, "max_steps": 2}
@@ -354,6 +354,6 @@ def test_what_a_gradient_scaler_multiplied_is_divided_again(folder):
     assert _loss_scale(object()) == 1.0
     watch = BatchWatch(load_model(folder))
     random, push = (torch.get_rng_state(), []), torch.full((1, 3), -0.5)
-    watch.forwards = [Forward((), {}, random, True, push, push * 65536)]
+    watch.forwards = [TrainingForward((), {}, random, True, push, push * 65536)]
     watch.unscale(_loss_scale(Scaled()))
     torch.testing.assert_close(watch.forwards[0].push, push)

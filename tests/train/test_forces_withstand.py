@@ -283,7 +283,9 @@ def test_settings_of_nothing_are_refused(name):
 
 
 def test_forces_that_were_never_due_are_told(llama, tmp_path):
-    with pytest.warns(UserWarning, match=r"none of this run's 3 updates was one"):
+    with pytest.warns(
+        UserWarning, match=r"This run of 3 updates ended before the first"
+    ):
         run = run_of(
             tmp_path, "sft", llama, watching={"forces": 9, "every": 1}, max_steps=3
         )

@@ -768,8 +768,9 @@ def test_runs_with_panels_differ_by_what_runs_in_full_differ(tmp_path, by):
     found = compare(*(Trajectory.load(tmp_path / name) for name in "ab"), by)
     assert found.of == 24
     assert found.prompts == (24 if by == "updates" else 8)
-    if by == "gap":  # levels: of the panel, so only the differences agree
-        assert found.kinds["chosen"].difference.n == 8
+    if by == "gap":  # levels of the panel's prompts: too few to be sure of a point
+        assert (found.at, found.kinds) == (None, {})
+        assert found.lost_share > 0.2
         return
     for kind, difference in expected.kinds.items():
         mean = found.kinds[kind].difference.mean
@@ -786,11 +787,11 @@ def test_runs_with_panels_differ_by_what_runs_in_full_differ(tmp_path, by):
 def test_a_run_in_full_is_compared_with_a_panel_run_on_the_panel(tmp_path):
     a = Trajectory.load(write_run(tmp_path / "a", **WIDE))
     b = Trajectory.load(thin(write_run(tmp_path / "b", **WIDE), FEW))
-    for by in ("updates", "margin", "gap"):
+    for by in ("updates", "margin"):
         found = compare(a, b, by)
         assert found.kinds["chosen"].difference.mean == pytest.approx(0, abs=1e-9)
     text = " ".join(compare_in_words(a, b))
-    assert "of 24: 8 at matched margin and 8 at matched gap" in text
+    assert "of 24: 8 at matched margin" in text
     assert "equal updates and" not in text
     # at an update where one of them has its panel alone
     between = compare(a, b, "updates", at=40.0)

@@ -103,7 +103,7 @@ def nothing_yet(facts: Facts) -> list[Advice]:
         return []
     return [
         Advice(
-            "Nothing at this size: go on, and watch chosen. If it goes on falling, what "
+            "Nothing at this size: go on and watch chosen. If it goes on falling, what "
             "follows may help.",
             f"Chosen lost {figures(abs(chosen.surely.mean), 2)} nats per token, which "
             f"leaves a token {figures(100 * math.exp(chosen.surely.mean), 3)} % of its "

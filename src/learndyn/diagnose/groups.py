@@ -6,7 +6,6 @@ which only says what somebody meant, so such groups are called "marked".
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,11 +64,10 @@ def _by_split(trajectory: Trajectory) -> _Groups | None:
 
 def _recorded(trajectory: Trajectory) -> _Groups | None:
     """The groups as the run recorded them; None where it did not."""
-    entry = trajectory.run.info.get("trained")
-    if not isinstance(entry, Mapping) or not entry.get("matched_by"):
+    record = trajectory.run.info.trained
+    if record is None or record.matched_by is None:
         return None
-    prompts = {prompt for prompt in entry.get("prompts") or () if prompt}
-    raised = [row for row in entry.get("raised") or () if isinstance(row, int)]
+    prompts, raised = set(record.prompts), sorted(record.raised)
     rows = np.array(raised, dtype=int)
     rows = rows[(rows >= 0) & (rows < len(trajectory.kind_of))]
     chosen = rows[trajectory.kind_of[rows] == "chosen"]
@@ -252,7 +250,7 @@ def _logged_margin(trajectory: Trajectory) -> Interval | None:
     info = trajectory.run.info
     if info.family != "preference" or not info.has_reference or not info.beta:
         return None
-    if _moves_reference(info):
+    if _moves_reference(info) or trajectory.steps[0] > 0:
         return None
     rows = [
         (row.get("step"), float(value))

@@ -18,12 +18,13 @@ from learndyn.diagnose.findings.finding import Finding
 from learndyn.diagnose.intervals import known
 from learndyn.diagnose.numbers import counted, number, signed
 from learndyn.diagnose.state import DELTA, Move, State, StateReport
+from learndyn.record.run_info import RunInfo
 
 
 _SQUEEZED = "onto tokens the model already favoured"
 
 _MEANS: dict[State, str] = {
-    "FIT": "chosen gained, or held while the margin grew",
+    "FIT": "chosen gained",
     "SQUEEZE": "the model's favourites gained, and more than chosen",
     "DISPLACED": "chosen fell, and its favourites did not take that up",
     "COLLAPSE": "everything watched fell, its favourites too",
@@ -113,6 +114,8 @@ def _because(facts: Facts) -> str | None:
         return None
     if margin is not None and margin.matters and margin.nats.below_zero:
         return None
+    if facts.why is not None and facts.why.carries and not facts.why.by_push:
+        return None
     carried = facts.why is not None and facts.why.because_of_push
     return "because" if carried else "probably because"
 
@@ -147,6 +150,7 @@ def _held(facts: Facts, state: StateReport, faulty: bool) -> str:
     moved = f"; some probability moved {_SQUEEZED}" if state.state == "SQUEEZE" else ""
     preference = facts.trajectory.run.info.family == "preference"
     if preference and margin is not None and margin.up:
+        faulty = faulty or _favourites_took_over(state)
         should = "T" if faulty else "Training does what it should: t"
         return (
             f"{should}he margin grew by {number(margin.nats)} nats, and chosen {held}, "
@@ -156,6 +160,12 @@ def _held(facts: Facts, state: StateReport, faulty: bool) -> str:
     if preference and margin is not None:
         text += f"; the margin changed by {number(margin.nats)}"
     return text + "."
+
+
+def _favourites_took_over(state: StateReport) -> bool:
+    """Whether favourites gained too far beyond chosen to be praised."""
+    far = state.sq is not None and state.sq.surely.mean > 0.05
+    return state.state == "SQUEEZE" and far
 
 
 def _unclear(move: Move) -> str:
@@ -189,41 +199,53 @@ def is_it_a_bug(facts: Facts, findings: Sequence[Finding]) -> str:
         return problems[0].bug(facts)
     if state.reason is not None:
         return "Whether it is a bug cannot be told from this run."
-    chosen, rejected, margin = state.chosen, state.rejected, state.margin
+    chosen = state.chosen
     assert chosen is not None
     if state.state == "STILL":
         return "No sign of a bug, and no effect yet."
-    if not (chosen.matters and chosen.nats.below_zero):
+    fell = chosen.nats.mean < 0 if not chosen.known else chosen.nats.below_zero
+    if not (fell and (chosen.matters or not chosen.known)):
         doubts = [f.doubt for f in findings if f.severity == "watch" and f.doubt]
         return f"No sign of a bug{f', but look at {doubts[0]}' if doubts else ''}."
     if info.family == "preference":
-        if margin is not None and margin.up:
-            return (
-                "Probably not a bug: the loss rewards the margin alone, and the margin "
-                f"grew by {number(margin.nats)} nats{_price(state)}."
-            )
-        if rejected is not None and rejected.down:
-            return "Probably not a bug: the loss pushed rejected down, and it fell."
+        return _of_pairs(state)
+    return f"Whether it is a bug cannot be told: {_why_not(info)}"
+
+
+def _of_pairs(state: StateReport) -> str:
+    """Whether it is a bug that chosen fell, of training on pairs."""
+    margin, rejected = state.margin, state.rejected
+    if margin is not None and margin.up:
         return (
-            "Whether it is a bug cannot be told: neither did rejected surely fall nor "
-            "the margin surely grow."
+            "Probably not a bug: the loss rewards the margin alone, and the margin "
+            f"grew by {number(margin.nats)} nats{_price(state)}."
         )
-    if info.family == "unknown":
-        return (
-            "Whether it is a bug cannot be told: run.json does not say by which method "
-            "the run was trained."
-        )
+    if rejected is not None and rejected.down:
+        return "Probably not a bug: the loss pushed rejected down, and it fell."
+    return (
+        "Whether it is a bug cannot be told: neither did rejected surely fall nor "
+        "the margin surely grow."
+    )
+
+
+def _why_not(info: RunInfo) -> str:
+    """Why it cannot be told of a method without pairs, as the end of a sentence."""
     name = info.method.upper() or "this method"
+    if info.family == "sft":
+        return "SFT should raise chosen, and these prompts are too few to say more."
     if info.family == "unpaired":
         return (
-            f"Whether it is a bug cannot be told: {name} raises desirable answers, so "
-            "look whether rewards/chosen rises in its log, and whether these prompts "
-            "are like the training data."
+            f"{name} raises desirable answers, so look whether rewards/chosen rises in "
+            "its log, and whether these prompts are like the training data."
         )
-    return (
-        f"Whether it is a bug cannot be told from these probes: {name} trains on the "
-        "model's own samples, so look at the reward that it logs."
-    )
+    if info.family == "online":
+        return (
+            f"{name} trains on the model's own samples, so look at the reward that it "
+            "logs."
+        )
+    if info.method:
+        return f"what {info.method} should do to these answers is not known here."
+    return "run.json does not say by which method the run was trained."
 
 
 def _price(state: StateReport) -> str:
@@ -305,7 +327,9 @@ def how_many(facts: Facts) -> str | None:
     text += "."
     if state.labels:
         names = ", ".join(state.labels)
-        text += f" Left out: {names}, the same text for most prompts, so not answers."
+        text += (
+            f" Left out: {names}, the same text for most prompts; they decide nothing."
+        )
     return text
 
 
@@ -319,6 +343,8 @@ def called(facts: Facts) -> str:
     means = _MEANS[state.state]
     if state.new_peaks:
         means = "the model is sure of new tokens"
+    elif state.state == "FIT" and state.chosen is not None and state.chosen.still:
+        means = "chosen held while the margin grew"
     about = f"{sure} over {counted(state.prompts, 'prompt')} of this run"
     if state.onset_step is not None:
         about += f", since {facts.unit} {state.onset_step}"

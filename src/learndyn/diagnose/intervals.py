@@ -7,8 +7,8 @@ counts: row r of the weights says how often resample r drew each prompt. Then
     draw = (weights @ numerator) / (weights @ denominator)
 
 is a mean over prompts where the denominator is 1, and a pooled ratio (sum of nats /
-sum of tokens) where it counts tokens. A mean of ratios is never taken: a response of
-one token would weigh as much as one of a hundred.
+sum of tokens) where it counts tokens. A mean of ratios is never shown: a response of
+one token would weigh as much as one of a hundred; `state.py` has it as a second test.
 
 The percentiles of the draws are too narrow for few prompts: a resample's spread is that
 of n prompts without Bessel's correction, and their tails are normal where Student's are

@@ -229,9 +229,11 @@ def _named(
     if c.down and g.up and off is None and c.nats.mean < report.start:
         state, sure, new_peaks = "COLLAPSE", False, True
     elif all(move.still for move in moves):
-        state = "STILL"
-    elif new_peaks or all(move.down for move in moves):
+        state, sure = "STILL", sure and all(move.known for move in moves)
+    elif new_peaks:
         state = "COLLAPSE"
+    elif all(move.down for move in moves):
+        state, sure = "COLLAPSE", sure and all(move.known for move in moves)
     elif g.up and sq.up and pushes_down and not (off is not None and off.down):
         state = "SQUEEZE"
     elif c.up or (c.still and report.margin is not None and report.margin.up):

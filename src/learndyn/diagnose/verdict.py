@@ -187,11 +187,11 @@ def what_happened(
 
 
 def _advice(facts: Facts, findings: Sequence[Finding]) -> list[Advice]:
-    """The first fault's, where it has some: only that is worth mending. Else the
-    state's."""
+    """Of the first fault that has some: where there is a fault only mending it is
+    advised. Else the state's."""
     faults = [finding for finding in findings if finding.severity == "problem"]
     state = [finding for finding in findings if isinstance(finding, RunState)]
-    given = (finding.advice(facts) for finding in [*faults[:1], *state])
+    given = (finding.advice(facts) for finding in faults or state)
     return next(filter(None, given), [])
 
 

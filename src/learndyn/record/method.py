@@ -21,7 +21,7 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 
 _FAMILIES: dict[Family, tuple[str, ...]] = {
     "sft": ("sft", "extend-sft"),
-    "preference": ("dpo", "ipo", "cpo", "simpo", "orpo", "tpo"),
+    "preference": ("dpo", "ipo", "sppo", "cpo", "simpo", "orpo", "tpo"),
     "unpaired": ("kto", "bco"),
     "online": (
         *("grpo", "rloo", "ppo", "gspo", "dapo", "gmpo", "a2po", "papo", "reinforce"),

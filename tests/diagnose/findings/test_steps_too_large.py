@@ -84,7 +84,7 @@ def test_a_jump_in_the_first_rows_names_update_and_rate(base):
     assert "grad_norm 3.6 to 27.6" in found.says
     assert "1e−7 to 5e−6 is usual" in found.says
     (advice,) = found.advice(Facts(run))
-    assert advice.do.startswith("Divide the learning rate by 10")
+    assert "a tenth of the learning rate, 0.003 instead of 0.03" in advice.do
 
 
 def test_a_usual_rate_is_not_called_far_too_large(base):
@@ -95,12 +95,27 @@ def test_a_usual_rate_is_not_called_far_too_large(base):
 
 
 def test_dpo_begins_at_ln_2_so_a_first_row_can_show_a_jump(base):
-    high = with_log(planted(base, {}), rated([3.1, 2.0, 1.5], 1e-3))
-    assert StepsTooLarge.detect(Facts(high)).numbers["jump"][0] == 1
+    later = [row | {"step": row["step"] + 1} for row in rated([3.1, 2.0, 1.5], 1e-3)]
+    high = with_log(planted(base, {}), later)
+    assert StepsTooLarge.detect(Facts(high)).numbers["jump"][0] == 2
     for other in ({"method": "sft"}, {"trainer": {"loss_type": "ipo"}}):
         assert StepsTooLarge.detect(Facts(with_info(high, **other))).severity == "fine"
     apart = with_info(high, reference_gap=30.0)  # then it begins elsewhere
     assert StepsTooLarge.detect(Facts(apart)).severity == "fine"
+
+
+def test_a_loss_logged_before_any_update_is_where_it_begins(base):
+    run = with_log(planted(base, {}), rated([5.5, 5.0, 4.8], 1e-3))
+    assert StepsTooLarge.detect(Facts(run)).severity == "fine"
+
+
+def test_a_step_that_a_scaler_of_float16_left_out_breaks_nothing(base):
+    norms = [float("inf"), 1.0, 1.1, 0.9]
+    run = with_log(planted(base, {}), rated([0.69, 0.68, 0.66, 0.65], 1e-6, norms))
+    assert StepsTooLarge.detect(Facts(run)).severity == "fine"
+    ending = [1.0, 1.1, float("nan")]
+    lost = with_log(planted(base, {}), rated([0.69, 0.68, 0.66], 1e-6, ending))
+    assert StepsTooLarge.detect(Facts(lost)).severity == "problem"
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,10 @@ def _logged_chosen(facts: Facts) -> Interval | None:
         return None
     values = logged(facts.trajectory.train_log, "rewards/chosen")
     last = np.array(values[-max(4, round(LAST * len(values))) :]) / info.beta
-    if len(values) < 8:
+    if len(values) < 8 or facts.trajectory.steps[0] > 0:
         return None
+    if abs(values[0]) > info.beta:
+        return None  # policy and reference differed before the first update
     error = 2 * float(last.std(ddof=1)) / math.sqrt(len(last))
     mean = float(last.mean())
     return Interval(mean, mean - error, mean + error, len(last))

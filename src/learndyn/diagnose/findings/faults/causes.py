@@ -88,7 +88,7 @@ def _beta_zero(case: Stillness) -> _Verdict:
             "At 0.5 the two halves of the loss cancel: it stays at 0.693.",
             Advice("Set label_smoothing to 0, or well below 0.5.", "It is 0.5."),
         )
-    if info.beta != 0:
+    if info.beta != 0 or not info.has_reference or not case.still:
         return "beta 0"
     return Cause(
         "beta_zero",
@@ -213,7 +213,7 @@ def _shared_reference(case: Stillness) -> _Verdict:
 
 def _frozen(case: Stillness) -> _Verdict:
     few = case.info.trainable_parameters
-    if few == 0:
+    if few == 0 and case.still:
         of = f" of {case.info.parameters:,}" if case.info.parameters else ""
         why = f"run.json counts 0{of} parameters that train."
     elif case.still and case.norms.all_zero:

@@ -67,7 +67,9 @@ class Exchanged(Finding):
                 "intervals this is not sure."
             )
             return cls("watch", says, numbers)
-        if chosen.below_zero and rejected.above_zero and never_above:
+        margin_moved = facts.state.margin is not None and facts.state.margin.matters
+        both = chosen.below_zero and rejected.above_zero
+        if both and never_above and margin_moved:
             says = (
                 f"In the training data or in the probes: chosen fell ({number(chosen)} "
                 f"nats), rejected rose ({number(rejected)}), and the margin was never "
@@ -102,6 +104,8 @@ def _trained_margin(facts: Facts, margin: Interval) -> float | None:
     """What the log says of the margin on trained pairs, in nats, where it surely rose
     and is not far larger than the fall of the watched one; else None."""
     log, beta = facts.trajectory.train_log, facts.trajectory.run.info.beta
+    if not facts.trajectory.run.info.has_reference:
+        return None  # its rewards do not count from the start
     logged, right = (
         Series.of(log, f"rewards/{key}") for key in ("margins", "accuracies")
     )

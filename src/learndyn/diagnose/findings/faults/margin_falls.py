@@ -55,7 +55,8 @@ class MarginFalls(Finding):
             "chosen": limits_of(chosen),
             "rejected": limits_of(rejected),
         }
-        if not (margin.below_zero and _matters(margin, facts)):
+        throughout = state.margin is not None and state.margin.nats.below_zero
+        if not (margin.below_zero and _matters(margin, facts) and throughout):
             says = f"No sure sign of a falling margin: {number(margin)} nats."
             return cls("fine", says, numbers)
         says = (

@@ -94,6 +94,8 @@ class Reference(Finding):
         if gap is not None:
             how = f"the largest gap over all training responses is {gap:.2g} nats"
             return cls._judged(gap, how, {"reference_gap": gap})
+        if facts.trajectory.steps[0] > 0:
+            return None  # the log counts from another start than the probes
         row = next(_rewarded(facts.trajectory.train_log), None)
         if row is None or info.beta is None or info.beta <= 0:
             return None
@@ -138,7 +140,8 @@ def _rewarded(log: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for row in log:
         values = [row[key] for key in _REWARDS if key in row]
         numeric = all(isinstance(v, int | float) and np.isfinite(v) for v in values)
-        if values and numeric and isinstance(row.get("step"), int | float):
+        step = row.get("step")
+        if values and numeric and isinstance(step, int | float) and np.isfinite(step):
             yield row
 
 

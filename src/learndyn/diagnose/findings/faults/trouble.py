@@ -99,12 +99,19 @@ class Trouble:
         )
 
 
+_AS_FIXED = 0.05
+"""Share by which the first logged loss may differ from where the method fixes it."""
+
+
 def early_jump(facts: Facts) -> Jump | None:
     """Where the loss jumps within the first rows of the log."""
     if facts.trajectory.run.info.family == "online":
         return None  # its loss is about 0 and says nothing of the fit
     steps, values = Series.of(facts.trajectory.train_log, "loss")
     start = _start(facts)
+    first = len(steps) > 0 and steps[0] <= 1  # logged before any update
+    if start is not None and first and abs(values[0] - start) > _AS_FIXED * start:
+        start = None  # a loss that is scaled, or has other terms
     before = [] if start is None else [start]
     factor = _JUMP if start is None else _JUMP_DPO
     for step, value in zip(steps[:_FIRST], values[:_FIRST], strict=True):
@@ -178,14 +185,19 @@ def _first_pass(facts: Facts) -> float:
 
 
 def _lost(log: list[dict[str, Any]]) -> Iterator[int]:
-    """Updates of rows with a value that is not finite, once for each value; JSON has
-    null for it."""
-    for row in log:
-        for key in ("loss", "grad_norm"):
-            value = row.get(key, 0.0)
-            if value is None or (isinstance(value, float) and not math.isfinite(value)):
-                step = row.get("step")
-                yield step if isinstance(step, int) else 0
+    """Updates of rows with a loss that is not finite, or with a gradient norm that is
+    so to the end: single ones are updates that a scaler of float16 left out. JSON has
+    null for what is not finite."""
+    for key in ("loss", "grad_norm"):
+        rows = [row for row in log if key in row and isinstance(row.get("step"), int)]
+        lost = [not _finite(row[key]) for row in rows]
+        if key == "grad_norm" and not (lost and lost[-1]):
+            continue
+        yield from (row["step"] for row, gone in zip(rows, lost, strict=True) if gone)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _jumps(values: list[float]) -> int:

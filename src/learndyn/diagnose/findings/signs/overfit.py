@@ -108,12 +108,15 @@ def _of_log(run: Generalisation) -> _Look:
     if margin.nats.below_zero:  # as where chosen and rejected are exchanged
         return None
     severity = "problem" if margin.nats.mean < _FEW * log.mean else "watch"
+    why = f"the data are memorised{_within(run)}, or these"
+    if run.epochs is not None and run.epochs <= 1:
+        # each row is logged before its own update: none of it can be memory
+        severity, why = "watch", "these"
     whose = "watched prompts" if run.trained is None else run.names[0]
     return severity, (
         f"On the rows that it trains on the log's margin is {number(log)} nats "
         f"(rewards/margins / beta), on {whose} it changed by {number(margin.nats)}: "
-        f"the data are memorised{_within(run)}, or these are not the prompts that it "
-        "trains on."
+        f"{why} are not the prompts that it trains on."
     )
 
 
@@ -141,7 +144,8 @@ def _of_chosen(run: Generalisation, facts: Facts) -> _Look:
     if not gap.above_zero or gap.mean < run.smallest:
         return None
     both = _both(run)
-    if one.up and other.down:
+    family = facts.trajectory.run.info.family
+    if one.up and other.down and family != "online":
         return "problem", (
             f"The answers are memorised{_within(run)}: {both}. What was learned does "
             "not carry over."
