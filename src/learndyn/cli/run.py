@@ -56,9 +56,6 @@ def _method_and_fields(
 
     The method is read here because argparse, which does not know that TRL's flags have
     values, would take the first such value for it. `known` are the fields.
-
-    Raises:
-        BadInput: if a name is unknown, a flag has no value, or a word is neither.
     """
     known = set(known)
     method: str | None = None

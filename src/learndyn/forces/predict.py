@@ -293,9 +293,6 @@ def _central_difference(
 
     `step` is ||e d|| / ||theta||. By default it is found on a few short pairs, see
     `_tuned`. Costs two scorings, and the moving of all parameters three times.
-
-    Raises:
-        BadInput: if the direction is zero or does not fit the model.
     """
     direction = checked(scorer.model, direction)
     parameters = dict(scorer.model.named_parameters())

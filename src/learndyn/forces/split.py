@@ -318,11 +318,3 @@ def path_attribution(
     with placed(predictor.model, after):
         end = predictor.scorer.rows().logp.numpy()
     return PathAttribution(parts, end - start, points)
-
-
-def _weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """A copy of all parameters that training may move, by name."""
-    return {
-        name: parameter.detach().clone()
-        for name, parameter in parameters_of(model).items()
-    }

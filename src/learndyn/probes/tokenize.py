@@ -128,11 +128,7 @@ class PairTokenizer:
     def __call__(
         self, prompt: str, response: str, rendered: bool = False
     ) -> TokenizedPair:
-        """Encode one pair; cuts are flagged, never silent.
-
-        Raises:
-            BadInput: if the prompt or the response has no token at all.
-        """
+        """Encode one pair; cuts are flagged, never silent."""
         prompt_ids = self._prompt(prompt, rendered)
         response_ids = self._response(response, rendered)
         cut_prompt = self._keep_end(prompt_ids)

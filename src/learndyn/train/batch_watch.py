@@ -325,11 +325,7 @@ def _as_then(model: nn.Module, then: TrainingForward) -> Iterator[None]:
 def _batch(
     forwards: list[TrainingForward], roles: str
 ) -> tuple[Batch, Float[np.ndarray, " token"]]:
-    """The training responses, and the log-probabilities that training had for them.
-
-    Raises:
-        BadInput: if the inputs are no token ids, or rows hold several sequences.
-    """
+    """The training responses, and the log-probabilities that training had for them."""
     pairs: list[TokenizedPair] = []
     named: list[str] = []
     pushes: list[Float[np.ndarray, " token"]] = []

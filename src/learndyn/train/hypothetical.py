@@ -91,11 +91,7 @@ class Hypothetical:
 
 
 def _read_rows(settings: Hypothetical, tokenizer: PreTrainedTokenizerBase) -> Data:
-    """The data to train on.
-
-    Raises:
-        BadInput: as `read_data`.
-    """
+    """The data to train on."""
     return read_data(
         settings.data,
         split=settings.split,
@@ -109,11 +105,7 @@ def _read_rows(settings: Hypothetical, tokenizer: PreTrainedTokenizerBase) -> Da
 def _watched_probes(
     settings: Hypothetical, data: Data, tokenizer: PreTrainedTokenizerBase
 ) -> ProbeSet:
-    """The probes of a file, or those that the data give.
-
-    Raises:
-        BadInput: as `load_probes` and `build_probes`.
-    """
+    """The probes of a file, or those that the data give."""
     if settings.probes is None:
         return build_probes(
             data,
@@ -152,11 +144,7 @@ def _training_rows(
 def _reference_sums(
     settings: Hypothetical, pairs: Sequence[TokenizedPair]
 ) -> Float[np.ndarray, " response"] | None:
-    """log pi of each response under the reference, nats; None: the model itself.
-
-    Raises:
-        BadInput: if it cannot be loaded, or cannot read the responses.
-    """
+    """log pi of each response under the reference, nats; None: the model itself."""
     if settings.reference is None:
         return None
     model = load_model(
@@ -298,11 +286,7 @@ def _batch(
 
 
 def _check_size(step: Step, settings: Hypothetical) -> None:
-    """Refuse a step that its weights cannot hold.
-
-    Raises:
-        BadInput: if half of it or more is rounding.
-    """
+    """Refuse a step that its weights cannot hold."""
     if step.scale is not None and step.unexplained > 0.5:
         raise BadInput(
             f"the update is lost in the rounding of {settings.dtype} weights: "
@@ -330,11 +314,7 @@ def _sentence(settings: Hypothetical, loss: Loss, step: Step) -> str:
 def _one_step(
     model: nn.Module, gradient: dict[str, Any], optimizer: str, lr: float | None
 ) -> Step:
-    """The first step that a new optimizer takes with a gradient.
-
-    Raises:
-        BadInput: if the gradient is zero, or the update not finite.
-    """
+    """The first step that a new optimizer takes with a gradient."""
     parameters = parameters_of(model)
     length = norm(gradient.values())
     if length == 0:

@@ -55,13 +55,7 @@ class TrainingBar(TrainerCallback):
                 total=state.max_steps, initial=state.global_step, desc=self.what
             )
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         """One update more."""
         if self.bar is not None:
             self.bar.update()
@@ -79,13 +73,7 @@ class TrainingBar(TrainerCallback):
             shown = {name: logs[name] for name in _SHOWN if name in logs}
             self.bar.set_postfix({k: f"{float(v):.4g}" for k, v in shown.items()})
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         """Leave the finished bar on the screen."""
         if self.bar is not None:
             self.bar.close()

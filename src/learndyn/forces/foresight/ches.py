@@ -81,9 +81,6 @@ def _ches_of_states(
 
     A mask is true at the states that count, see above; what stands elsewhere may be
     anything, NaN too.
-
-    Raises:
-        BadInput: if an answer has no state that counts, or one of them is not finite.
     """
     good, n_good = _masked_sums(chosen, chosen_mask)
     bad, n_bad = _masked_sums(rejected, rejected_mask)
@@ -130,13 +127,7 @@ def ches_with(scorer: Scorer, eos: Eos = "include", eos_id: int | None = None) -
 def _state_sums(
     scorer: Scorer, eos: Eos = "include", eos_id: int | None = None
 ) -> tuple[Float[Tensor, "answer d"], Int[np.ndarray, " answer"]]:
-    """Sum of the hidden states of each answer, float64, and how many they are.
-
-    Raises:
-        BadInput: if the model has no output embedding.
-        RuntimeError: if a forward does not call it once, so that its input is not the
-            last hidden state.
-    """
+    """Sum of the hidden states of each answer, float64, and how many they are."""
     pairs = scorer.plan.pairs
     counted = torch.from_numpy(
         np.concatenate([_counted(pair, eos, eos_id) for pair in pairs])

@@ -89,7 +89,6 @@ class KernelWatch:
     training may move."""
 
     def __post_init__(self) -> None:
-        """Refuse a wrong size before training starts."""
         CountSketch(self.size, self.seed)
 
     def look(

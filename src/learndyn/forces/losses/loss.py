@@ -50,7 +50,6 @@ class Responses:
     """GRPO: advantage of each response, any unit."""
 
     def __post_init__(self) -> None:
-        """Refuse what no loss can use."""
         if len(self.n_tokens) == 0:
             raise BadInput("the batch has no responses: give at least one.")
         if bool((self.n_tokens < 0).any()):
@@ -175,7 +174,6 @@ class Loss(ABC):
     """Options that have to be above 0."""
 
     def __post_init__(self) -> None:
-        """Refuse options that no loss can use."""
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, float) and not math.isfinite(value):

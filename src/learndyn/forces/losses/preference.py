@@ -31,7 +31,6 @@ class DPO(PairLoss):
     needs_reference: ClassVar[bool] = True
 
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        """-log sigmoid(beta margin)."""
         return -logsigmoid(self.beta * pairs.margin())
 
 
@@ -53,7 +52,6 @@ class CDPO(PairLoss):
     needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse a smoothing that says the labels are more often wrong than right."""
         super().__post_init__()
         if not 0 <= self.label_smoothing < 0.5:
             raise BadInput(
@@ -62,7 +60,6 @@ class CDPO(PairLoss):
             )
 
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        """A mixture of DPO with the labels as given and swapped."""
         # logsigmoid of both signs: log(1 - sigmoid(x)) would be log 0 from x = 17 on in
         # float32.
         score, smooth = self.beta * pairs.margin(), self.label_smoothing
@@ -86,7 +83,6 @@ class IPO(PairLoss):
     needs_reference: ClassVar[bool] = True
 
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        """Squared distance of the margin from its target."""
         return (pairs.margin() - 0.5 / self.beta) ** 2
 
 
@@ -105,7 +101,6 @@ class IPOMean(PairLoss):
     averages: ClassVar[bool] = True
 
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        """Squared distance of the margin per token from its target."""
         (chosen, rejected), (long, short) = pairs.log_ratios(), pairs.lengths()
         return (chosen / long - rejected / short - 0.5 / self.beta) ** 2
 
@@ -137,7 +132,6 @@ class SLiC(PairLoss):
         return 10 * self.delta
 
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        """The hinge and the regulariser."""
         chosen, rejected = pairs.sums()
         hinge = relu(self.delta - (chosen - rejected))
         return hinge - self.regularise * chosen
@@ -164,7 +158,6 @@ class SimPO(PairLoss):
         return (20 + abs(self.gamma)) / self.beta
 
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        """-log sigmoid(beta gap - gamma)."""
         chosen, rejected = pairs.means()
         return -logsigmoid(self.beta * (chosen - rejected) - self.gamma)
 
@@ -193,7 +186,6 @@ class ORPO(PairLoss):
         return 20.0
 
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        """SFT on the chosen, and the log odds ratio."""
         plain, _ = pairs.means()
         # A response that the model is sure of has odds 1/0; SFT's term needs no clamp.
         chosen, rejected = map(below_zero, pairs.means())
@@ -221,7 +213,6 @@ class SPPO(PairLoss):
     needs_reference: ClassVar[bool] = True
 
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        """Squared distances of both log-ratios from their targets."""
         chosen, rejected = pairs.log_ratios()
         target = 0.5 / self.beta
         return (chosen - target) ** 2 + (rejected + target) ** 2
@@ -249,7 +240,6 @@ class DPOP(PairLoss):
     positive = ("beta", "weight")
 
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        """DPO with the penalty in the margin."""
         chosen, rejected = pairs.log_ratios()
         margin = chosen - rejected - self.weight * relu(-chosen)
         return -logsigmoid(self.beta * margin)
@@ -275,7 +265,6 @@ class DPOShift(PairLoss):
     positive = ("beta", "f")
 
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        """-log sigmoid of the shifted margin."""
         chosen, rejected = pairs.log_ratios()
         return -logsigmoid(self.beta * (chosen - self.f * rejected))
 
@@ -302,7 +291,6 @@ class CalDPO(PairLoss):
     positive = ("beta", "weight")
 
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        """DPO at beta 1, and the squared distances from the targets."""
         chosen, rejected = pairs.log_ratios()
         target = 0.5 / self.beta
         squares = (chosen - target) ** 2 + (rejected + target) ** 2
@@ -347,7 +335,6 @@ class GateDPO(PairLoss):
         return torch.sigmoid(self.alpha * (likely - self.tau))
 
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        """DPO's value; the gradient through the rejected response is scaled by g."""
         chosen, rejected = pairs.log_ratios()
         gate = self.gate(pairs)
         # The value of `rejected`, and `gate` times its gradient.
@@ -384,6 +371,5 @@ class CWDPO(PairLoss):
         return torch.sigmoid((mean.detach() - self.floor) / self.tau)
 
     def each(self, pairs: Pairs) -> Float[Tensor, " pair"]:
-        """-log sigmoid of the margin with the rejected term cooled."""
         chosen, rejected = pairs.log_ratios()
         return -logsigmoid(self.beta * (chosen - self.weights(pairs) * rejected))

@@ -175,7 +175,6 @@ class KTO(Loss):
     positive = ("beta", "desirable", "undesirable")
 
     def __post_init__(self) -> None:
-        """Refuse a negative divergence."""
         super().__post_init__()
         if self.z_ref < 0:
             raise BadInput(f"kto: z_ref is {self.z_ref:g}: a KL is never below 0.")
