@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from learndyn.diagnose.intervals import Interval, group_difference, paired_bootstrap
-from learndyn.diagnose.paths import LAST, Paths, last_observations, with_end
-from learndyn.diagnose.state import DELTA, Move, move
+from learndyn.diagnose.paths import LAST, Paths, end_change
+from learndyn.diagnose.state import DELTA, TOKENS, Move, move
 from learndyn.record.run_info import RunInfo
 from learndyn.record.trajectory import Trajectory
 
@@ -154,11 +154,11 @@ class Side:
         paths = paths.cut(of_group).common()
         if len(paths.steps) < 2:
             return None
-        change, tokens = _end(paths.logp["chosen"]), paths.n_tokens["chosen"]
+        change, tokens = end_change(paths.logp["chosen"]), paths.n_tokens["chosen"]
         if np.isfinite(change).sum() < 2:
             return None
         gap = paths.gap
-        margin = None if gap is None else _end(gap)
+        margin = None if gap is None else end_change(gap)
         if margin is not None and np.isfinite(margin).sum() < 2:
             margin = None
         return cls(
@@ -237,11 +237,11 @@ class Generalisation:
     @property
     def smallest(self) -> float:
         """Smallest change of chosen that counts, in `unit`."""
-        return DELTA if self._counted else 100 * DELTA
+        return DELTA if self._counted else TOKENS * DELTA
 
     @property
     def _counted(self) -> bool:
-        return not math.isnan(self.everyone.chosen.per_token.mean)
+        return self.everyone.chosen.counted
 
 
 def _logged_margin(trajectory: Trajectory) -> Interval | None:
@@ -282,8 +282,3 @@ def _epochs(log: list[dict[str, Any]]) -> float | None:
 def _rates(side: Side) -> tuple[np.ndarray, np.ndarray]:
     counted = np.nansum(side.tokens) > 0
     return side.change, side.tokens if counted else np.ones_like(side.change)
-
-
-def _end(path: Float[np.ndarray, "step prompt"]) -> Float[np.ndarray, " prompt"]:
-    """Each prompt's mean change over the last observations."""
-    return with_end(path - path[0], last_observations(len(path)))[-1]

@@ -10,7 +10,6 @@ What is said depends on the method (`RunInfo.family`): only a loss that pushes r
 down can be said to squeeze by that push, and only SFT should raise chosen for sure.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
 from learndyn.diagnose.facts import Facts
@@ -184,7 +183,7 @@ def _size(facts: Facts) -> str:
 
 
 def _other_units(move: Move, facts: Facts, kind: str) -> Iterator[str]:
-    if not math.isnan(move.per_token.mean):
+    if move.counted:
         yield f"{signed(move.per_token.mean)} per token"
     beta = facts.trajectory.run.info.reward_beta
     if beta is not None:

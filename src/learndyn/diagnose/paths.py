@@ -304,6 +304,11 @@ def with_end(
     return np.vstack([change, np.where(count > 0, mean, np.nan)])
 
 
+def end_change(path: Float[np.ndarray, "step prompt"]) -> Float[np.ndarray, " prompt"]:
+    """Each prompt's mean change over the last observations."""
+    return with_end(path - path[0], last_observations(len(path)))[-1]
+
+
 def outside_panel(trajectory: Trajectory, split: str | None = None) -> list[str]:
     """Kinds that no prompt of the panel has: they are followed over all prompts, at the
     full observations alone. None of them without a panel."""

@@ -23,12 +23,8 @@ from learndyn.diagnose.intervals import (
     widening,
 )
 from learndyn.diagnose.paths import Paths, paired
-from learndyn.diagnose.state import DELTA
+from learndyn.diagnose.state import DELTA, TOKENS
 from learndyn.record.trajectory import Trajectory
-
-
-_TOKENS = 100.0
-"""Tokens that a response is taken to have where a run does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +58,7 @@ class Peak:
     @property
     def smallest(self) -> float:
         """Smallest change that counts, nats per response: 0.01 per token."""
-        return DELTA * (self.tokens or _TOKENS)
+        return DELTA * (self.tokens or TOKENS)
 
     @property
     def rose(self) -> bool:

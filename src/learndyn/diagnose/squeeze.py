@@ -70,14 +70,6 @@ class Evidence:
         """Kinds whose whole interval is above zero, of `len(kinds)`."""
         return sum(change.above_zero for change in self.kinds.values())
 
-    @property
-    def pushed_down(self) -> bool:
-        """Whether rejected surely fell and the margin did not: what a push on rejected
-        leaves. False without rejected."""
-        if self.rejected is None or not self.rejected.below_zero:
-            return False
-        return self.margin is None or not self.margin.below_zero
-
 
 def squeeze_evidence(
     trajectory: Trajectory,

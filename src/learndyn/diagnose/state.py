@@ -32,8 +32,9 @@ Where no values per token are recorded, OT is unknown. Then only the size of the
 can tell new peaks: chosen lost more than it had at the start. That name is not sure.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -48,9 +49,8 @@ from learndyn.diagnose.intervals import (
 from learndyn.diagnose.paths import (
     NO_GREEDY,
     Paths,
-    last_observations,
+    end_change,
     off_target,
-    with_end,
 )
 from learndyn.probes.kinds import PAPER_KINDS
 from learndyn.record.trajectory import Trajectory
@@ -61,7 +61,7 @@ State = Literal["FIT", "SQUEEZE", "DISPLACED", "COLLAPSE", "STILL", "UNDECIDED"]
 DELTA = 0.01
 """Smallest change that counts, nats per token."""
 
-_TOKENS = 100
+TOKENS = 100.0
 """Tokens that a response is taken to have where a run does not know: the smallest
 change that counts is then 1 nat per response."""
 
@@ -107,6 +107,16 @@ class Move:
         """Whether it surely moved by less than what counts, likewise."""
         ends = [self.surely.low, self.surely.high] if self.known else [self.surely.mean]
         return all(abs(end) < DELTA for end in ends)
+
+    @property
+    def counted(self) -> bool:
+        """Whether the run knows the tokens."""
+        return not math.isnan(self.per_token.mean)
+
+    @property
+    def size(self) -> Interval:
+        """Nats per token, or per response where the run knows no tokens."""
+        return self.per_token if self.counted else self.nats
 
     @property
     def known(self) -> bool:
@@ -171,7 +181,7 @@ def state_of(
     if len(paths.steps) < 2:
         reason = "one observation: nothing to compare it with."
         return StateReport("UNDECIDED", False, reason=reason)
-    ends = {kind: _end(path) for kind, path in paths.logp.items()}
+    ends = {kind: end_change(path) for kind, path in paths.logp.items()}
     labels = _labels(trajectory, split)
     kinds = {
         kind: move(change, paths.n_tokens[kind], seed)
@@ -182,12 +192,12 @@ def state_of(
         return StateReport(
             "UNDECIDED", False, kinds=kinds, labels=labels, reason=NO_GREEDY
         )
-    greedy = _end(paths.greedy)
+    greedy = end_change(paths.greedy)
     if not np.isfinite(ends["chosen"] + greedy).any():
         reason = "no finite value in the last observations: the model had diverged."
         return StateReport("UNDECIDED", False, reason=reason)
     tokens = paths.n_tokens["chosen"]
-    gap = None if paths.gap is None else _end(paths.gap)
+    gap = None if paths.gap is None else end_change(paths.gap)
     report = StateReport(
         "UNDECIDED",
         False,
@@ -242,21 +252,15 @@ def _named(
         state = "DISPLACED"
     else:
         sure = False
-    since = _since(state, paths, seed)
-    return StateReport(
-        **{name: getattr(report, name) for name in _MEASURED},
+    onset, first = _since(state, paths, seed)
+    return replace(
+        report,
         state=state,
         sure=sure,
         new_peaks=new_peaks,
-        onset_step=since[0],
-        first_sure_step=since[1],
+        onset_step=onset,
+        first_sure_step=first,
     )
-
-
-_MEASURED = (
-    *("chosen", "rejected", "margin", "greedy", "sq", "off_target", "kinds"),
-    *("labels", "start", "prompts"),
-)
 
 
 def move(
@@ -266,7 +270,7 @@ def move(
 ) -> Move:
     """The intervals of one change: nats of each prompt, and its tokens (0: unknown)."""
     counted = np.nansum(tokens) > 0
-    weights = tokens if counted else np.full(len(change), float(_TOKENS))
+    weights = tokens if counted else np.full(len(change), TOKENS)
     per_token = pooled_bootstrap(change, weights, seed=seed).at()
     nothing = Interval(float("nan"), float("nan"), float("nan"))
     rates = np.full(len(change), np.nan)
@@ -277,11 +281,6 @@ def move(
         pooled_bootstrap(change, weights, level=_LEVEL, seed=seed).at(),
         paired_bootstrap(rates, level=_LEVEL, seed=seed).at(),
     )
-
-
-def _end(path: Float[np.ndarray, "step prompt"]) -> Float[np.ndarray, " prompt"]:
-    """Each prompt's mean change over the last observations."""
-    return with_end(path - path[0], last_observations(len(path)))[-1]
 
 
 def _off_target(trajectory: Trajectory, paths: Paths, seed: int) -> Move | None:
@@ -331,7 +330,7 @@ def _since(
         return None, None
     tokens = paths.n_tokens["chosen"]
     if not np.nansum(tokens) > 0:
-        tokens = np.full(len(tokens), float(_TOKENS))
+        tokens = np.full(len(tokens), TOKENS)
     over = np.ones(len(paths.steps), dtype=bool)
     surely = over.copy()
     for change in wanted:

@@ -36,7 +36,6 @@ from learndyn.diagnose.headline import (
     is_it_a_bug,
     where_it_went,
 )
-from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.state import Move, StateReport
 from learndyn.probes.notebook import sentences_html
 from learndyn.record.files import to_plain
@@ -47,6 +46,9 @@ _MOST = 10
 """Sentences of a verdict; what matters least is left out."""
 
 _COLUMNS = 88
+
+_MOVES = ("chosen", "rejected", "margin", "greedy", "sq")
+"""Moves of the state that `--json` has."""
 
 _SEVERITIES = {"problem": 0, "watch": 1, "fine": 2}
 
@@ -95,11 +97,7 @@ class Diagnosis:
                 "run": self.run,
                 "state": None if state is None else state.state,
                 "sure": None if state is None else state.sure,
-                "chosen": None if state is None else limits_of(_nats(state.chosen)),
-                "rejected": None if state is None else limits_of(_nats(state.rejected)),
-                "margin": None if state is None else limits_of(_nats(state.margin)),
-                "greedy": None if state is None else limits_of(_nats(state.greedy)),
-                "sq": None if state is None else limits_of(_nats(state.sq)),
+                **{name: self._limits(name) for name in _MOVES},
                 "sx": None if sx is None else sx.mean,
                 "sx_interval": None if sx is None else [sx.low, sx.high],
                 "onset_step": None if state is None else state.onset_step,
@@ -110,6 +108,11 @@ class Diagnosis:
                 "verdict": self.sentences,
             }
         )
+
+    def _limits(self, name: str) -> list[float] | None:
+        """One of the state's moves, nats per response."""
+        move: Move | None = getattr(self.state, name, None)
+        return None if move is None else limits_of(move.nats)
 
     def to_text(self) -> str:
         """For a terminal, 88 columns wide."""
@@ -232,10 +235,6 @@ def _sentences(facts: Facts, findings: Sequence[Finding]) -> list[str]:
 def _sentence_count(text: str) -> int:
     """How many sentences a text has."""
     return len(re.findall(r"[.!?](?=\s|$)", text))
-
-
-def _nats(move: Move | None) -> Interval | None:
-    return None if move is None else move.nats
 
 
 def _wrapped(text: str, first: str = "", rest: str | None = None) -> str:

@@ -1,8 +1,6 @@
 """The state as a finding: what happened to chosen, and where its probability went."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from learndyn.diagnose.advice import (
@@ -15,22 +13,18 @@ from learndyn.diagnose.advice import (
     smaller_steps,
 )
 from learndyn.diagnose.facts import Facts
-from learndyn.diagnose.findings.finding import STATE, Advice, Finding, Place, Severity
+from learndyn.diagnose.findings.finding import (
+    STATE,
+    Advice,
+    Finding,
+    Place,
+    Severity,
+    limits_of,
+)
 from learndyn.diagnose.findings.signs.chosen_peak import stop_at_peak
 from learndyn.diagnose.headline import answer, called, degenerate
-from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import number
-from learndyn.diagnose.state import Move, State, StateReport
-
-
-_SEVERITY: dict[State, Severity] = {
-    "FIT": "fine",
-    "SQUEEZE": "watch",
-    "DISPLACED": "watch",
-    "COLLAPSE": "watch",
-    "STILL": "watch",
-    "UNDECIDED": "watch",
-}
+from learndyn.diagnose.state import Move, StateReport
 
 
 class RunState(Finding):
@@ -46,9 +40,10 @@ class RunState(Finding):
         numbers = _numbers(facts)
         if state.reason is not None:
             return cls("watch", f"The state cannot be judged: {state.reason}", numbers)
-        severity = _SEVERITY[state.state]
-        if state.state == "SQUEEZE" and not _chosen_fell(state):
-            severity = "fine"
+        calm = state.state == "FIT"
+        if state.state == "SQUEEZE":
+            calm = not _chosen_fell(state)
+        severity: Severity = "fine" if calm else "watch"
         if degenerate(state) or _sft_that_lowers(facts):
             severity = "problem"
         return cls(severity, _says(state), numbers)
@@ -129,17 +124,13 @@ def _says(state: StateReport) -> str:
     assert chosen is not None
     assert greedy is not None
     assert sq is not None
-    unit = "nats" if math.isnan(chosen.per_token.mean) else "nats per token"
+    unit = "nats per token" if chosen.counted else "nats"
     moves = {"chosen": chosen, "greedy path": greedy, "greedy path − chosen": sq}
     if state.off_target is not None:
         moves["former favourites off the labels"] = state.off_target
-    text = ", ".join(f"{name} {number(_of(m))}" for name, m in moves.items())
+    text = ", ".join(f"{name} {number(m.size)}" for name, m in moves.items())
     sure = "sure" if state.sure else "not sure"
     return f"{state.state} ({sure}): {text} {unit}."
-
-
-def _of(move: Move) -> Interval:
-    return move.nats if math.isnan(move.per_token.mean) else move.per_token
 
 
 def _numbers(facts: Facts) -> dict[str, Any]:
@@ -159,8 +150,4 @@ def _numbers(facts: Facts) -> dict[str, Any]:
 def _both(move: Move | None) -> dict[str, Any] | None:
     if move is None:
         return None
-    out = {}
-    for name in ("nats", "per_token"):
-        interval = asdict(getattr(move, name))
-        out[name] = [interval["mean"], interval["low"], interval["high"]]
-    return out
+    return {"nats": limits_of(move.nats), "per_token": limits_of(move.per_token)}

@@ -7,7 +7,7 @@ from learndyn.diagnose.findings.faults.log import Series, short
 from learndyn.diagnose.findings.finding import Advice, Finding, limits_of
 from learndyn.diagnose.intervals import Interval, known
 from learndyn.diagnose.numbers import number
-from learndyn.diagnose.paths import Paths, mean_path
+from learndyn.diagnose.paths import LAST, Paths, mean_path
 
 
 _AS_MUCH = 0.25
@@ -16,9 +16,6 @@ is what probes unlike the training data do."""
 
 _ACCURACY = 0.6
 """rewards/accuracies at the end, from which the trainer tells its pairs apart."""
-
-_LAST = 0.2
-"""Share of the logged rows, from the end, that the trainer's margin is a mean over."""
 
 
 class Exchanged(Finding):
@@ -111,7 +108,7 @@ def _trained_margin(facts: Facts, margin: Interval) -> float | None:
     )
     if not beta or len(logged) < 3 or len(right) < 3:
         return None
-    last = -max(1, round(_LAST * len(logged)))
+    last = -max(1, round(LAST * len(logged)))
     rose = float(logged.values[last:].mean()) / beta
     if rose <= 0 or float(right.values[last:].mean()) < _ACCURACY:
         return None

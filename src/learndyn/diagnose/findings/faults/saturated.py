@@ -40,7 +40,7 @@ class Saturated(Finding):
             return None
         over = (loss.values < _LOSS) & (right.values >= _ACCURACY)
         since = len(over) - _trailing(over)
-        numbers = {"share": float(np.mean(over[since:].size / over.size))}
+        numbers = {"share": over[since:].size / over.size}
         if numbers["share"] < _SHARE:
             last = short(loss.values[-1])
             says = f"The loss is not at 0 over most of the run; it ends at {last}."

@@ -8,13 +8,10 @@ import numpy as np
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.faults.log import Series, short
 from learndyn.diagnose.findings.finding import Advice
-from learndyn.diagnose.paths import LAST, Paths
-from learndyn.diagnose.state import DELTA
+from learndyn.diagnose.paths import Paths, last_observations
+from learndyn.diagnose.state import DELTA, TOKENS
 from learndyn.record.run_info import RunInfo
 
-
-_MATTERS_RESPONSE = 1.0
-"""Nats per response, where token counts are not known."""
 
 _TINY_GRADIENT = 1e-5
 """A gradient norm at or below this is rounding: of fp32 sums over all weights."""
@@ -49,7 +46,7 @@ class Stillness:
     def of(cls, facts: Facts) -> "Stillness":
         """Measure the changes of a run of two observations or more."""
         paths = Paths.of(facts.trajectory, facts.split).common()
-        last = max(1, min(round(LAST * len(paths.steps)), len(paths.steps) - 1))
+        last = last_observations(len(paths.steps))
         largest, sizes, counted_ = [], [], True
         for kind, path in paths.with_greedy().items():
             moved = path - path[0]
@@ -68,7 +65,7 @@ class Stillness:
             size = max(change / total for change, total, _ in sizes)
         else:
             size = max(change / answers for change, _, answers in sizes)
-        limit = DELTA if counted_ else _MATTERS_RESPONSE
+        limit = DELTA if counted_ else DELTA * TOKENS
         finite = top if np.isfinite(top) else float("nan")
         return cls(facts, finite, float(size), bool(size < limit))
 

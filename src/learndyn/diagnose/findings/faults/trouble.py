@@ -130,10 +130,10 @@ def _start(facts: Facts) -> float | None:
         return None
     reference = Reference.detect(facts)
     apart = reference is not None and reference.severity == "problem"
-    return None if apart or _averages_terms(info) else LN2
+    return None if apart or _adds_a_term(info) else LN2
 
 
-def _averages_terms(info: RunInfo) -> bool:
+def _adds_a_term(info: RunInfo) -> bool:
     """Whether another term is added to the loss, such as LLaMA-Factory's pref_ftx or
     older TRL's rpo_alpha."""
     return any(info.trainer.get(name) for name in ("rpo_alpha", "pref_ftx"))

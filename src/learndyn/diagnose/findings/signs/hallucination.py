@@ -22,8 +22,8 @@ from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.finding import Finding, Place, limits_of
 from learndyn.diagnose.intervals import Interval, paired_bootstrap, rate_difference
 from learndyn.diagnose.numbers import number, signed
-from learndyn.diagnose.paths import Paths, last_observations, with_end
-from learndyn.diagnose.state import DELTA, Move, move
+from learndyn.diagnose.paths import Paths, end_change
+from learndyn.diagnose.state import DELTA, TOKENS, Move, move
 
 
 _SEEN = "irrelevant_train"
@@ -107,9 +107,8 @@ class Hallucination(Finding):
 
 
 def _in_words(seen: Move) -> str:
-    if np.isnan(seen.per_token.mean):
-        return f"{number(seen.nats)} nats per response"
-    return f"{number(seen.per_token)} nats per token"
+    unit = "token" if seen.counted else "response"
+    return f"{number(seen.size)} nats per {unit}"
 
 
 def _beyond(control: _Control) -> str:
@@ -121,7 +120,7 @@ def _seen(facts: Facts) -> Move | None:
     paths = _paths(facts)
     if _SEEN not in paths.logp or len(paths.steps) < 2:
         return None
-    change = _end(paths.logp[_SEEN])
+    change = end_change(paths.logp[_SEEN])
     if np.isfinite(change).sum() < 2:
         return None
     return move(change, paths.n_tokens[_SEEN])
@@ -134,7 +133,7 @@ def _controls(facts: Facts) -> list[_Control]:
     for kind in _CONTROLS:
         if kind not in paths.logp:
             continue
-        both = np.isfinite(_end(paths.logp[_SEEN]) + _end(paths.logp[kind]))
+        both = np.isfinite(end_change(paths.logp[_SEEN]) + end_change(paths.logp[kind]))
         if both.sum() < 2:
             continue
         ours, theirs = (_Part.of(paths, k, both) for k in (_SEEN, kind))
@@ -163,12 +162,14 @@ class _Part:
     @classmethod
     def of(cls, paths: Paths, kind: str, both: np.ndarray) -> "_Part":
         path, tokens = paths.logp[kind], paths.n_tokens[kind][both]
-        return cls(_end(path)[both], path[0, both], tokens, bool(np.nansum(tokens)))
+        return cls(
+            end_change(path)[both], path[0, both], tokens, bool(np.nansum(tokens))
+        )
 
     @property
     def weights(self) -> Float[np.ndarray, " prompt"]:
-        """Tokens; 100 each where the run does not know."""
-        return self.tokens if self.counted else np.full(len(self.tokens), 100.0)
+        """Tokens; `TOKENS` each where they are not known."""
+        return self.tokens if self.counted else np.full(len(self.tokens), TOKENS)
 
     @property
     def level(self) -> float:
@@ -192,8 +193,3 @@ def _unfair(ours: _Part, theirs: _Part, kind: str) -> str:
 
 def _paths(facts: Facts) -> Paths:
     return Paths.of(facts.trajectory, facts.split).common()
-
-
-def _end(path: Float[np.ndarray, "step prompt"]) -> Float[np.ndarray, " prompt"]:
-    """Each prompt's mean change over the last observations."""
-    return with_end(path - path[0], last_observations(len(path)))[-1]

@@ -13,7 +13,6 @@ All is the mean over the last 20 % of the observations, and of the logged rows. 
 groups are other prompts, so each is drawn by itself.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +20,8 @@ from learndyn.diagnose.advice import again
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.finding import Advice, Finding, Severity, limits_of
 from learndyn.diagnose.groups import Generalisation, Side
-from learndyn.diagnose.intervals import Interval
 from learndyn.diagnose.numbers import capital, figures, number
-from learndyn.diagnose.state import DELTA, Move
+from learndyn.diagnose.state import DELTA
 
 
 _FEW = 0.25
@@ -194,13 +192,9 @@ def _both(run: Generalisation) -> str:
             f"{run.names[0]} and on {run.names[1]}"
         )
     return (
-        f"chosen changed by {number(_size(one))} {run.unit} on {run.names[0]} and by "
-        f"{number(_size(other))} on {run.names[1]}"
+        f"chosen changed by {number(one.size)} {run.unit} on {run.names[0]} and by "
+        f"{number(other.size)} on {run.names[1]}"
     )
-
-
-def _size(move: Move) -> Interval:
-    return move.nats if math.isnan(move.per_token.mean) else move.per_token
 
 
 def _within(run: Generalisation) -> str:
@@ -212,7 +206,7 @@ def _numbers(run: Generalisation) -> dict[str, Any]:
         move = None if side is None else getattr(side, name)
         if move is None:
             return None
-        return limits_of(move.nats if name == "margin" else _size(move))
+        return limits_of(move.nats if name == "margin" else move.size)
 
     return {
         "recorded": run.recorded,

@@ -1,7 +1,5 @@
 """The same changes token by token: favourites, labels, and former favourites."""
 
-import math
-
 from learndyn.diagnose.facts import Facts
 from learndyn.diagnose.findings.finding import Finding, Place, limits_of
 from learndyn.diagnose.numbers import number
@@ -20,7 +18,7 @@ class PerToken(Finding):
         greedy, chosen, sq = state.greedy, state.chosen, state.sq
         if off is None or greedy is None or chosen is None or sq is None:
             return None
-        if math.isnan(chosen.per_token.mean):
+        if not chosen.counted:
             return None
         count = facts.evidence.off_target_tokens
         numbers = {
